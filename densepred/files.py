@@ -1,0 +1,143 @@
+"""Writing files that are whole or absent, hashing them, and holding a folder for one run.
+
+No other module opens a final path for writing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from densepred.errors import InputError, LockedError, ResourceError, UnsafeError
+
+_OUT_OF_SPACE = (28, 122)  # ENOSPC, EDQUOT
+
+
+def part_path(path: Path) -> Path:
+    """A fresh name beside `path` for the unfinished file; it keeps the suffixes, which the format readers go by."""
+    return path.with_name(f".{os.getpid()}.{secrets.token_hex(4)}.part.{path.name}")
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path, verify: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; on success sync, verify and rename it to `path`.
+
+    Args:
+        path: the final file. A symbolic link there is refused.
+        verify: called with the temporary path before the rename; it raises if the file is not what was meant.
+
+    Raises:
+        ResourceError: the disk is full; the unfinished file is removed and what was at `path` stays.
+    """
+    path = Path(path)
+    if path.is_symlink():
+        raise UnsafeError("the output is a symbolic link", "remove the link or choose another output", path)
+    part = part_path(path)
+    try:
+        yield part
+        sync(part)
+        if verify is not None:
+            verify(part)
+        os.replace(part, path)
+        sync(path.parent)
+    except OSError as error:
+        if error.errno not in _OUT_OF_SPACE:
+            raise
+        part.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free / 1e6
+        raise ResourceError(f"the disk is full ({free:.0f} MB free)", "free some space and run again", path) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def atomic_write(path: str | Path, content: bytes | str) -> None:
+    """Replace `path` by `content` in one step."""
+    data = content.encode() if isinstance(content, str) else content
+    with atomic_path(path) as part:
+        part.write_bytes(data)
+
+
+def sync(path: Path) -> None:
+    """Force a file or a folder's entries to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sweep_parts(folder: Path) -> int:
+    """Remove unfinished files and folders whose writers are gone; returns how many."""
+    stale = [path for path in folder.glob(".*.part.*") if not _alive(path.name.split(".")[1])]
+    for path in stale:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return len(stale)
+
+
+def _alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def writable_folder(folder: str | Path) -> Path:
+    """Make `folder` and prove by a probe that files can be written there.
+
+    Raises:
+        InputError: the folder cannot be made or written to.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = part_path(folder / "probe")
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        mode = f", mode {folder.stat().st_mode & 0o777:o}" if folder.exists() else ""
+        what = f"cannot write to this folder ({error.strerror}{mode})"
+        raise InputError(what, "choose another folder or change its permissions", folder) from error
+    return folder
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Hold `folder` for this process; the lock goes with the process, however it ends.
+
+    Raises:
+        LockedError: another process holds it.
+    """
+    path = Path(folder) / ".lock"
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            what = f"another run holds this folder (process {holder})"
+            raise LockedError(what, "wait for it, or stop it", folder) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
