@@ -1,0 +1,58 @@
+"""Schedules against their closed forms; the moving average against its definition."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from densepred.config import OptimizerConfig
+from densepred.training.optim import MovingAverage, learning_rate, make_optimizer
+
+
+def test_polynomial_schedule_is_nnunets():
+    config = OptimizerConfig(lr=0.01)
+    for step in (0, 1, 500, 999):
+        assert learning_rate(config, step, 1000) == pytest.approx(0.01 * (1 - step / 1000) ** 0.9)
+
+
+def test_cosine_schedule_with_warmup_meets_torchs():
+    config = OptimizerConfig(name="adamw", lr=0.1, warmup=10)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    peer = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=90)
+    assert learning_rate(config, 0, 100) == pytest.approx(0.01)
+    for step in range(10, 100):
+        assert learning_rate(config, step, 100) == pytest.approx(peer.get_last_lr()[0])
+        optimizer.step()
+        peer.step()
+
+
+def test_moving_average_is_the_weighted_sum_of_the_past():
+    model = nn.Linear(1, 1, bias=False)
+    average = MovingAverage(model, 0.5)
+    start = model.weight.item()
+    values, expected = [1.0, 2.0, 5.0, -3.0], start
+    for step, value in enumerate(values):
+        model.weight.data.fill_(value)
+        average.update(model, step)
+        keep = min(0.5, (1 + step) / (10 + step))
+        expected = keep * expected + (1 - keep) * value
+    assert average.state["weight"].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_moving_average_copies_counters():
+    model = nn.BatchNorm1d(2)
+    average = MovingAverage(model, 0.9)
+    model(torch.randn(4, 2))
+    average.update(model, 0)
+    assert average.state["num_batches_tracked"].item() == 1
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_biases_and_norms_are_not_decayed(name):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    groups = make_optimizer(model, OptimizerConfig(name=name, weight_decay=0.1)).param_groups
+    assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(1, 0.1), (3, 0.0)]
+    assert math.isclose(groups[0]["lr"], {"sgd": 0.01, "adamw": 0.001}[name])
