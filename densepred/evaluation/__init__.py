@@ -1,0 +1,15 @@
+"""How good predictions are: scores per case and per set, tables, and pictures of the worst and the median case.
+
+Example:
+    >>> from densepred.evaluation import draw_cases, evaluate
+    >>> scores = evaluate("predictions/", "labelsTr/", out="scores/")  # doctest: +SKIP
+    >>> draw_cases(scores, "scores/", images="imagesTr/")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from densepred.evaluation.compare import evaluate
+from densepred.evaluation.pictures import draw_cases
+from densepred.evaluation.scores import CaseResult, Failure, Scores
+
+__all__ = ["CaseResult", "Failure", "Scores", "draw_cases", "evaluate"]

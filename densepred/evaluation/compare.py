@@ -1,0 +1,126 @@
+"""`evaluate`: score the predictions of a set against its labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from densepred.errors import DensepredError, InputError
+from densepred.evaluation.counting import Pairs, count_pairs
+from densepred.evaluation.pairing import Files, find_files
+from densepred.evaluation.scores import CaseResult, Failure, Scores
+from densepred.files import writable_folder
+
+NAMES_FILE = "labels.json"
+"""A file beside predictions with the names of their values: {"1": "anterior", ...}."""
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class _Counted:
+    case: str
+    truth: Path
+    prediction: Path
+    pairs: Pairs
+    voxel_volume: float
+
+
+def evaluate(
+    predictions: Files,
+    labels: Files,
+    out: str | Path | None = None,
+    classes: Mapping[int, str] | None = None,
+    ignore: Collection[int] = (),
+) -> Scores:
+    """Score predicted label maps, case by case and over the set.
+
+    A prediction belongs to the label of the same name (suffix apart). Both are read slab by slab and once. A case that
+    cannot be scored (no prediction, another grid, a damaged file) is listed in `failures` and the others go on.
+
+    Args:
+        predictions: a folder, files, or ids with their files. A `labels.json` {value: name} in the folder gives names.
+        labels: the same for the truth.
+        out: where to write scores.csv, scores.json and failures.tsv; nothing is written without it.
+        classes: label value -> name; a file with another value fails. By default all values found are classes.
+        ignore: values of the truth that mean "not known": their voxels are not scored.
+
+    Raises:
+        InputError: a folder is missing or cannot be written to, two files have one id, or `labels.json` cannot be read.
+        NothingDoneError: there are no predictions or no labels at all.
+
+    Example:
+        >>> scores = evaluate("predictions/", "labelsTr/", out="scores/")  # doctest: +SKIP
+        >>> scores.mean["anterior"]["dice"]  # doctest: +SKIP
+        0.8812
+    """
+    if out is not None:
+        writable_folder(out)
+    predicted, truths = find_files(predictions, "predictions"), find_files(labels, "labels")
+    names = dict(classes) if classes is not None else _names_beside(predictions)
+    allowed = None if classes is None else names
+    counted: list[_Counted] = []
+    failures: list[Failure] = []
+    for case, truth in truths.items():
+        try:
+            counted.append(_count_case(case, truth, predicted.get(case), allowed, ignore))
+        except (DensepredError, OSError) as error:
+            failures.append(_failure(case, truth, error))
+    values = {0, *names, *(value for result in counted for pair in result.pairs for value in pair)}
+    known = {value: names.get(value, "background" if value == 0 else str(value)) for value in sorted(values)}
+    if len(set(known.values())) < len(known):
+        raise InputError(f"two label values have one name: {known}", "name each class differently")
+    results = [
+        CaseResult(of.case, of.truth, of.prediction, _matrix(of.pairs, list(known)), of.voxel_volume) for of in counted
+    ]
+    scores = Scores(known, results, failures, sorted(predicted.keys() - truths.keys()))
+    if out is not None:
+        scores.save(out)
+    return scores
+
+
+def _count_case(
+    case: str, truth: Path, prediction: Path | None, allowed: Mapping[int, str] | None, ignore: Collection[int]
+) -> _Counted:
+    if prediction is None:
+        raise InputError("there is no prediction for this label", "predict this case, or leave its label out", truth)
+    pairs, voxel_volume = count_pairs(truth, prediction, ignore)
+    if allowed is not None:
+        for side, path in enumerate((truth, prediction)):
+            _check_values(sorted({pair[side] for pair in pairs} - {0, *allowed}), list(allowed), path)
+    return _Counted(case, truth, prediction, pairs, voxel_volume)
+
+
+def _check_values(unknown: list[int], allowed: list[int], path: Path) -> None:
+    if unknown:
+        listed = ", ".join(map(str, unknown[:_SHOWN])) + (", ..." if len(unknown) > _SHOWN else "")
+        what = f"{len(unknown)} values are not among the classes {allowed}: {listed}"
+        raise InputError(what, "add them to the classes, or to the values to ignore", path)
+
+
+def _matrix(pairs: Pairs, values: list[int]) -> np.ndarray:
+    """The counts as (K, K) int64, truth in rows."""
+    index = {value: at for at, value in enumerate(values)}
+    matrix = np.zeros((len(values), len(values)), np.int64)
+    for (truth, prediction), count in pairs.items():
+        matrix[index[truth], index[prediction]] = count
+    return matrix
+
+
+def _names_beside(predictions: Files) -> dict[int, str]:
+    """The names in the predictions' folder, or none."""
+    if not isinstance(predictions, (str, Path)) or not (path := Path(predictions) / NAMES_FILE).is_file():
+        return {}
+    try:
+        return {int(value): str(name) for value, name in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"not a map of values to names ({error})", 'write {"1": "name", ...}', path) from error
+
+
+def _failure(case: str, truth: Path, error: DensepredError | OSError) -> Failure:
+    if isinstance(error, DensepredError):
+        return Failure(case, str(error.file or truth), error.what, error.fix)
+    return Failure(case, str(error.filename or truth), error.strerror or str(error), "check the file")

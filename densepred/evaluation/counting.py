@@ -1,0 +1,99 @@
+"""How often each pair of true and predicted value occurs in two label files, read slab by slab."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from densepred.errors import InputError
+from densepred.metrics import confusion
+from densepred.volumes import open_volume
+from densepred.volumes.volume import GEOMETRY_TOLERANCE, Volume, corner_offset
+
+Pairs: TypeAlias = "Counter[tuple[int, int]]"
+MAX_CLASSES = 1024
+ROUNDING = 1e-3
+"""How far a label stored as a fraction may be from an integer."""
+_SLAB_VOXELS = 1 << 20
+
+
+def count_pairs(truth: Path, prediction: Path, ignore: Collection[int] = ()) -> tuple[Pairs, float]:
+    """Count the voxels of every pair (true value, predicted value); memory does not depend on the depth.
+
+    Args:
+        truth: the label file.
+        prediction: the predicted labels on the same grid.
+        ignore: voxels whose truth has one of these values are not counted; a prediction of one counts as background.
+
+    Returns:
+        the counts, and the size of a voxel in the spacing's unit to the third (mm3).
+
+    Raises:
+        InputError: the grids differ, the values are not labels, or a file is damaged.
+    """
+    with open_volume(truth) as expected, open_volume(prediction) as got:
+        _check_grids(expected, got, prediction)
+        thickness = max(1, _SLAB_VOXELS // int(np.prod(expected.shape[2:])))
+        pairs: Pairs = Counter()
+        for (_, _, ours), (_, _, theirs) in zip(expected.slabs(thickness), got.slabs(thickness), strict=True):
+            pairs.update(_count(_integers(ours, truth), _integers(theirs, prediction), ignore))
+        _check_classes(len({value for pair in pairs for value in pair}))
+        return pairs, float(np.prod(expected.spacing))
+
+
+def _check_grids(truth: Volume, prediction: Volume, path: Path) -> None:
+    """Refuse volumes that do not lie voxel on voxel."""
+    for volume in (truth, prediction):
+        if volume.shape[0] != 1:
+            what = f"labels have one channel, this file has {volume.shape[0]}"
+            raise InputError(what, "give a label map", volume.path)
+    if truth.shape != prediction.shape:
+        what = f"the prediction is {prediction.shape[1:]} and its label {truth.shape[1:]} voxels (Z, Y, X)"
+        raise InputError(what, "predict the image that this label was drawn on", path)
+    offset = corner_offset(truth, prediction)
+    if not offset <= GEOMETRY_TOLERANCE:
+        what = f"prediction and label lie apart: {offset:.3g} voxels at the corners (at most {GEOMETRY_TOLERANCE:g})"
+        raise InputError(what, "mend the affine that is wrong", path)
+
+
+def _integers(slab: np.ndarray, path: Path) -> np.ndarray:
+    """A slab of label values as int64; values stored as fractions are rounded if they are nearly integers."""
+    if slab.dtype.kind in "iub":
+        return slab.astype(np.int64)
+    rounded = np.rint(slab)
+    wrong = ~(np.abs(slab - rounded) <= ROUNDING)
+    if wrong.any():
+        what = f"not labels: {int(wrong.sum())} voxels of a slab are no integers, e.g. {slab[wrong][0]:g}"
+        raise InputError(what, "give label maps, not images or probabilities", path)
+    return rounded.astype(np.int64)
+
+
+def _check_classes(count: int) -> None:
+    """Refuse instance maps, whose table of pairs would fill the memory."""
+    if count > MAX_CLASSES:
+        what = f"{count} different label values, at most {MAX_CLASSES} are scored: are these instances?"
+        raise InputError(what, "give label maps of classes")
+
+
+def _count(truth: np.ndarray, prediction: np.ndarray, ignore: Collection[int]) -> Pairs:
+    """Count the pairs of two int64 arrays of one shape."""
+    if ignore:
+        known = ~np.isin(truth, list(ignore))
+        truth, prediction = truth[known], prediction[known]
+        prediction = np.where(np.isin(prediction, list(ignore)), 0, prediction)
+    if not truth.size:
+        return Counter()
+    low, high = min(truth.min(), prediction.min()), max(truth.max(), prediction.max())
+    if high - low < MAX_CLASSES:
+        values = np.arange(low, high + 1)
+        rows, columns = truth - low, prediction - low
+    else:
+        values = np.union1d(truth, prediction)
+        rows, columns = np.searchsorted(values, truth), np.searchsorted(values, prediction)
+        _check_classes(len(values))
+    counts = confusion(rows, columns, len(values))
+    return Counter({(int(values[i]), int(values[j])): int(counts[i, j]) for i, j in np.argwhere(counts)})

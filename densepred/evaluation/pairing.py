@@ -1,0 +1,66 @@
+"""Which files belong to which case, judged by their names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+from densepred.errors import InputError, NothingDoneError
+from densepred.volumes import FORMATS
+
+Files: TypeAlias = "str | Path | Iterable[str | Path] | Mapping[str, str | Path]"
+
+
+def find_files(files: Files, what: str) -> dict[str, Path]:
+    """The files of a set by case id, sorted; the id is the name without its suffix.
+
+    Args:
+        files: a folder (the volumes in it, not those of folders within), a file, several files, or ids with files.
+        what: what these files are, for the messages.
+
+    Raises:
+        InputError: there is no such folder or file, or two files have one id.
+        NothingDoneError: there are no files.
+
+    Example:
+        >>> find_files(["a/case_7.nii.gz"], "labels")
+        {'case_7': PosixPath('a/case_7.nii.gz')}
+    """
+    if isinstance(files, Mapping):
+        pairs = [(str(case), Path(path)) for case, path in files.items()]
+    elif isinstance(files, (str, Path)):
+        pairs = [(case_id(path), path) for path in _listed(Path(files), what)]
+    else:
+        pairs = [(case_id(Path(path)), Path(path)) for path in files]
+    if not pairs:
+        raise NothingDoneError(f"no {what} given", "name a folder or files")
+    found: dict[str, Path] = {}
+    for case, path in sorted(pairs):
+        if case in found:
+            raise InputError(f"two {what} of one case: {found[case]} and {path}", "rename or remove one", case=case)
+        found[case] = path
+    return found
+
+
+def case_id(path: Path) -> str:
+    """The name without the format's suffix; other dots stay."""
+    suffixes = [suffix for suffix in FORMATS if path.name.lower().endswith(suffix)] or [path.suffix]
+    return path.name[: len(path.name) - len(max(suffixes, key=len))]
+
+
+def _listed(folder: Path, what: str) -> list[Path]:
+    """The volumes of a folder, without hidden and unfinished files; a file stands for itself."""
+    if folder.is_file():
+        return [folder]
+    if not folder.is_dir():
+        raise InputError(f"no such folder of {what}", "check the path", folder)
+    names = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    volumes = [path for path in names if path.name.lower().endswith(tuple(FORMATS))]
+    if not volumes:
+        kinds = Counter(path.suffix or "other" for path in names).most_common(3)
+        holds = ", ".join(f"{count} {suffix} files" for suffix, count in kinds) or "no files"
+        message = f"no {what}: no {' or '.join(FORMATS)} here (the folder holds {holds})"
+        raise NothingDoneError(message, "check the path", folder)
+    return volumes

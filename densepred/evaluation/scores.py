@@ -1,0 +1,225 @@
+"""`Scores`: what an evaluation found, per case and over the set, as tables and files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from densepred.errors import DONE, NOTHING_DONE, SOME_FAILED
+from densepred.files import atomic_write, writable_folder
+from densepred.metrics import METRICS, dice
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """The counts of one case.
+
+    Args:
+        case: its id.
+        truth: the label file.
+        prediction: the predicted labels.
+        confusion: (K, K) int64 in the order of `Scores.classes`, truth in rows.
+        voxel_volume: mm3 of a voxel, or whatever the spacing's unit gives.
+    """
+
+    case: str
+    truth: Path
+    prediction: Path
+    confusion: np.ndarray
+    voxel_volume: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A case that could not be scored, and why."""
+
+    case: str
+    file: str
+    what: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a set.
+
+    Background (value 0) has none; a class that a case lacks in both truth and prediction gives nan there.
+
+    Args:
+        classes: label value -> name, in rising order, with the background.
+        results: the counts per case.
+        failures: what could not be scored.
+        unlabelled: ids of predictions that have no label.
+    """
+
+    classes: Mapping[int, str]
+    results: Sequence[CaseResult]
+    failures: Sequence[Failure] = ()
+    unlabelled: Sequence[str] = field(default=())
+
+    @cached_property
+    def cases(self) -> list[dict[str, Any]]:
+        """A row per case and class: the metrics, and the voxels and volume (mm3) of truth and prediction."""
+        return [row for result in self.results for row in self._rows(result)]
+
+    def _rows(self, result: CaseResult) -> list[dict[str, Any]]:
+        metrics = {name: metric(result.confusion) for name, metric in METRICS.items()}
+        voxels = {"truth": result.confusion.sum(1), "prediction": result.confusion.sum(0)}
+        return [
+            {
+                "case": result.case,
+                "class": self.classes[value],
+                "value": value,
+                **{name: float(scores[index]) for name, scores in metrics.items()},
+                **{f"{side}_voxels": int(count[index]) for side, count in voxels.items()},
+                **{f"{side}_mm3": float(count[index] * result.voxel_volume) for side, count in voxels.items()},
+            }
+            for index, value in enumerate(self.classes)
+            if value != 0
+        ]
+
+    @cached_property
+    def summary(self) -> dict[str, dict[str, dict[str, float]]]:
+        """class -> metric -> mean, std (n - 1), median, lowest and highest over the cases, pooled, n, n_nan."""
+        total = sum((result.confusion for result in self.results), np.zeros((len(self.classes),) * 2, np.int64))
+        per_case = {name: [metric(result.confusion) for result in self.results] for name, metric in METRICS.items()}
+        return {
+            name: {
+                metric: {
+                    **_statistics([float(scores[index]) for scores in per_case[metric]]),
+                    "pooled": float(METRICS[metric](total)[index]),
+                }
+                for metric in METRICS
+            }
+            for index, (value, name) in enumerate(self.classes.items())
+            if value != 0
+        }
+
+    @property
+    def mean(self) -> dict[str, dict[str, float]]:
+        """class -> metric -> mean over the cases that have a score."""
+        return self._statistic("mean")
+
+    @property
+    def pooled(self) -> dict[str, dict[str, float]]:
+        """class -> metric -> the score of all cases' voxels taken together."""
+        return self._statistic("pooled")
+
+    def _statistic(self, name: str) -> dict[str, dict[str, float]]:
+        return {of: {metric: row[name] for metric, row in metrics.items()} for of, metrics in self.summary.items()}
+
+    @property
+    def mean_dice(self) -> float:
+        """The mean over the classes of their mean Dice; nan if there is none."""
+        return _mean([metrics["dice"] for metrics in self.mean.values()])
+
+    @property
+    def case_dice(self) -> dict[str, float]:
+        """case -> mean Dice over its classes; nan for a case without any."""
+        foreground = [index for index, value in enumerate(self.classes) if value != 0]
+        return {result.case: _mean(dice(result.confusion)[foreground].tolist()) for result in self.results}
+
+    def ranked(self) -> list[CaseResult]:
+        """The cases that have a score, the worst first."""
+        means = self.case_dice
+        known = [result for result in self.results if not math.isnan(means[result.case])]
+        return sorted(known, key=lambda result: (means[result.case], result.case))
+
+    @property
+    def exit_code(self) -> int:
+        """0 if every label was scored, 3 if some were not, 4 if none was."""
+        if not self.results:
+            return NOTHING_DONE
+        return SOME_FAILED if self.failures else DONE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON: nan is None."""
+        return _without_nan(
+            {
+                "densepred": _version(),
+                "scored": len(self.results),
+                "mean_dice": self.mean_dice,
+                "classes": {str(value): name for value, name in self.classes.items()},
+                "summary": self.summary,
+                "cases": self.cases,
+                "failures": [vars(failure) for failure in self.failures],
+                "predictions_without_label": list(self.unlabelled),
+            }
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write scores.csv (a row per case and class), scores.json (everything) and failures.tsv into `folder`.
+
+        Raises:
+            InputError: the folder cannot be written to.
+        """
+        folder = writable_folder(folder)
+        sizes = [f"{side}_{unit}" for unit in ("voxels", "mm3") for side in ("truth", "prediction")]
+        columns = ["case", "class", "value", *METRICS, *sizes]
+        atomic_write(folder / "scores.csv", _delimited(columns, _without_nan(self.cases), ","))
+        atomic_write(folder / "scores.json", json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+        failures = [{key: " ".join(text.split()) for key, text in vars(failure).items()} for failure in self.failures]
+        atomic_write(folder / "failures.tsv", _delimited(["case", "file", "what", "fix"], failures, "\t"))
+
+    def table(self) -> Table:
+        """The classes with their means and worst cases, for the terminal."""
+        from densepred.evaluation.table import scores_table
+
+        return scores_table(self)
+
+
+def _statistics(values: Sequence[float]) -> dict[str, float]:
+    known = np.array([value for value in values if not math.isnan(value)])
+    if not known.size:
+        empty = dict.fromkeys(("mean", "std", "median", "lowest", "highest"), math.nan)
+        return {**empty, "n": 0, "n_nan": len(values)}
+    return {
+        "mean": float(known.mean()),
+        "std": float(known.std(ddof=1)) if known.size > 1 else math.nan,
+        "median": float(np.median(known)),
+        "lowest": float(known.min()),
+        "highest": float(known.max()),
+        "n": known.size,
+        "n_nan": len(values) - known.size,
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _delimited(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], delimiter: str) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, delimiter=delimiter, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _version() -> str:
+    try:
+        return version("densepred")
+    except PackageNotFoundError:
+        return "not installed"

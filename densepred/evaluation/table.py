@@ -1,0 +1,58 @@
+"""The scores as a table for the terminal."""
+
+from __future__ import annotations
+
+import math
+
+from rich.markup import escape
+from rich.table import Table
+
+from densepred.evaluation.scores import Scores
+
+_COLUMNS = ("Dice", "std", "median", "pooled", "IoU", "prec.", "recall", "n")
+_NAMED = 10
+
+
+def scores_table(scores: Scores) -> Table:
+    """A row per class and one for their mean; 80 columns are enough.
+
+    Dice has its mean, standard deviation and median over the n cases with a score, and its value for all voxels pooled;
+    the others are means over cases. Below: the worst cases, and what was left out.
+    """
+    table = Table(title="Scores over cases", caption=_caption(scores), show_footer=True, caption_justify="left")
+    table.add_column("class", footer="mean", overflow="fold")
+    overall = {"Dice": _number(scores.mean_dice)}
+    for name in _COLUMNS:
+        table.add_column(name, footer=overall.get(name, ""), justify="right")
+    for name, metrics in scores.summary.items():
+        dice = metrics["dice"]
+        numbers = [dice["mean"], dice["std"], dice["median"], dice["pooled"]]
+        numbers += [metrics[of]["mean"] for of in ("iou", "precision", "recall")]
+        table.add_row(escape(name), *map(_number, numbers), str(dice["n"]))
+    return table
+
+
+def _lowest(scores: Scores) -> list[str]:
+    """Where each of the first classes is worst."""
+    lines = []
+    for name in list(scores.summary)[:_NAMED]:
+        rows = [(row["dice"], row["case"]) for row in scores.cases if row["class"] == name]
+        known = [row for row in rows if not math.isnan(row[0])]
+        lines += [f"lowest Dice of {escape(name)}: {min(known)[0]:.3f} in {escape(min(known)[1])}"] if known else []
+    return lines
+
+
+def _caption(scores: Scores) -> str:
+    notes = [f"{len(scores.results)} cases scored"]
+    if scores.failures:
+        notes.append(f"{len(scores.failures)} failed (failures.tsv)")
+    if scores.unlabelled:
+        notes.append(f"{len(scores.unlabelled)} predictions have no label")
+    empty = sum(metrics["dice"]["n_nan"] for metrics in scores.summary.values())
+    if empty:
+        notes.append(f"{empty:.0f} times a class was in neither truth nor prediction: no score")
+    return "\n".join([*_lowest(scores), "; ".join(notes)])
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"

@@ -1,0 +1,1 @@
+"""Networks: encoders, decoders and heads that combine freely, in 2 and 3 dimensions. Knows nothing of files."""

@@ -1,0 +1,1 @@
+"""Encoders: an image in, feature maps out."""

@@ -1,0 +1,35 @@
+"""What every encoder promises."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from densepred.models.blocks import Style
+
+
+class Encoder(nn.Module):
+    """A network that gives feature maps, finest first.
+
+    Attributes:
+        channels: channels of each feature map, such as (32, 64, 128).
+        strides: voxels of the input per voxel of each feature map and axis, such as ((1, 1), (2, 2), (4, 4)). A map
+            has ceil(n / stride) voxels along an axis of n.
+        style: the norm, activation and dropout it is made with, for a decoder to continue.
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
+    style: Style
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, C, *spatial) -> [(B, channels[i], *ceil(spatial / strides[i])) for each i]."""
+        raise NotImplementedError
+
+
+def cumulative(steps: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+    """Strides relative to the input from those of each stage: ((1, 1), (2, 2), (2, 1)) -> ((1, 1), (2, 2), (4, 2))."""
+    totals: list[tuple[int, ...]] = []
+    for step in steps:
+        before = totals[-1] if totals else (1,) * len(step)
+        totals.append(tuple(a * b for a, b in zip(before, step, strict=True)))
+    return tuple(totals)
