@@ -83,6 +83,7 @@ def test_scores_by_hand(folders: tuple[Path, Path]) -> None:
 def test_written_files_tell_the_same(folders: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "scores"
     (folders[0] / "c.nii.gz").unlink()
+    (folders[0] / "failures.tsv").write_text("case\tfile\twhat\tfix\nc\tin/c.nii.gz\tchecksum\tcopy again\n")
     scores = evaluate(*folders, out=out, classes={1: "head", 2: "tail"})
     with open(out / "scores.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -96,7 +97,7 @@ def test_written_files_tell_the_same(folders: tuple[Path, Path], tmp_path: Path)
     assert stored["classes"] == {"0": "background", "1": "head", "2": "tail"}
     with open(out / "failures.tsv", newline="") as file:
         failures = list(csv.DictReader(file, delimiter="\t"))
-    assert [(row["case"], row["what"]) for row in failures] == [("c", "there is no prediction for this label")]
+    assert [(row["case"], row["what"]) for row in failures] == [("c", "its prediction failed: checksum")]
     assert {path.name for path in out.iterdir()} == {"scores.csv", "scores.json", "failures.tsv"}
 
 
@@ -111,7 +112,7 @@ def test_the_table_fits_a_terminal(folders: tuple[Path, Path]) -> None:
     assert "0.833" in text
     assert "…" not in text
     assert "lowest Dice of tail: 0.667 in a" in text
-    assert "2 cases scored; 1 failed (failures.tsv); 1 predictions have no label" in text
+    assert "2 cases scored; 1 predictions have no label; 1 labels have no prediction" in text
 
 
 def test_names_come_from_the_predictions(folders: tuple[Path, Path]) -> None:
@@ -168,7 +169,7 @@ def test_values_outside_the_given_classes_fail_the_case(folders: tuple[Path, Pat
 
 def test_one_bad_case_does_not_stop_the_others(folders: tuple[Path, Path]) -> None:
     predictions, labels = folders
-    for case in ("flat", "moved", "cut", "text", "missing", "instances", "colour"):
+    for case in ("flat", "moved", "cut", "text", "instances", "colour", "later"):
         write(labels / f"{case}.nii.gz", labels_of((1, 9)))
     write(predictions / "flat.nii.gz", labels_of((1, 9))[:5])
     shifted = AFFINE.copy()
@@ -186,10 +187,10 @@ def test_one_bad_case_does_not_stop_the_others(folders: tuple[Path, Path]) -> No
     what = {failure.case: failure.what for failure in scores.failures}
     assert [result.case for result in scores.results] == ["a", "b", "c"]
     assert scores.exit_code == 3
-    assert what.keys() == {"flat", "moved", "cut", "text", "missing", "instances", "colour"}
+    assert what.keys() == {"flat", "moved", "cut", "text", "instances", "colour"}
+    assert scores.unpredicted == ["later"]
     assert what["flat"].startswith("the prediction is (5, 5, 4) and its label (6, 5, 4)")
     assert "0.01 voxels" in what["moved"]
-    assert what["missing"] == "there is no prediction for this label"
     assert "2000 different label values" in what["instances"]
     assert all(failure.fix for failure in scores.failures)
 
@@ -226,7 +227,7 @@ def test_nothing_to_do(folders: tuple[Path, Path], tmp_path: Path) -> None:
         evaluate(folders[0], tmp_path / "nowhere")
     write(tmp_path / "other" / "z.nii", labels_of())
     scores = evaluate(tmp_path / "other", folders[1])
-    assert (scores.exit_code, len(scores.failures), scores.unlabelled) == (4, 3, ["z"])
+    assert (scores.exit_code, len(scores.unpredicted), scores.unlabelled) == (4, 3, ["z"])
     assert math.isnan(scores.mean_dice)
     assert draw_cases(scores, tmp_path / "out") == []
     Console(file=open("/dev/null", "w")).print(scores.table())  # noqa: SIM115

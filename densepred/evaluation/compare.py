@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from densepred.files import writable_folder
 
 NAMES_FILE = "labels.json"
 """A file beside predictions with the names of their values: {"1": "anterior", ...}."""
+FAILURES_FILE = "failures.tsv"
+"""A file beside predictions with a row per case that could not be predicted."""
 _SHOWN = 5
 
 
@@ -39,7 +42,9 @@ def evaluate(
     """Score predicted label maps, case by case and over the set.
 
     A prediction belongs to the label of the same name (suffix apart). Both are read slab by slab and once. A case that
-    cannot be scored (no prediction, another grid, a damaged file) is listed in `failures` and the others go on.
+    cannot be scored (another grid, a damaged file, a prediction that the predictions' own `failures.tsv` says failed) is
+    listed in `failures` and the others go on. Other labels without a prediction are counted in `unpredicted`: scoring a
+    part of a labelled set is usual.
 
     Args:
         predictions: a folder, files, or ids with their files. A `labels.json` {value: name} in the folder gives names.
@@ -63,10 +68,13 @@ def evaluate(
     names = dict(classes) if classes is not None else _names_beside(predictions)
     allowed = None if classes is None else names
     counted: list[_Counted] = []
-    failures: list[Failure] = []
+    failures = _failed_before(predictions, truths)
+    unpredicted = sorted(truths.keys() - predicted.keys() - {failure.case for failure in failures})
     for case, truth in truths.items():
+        if case not in predicted:
+            continue
         try:
-            counted.append(_count_case(case, truth, predicted.get(case), allowed, ignore))
+            counted.append(_count_case(case, truth, predicted[case], allowed, ignore))
         except (DensepredError, OSError) as error:
             failures.append(_failure(case, truth, error))
     values = {0, *names, *(value for result in counted for pair in result.pairs for value in pair)}
@@ -76,17 +84,15 @@ def evaluate(
     results = [
         CaseResult(of.case, of.truth, of.prediction, _matrix(of.pairs, list(known)), of.voxel_volume) for of in counted
     ]
-    scores = Scores(known, results, failures, sorted(predicted.keys() - truths.keys()))
+    scores = Scores(known, results, failures, sorted(predicted.keys() - truths.keys()), unpredicted)
     if out is not None:
         scores.save(out)
     return scores
 
 
 def _count_case(
-    case: str, truth: Path, prediction: Path | None, allowed: Mapping[int, str] | None, ignore: Collection[int]
+    case: str, truth: Path, prediction: Path, allowed: Mapping[int, str] | None, ignore: Collection[int]
 ) -> _Counted:
-    if prediction is None:
-        raise InputError("there is no prediction for this label", "predict this case, or leave its label out", truth)
     pairs, voxel_volume = count_pairs(truth, prediction, ignore)
     if allowed is not None:
         for side, path in enumerate((truth, prediction)):
@@ -118,6 +124,21 @@ def _names_beside(predictions: Files) -> dict[int, str]:
         return {int(value): str(name) for value, name in json.loads(path.read_text(encoding="utf-8")).items()}
     except (ValueError, AttributeError) as error:
         raise InputError(f"not a map of values to names ({error})", 'write {"1": "name", ...}', path) from error
+
+
+def _failed_before(predictions: Files, truths: Mapping[str, Path]) -> list[Failure]:
+    """The labelled cases whose prediction failed, as its `failures.tsv` tells."""
+    path = Path(predictions) / FAILURES_FILE if isinstance(predictions, (str, Path)) else None
+    if path is None or not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    cases = [str(row.get("case")) for row in rows]
+    return [
+        Failure(case, str(row.get("file")), f"its prediction failed: {row.get('what')}", str(row.get("fix")))
+        for case, row in zip(cases, rows, strict=True)
+        if case in truths
+    ]
 
 
 def _failure(case: str, truth: Path, error: DensepredError | OSError) -> Failure:

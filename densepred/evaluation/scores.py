@@ -63,12 +63,14 @@ class Scores:
         results: the counts per case.
         failures: what could not be scored.
         unlabelled: ids of predictions that have no label.
+        unpredicted: ids of labels that have no prediction.
     """
 
     classes: Mapping[int, str]
     results: Sequence[CaseResult]
     failures: Sequence[Failure] = ()
     unlabelled: Sequence[str] = field(default=())
+    unpredicted: Sequence[str] = field(default=())
 
     @cached_property
     def cases(self) -> list[dict[str, Any]]:
@@ -140,7 +142,7 @@ class Scores:
 
     @property
     def exit_code(self) -> int:
-        """0 if every label was scored, 3 if some were not, 4 if none was."""
+        """0 if every pair was scored, 3 if some were not, 4 if none was."""
         if not self.results:
             return NOTHING_DONE
         return SOME_FAILED if self.failures else DONE
@@ -157,6 +159,7 @@ class Scores:
                 "cases": self.cases,
                 "failures": [vars(failure) for failure in self.failures],
                 "predictions_without_label": list(self.unlabelled),
+                "labels_without_prediction": list(self.unpredicted),
             }
         )
 

@@ -48,6 +48,8 @@ def _caption(scores: Scores) -> str:
         notes.append(f"{len(scores.failures)} failed (failures.tsv)")
     if scores.unlabelled:
         notes.append(f"{len(scores.unlabelled)} predictions have no label")
+    if scores.unpredicted:
+        notes.append(f"{len(scores.unpredicted)} labels have no prediction")
     empty = sum(metrics["dice"]["n_nan"] for metrics in scores.summary.values())
     if empty:
         notes.append(f"{empty:.0f} times a class was in neither truth nor prediction: no score")
