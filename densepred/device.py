@@ -26,7 +26,9 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise InputError(f"{name!r} is not a device", "use auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {name} asked for, but torch sees {torch.cuda.device_count()} GPUs", "use device: auto or cpu")
+        raise InputError(
+            f"device {name} asked for, but torch sees {torch.cuda.device_count()} GPUs", "use device: auto or cpu"
+        )
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device {name} is not supported", "use auto, cpu, cuda or cuda:N")
     return device

@@ -65,7 +65,7 @@ def _parse(text: str, name: str | Path) -> tuple[Any, dict[tuple[str, ...], int]
         _refuse_unsafe(text, name)
         root = yaml.compose(text, Loader=_Loader)
         return (None if root is None else _construct(root, (), lines, name, [0])), lines
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", error)

@@ -32,7 +32,9 @@ def test_cross_entropy_equals_torchs(dims, ignored):
 @pytest.mark.parametrize("over_batch", [True, False])
 def test_dice_equals_monais(over_batch):
     logits, labels = example()
-    peer = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=over_batch, smooth_nr=1e-5, smooth_dr=1e-5)
+    peer = DiceLoss(
+        include_background=False, to_onehot_y=True, softmax=True, batch=over_batch, smooth_nr=1e-5, smooth_dr=1e-5
+    )
     torch.testing.assert_close(soft_dice(logits.softmax(1), labels, over_batch), peer(logits, labels.unsqueeze(1)))
 
 

@@ -96,7 +96,9 @@ class Augmenter:
         """The map from output to input positions (dims, dims + 1), in the coordinates of `affine_grid`: x first, -1..1."""
         dims = len(shape)
         turn = rotation(draw.angles or (0.0, 0.0, 0.0), dims) / (draw.zoom or 1.0)
-        size = torch.tensor(shape, dtype=torch.float64) * torch.tensor(self.spacing or (1.0,) * dims, dtype=torch.float64)
+        size = torch.tensor(shape, dtype=torch.float64) * torch.tensor(
+            self.spacing or (1.0,) * dims, dtype=torch.float64
+        )
         normal = turn * size.unsqueeze(0) / size.unsqueeze(1)  # slowest axis first
         return torch.cat([normal.flip(0, 1), torch.zeros(dims, 1, dtype=torch.float64)], 1)
 

@@ -1,0 +1,45 @@
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := runs/demo
+
+.PHONY: setup demo test lint acceptance docs clean
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Makes volumes, trains on them, segments new ones, scores them and draws the result.
+demo: setup
+	rm -rf $(DEMO)
+	$(BIN)/python data/synthetic_volumes.py $(DEMO)/data --cases 24 --seed 0
+	$(BIN)/python data/synthetic_volumes.py $(DEMO)/new --cases 6 --seed 1
+	$(BIN)/densepred check configs/demo_unet3d.yaml data.root=$(DEMO)/data
+	$(BIN)/densepred train configs/demo_unet3d.yaml data.root=$(DEMO)/data --run $(DEMO)/run
+	$(BIN)/densepred predict $(DEMO)/run $(DEMO)/new/imagesTr --out $(DEMO)/predictions
+	$(BIN)/densepred evaluate $(DEMO)/predictions $(DEMO)/new/labelsTr --out $(DEMO)/scores --images $(DEMO)/new/imagesTr
+	@echo
+	@echo "Curves:      $(DEMO)/run/curves.png"
+	@echo "Predictions: $(DEMO)/predictions"
+	@echo "Pictures:    $(DEMO)/scores"
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The whole road on real data (see CONTRIBUTING.md); long.
+acceptance: setup
+	$(BIN)/python -m pytest -q tests/acceptance
+
+docs: setup
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf .venv build *.egg-info site

@@ -1,0 +1,236 @@
+"""The command line: one command per verb. Each parses, calls and prints; what it does lives elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from densepred.errors import BUG, DensepredError, InputError
+
+app = typer.Typer(
+    help="Train, apply and judge networks that predict something for every voxel.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Recipe = Annotated[Path, typer.Argument(help="the YAML of the recipe", metavar="CONFIG")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="settings that win over the recipe", metavar="KEY=VALUE")]
+
+
+@app.command()
+def data(
+    name: Annotated[str, typer.Argument(help="hippocampus, or another set of the Medical Segmentation Decathlon")],
+    out: Annotated[Path | None, typer.Option(help="folder for it; data/NAME if not given")] = None,
+) -> None:
+    """Download a public data set (nothing else uses the network)."""
+    from densepred.downloads import fetch
+
+    _show(str(fetch(name, out or Path("data") / name)))
+
+
+@app.command()
+def check(config: Recipe, overrides: Overrides = None) -> None:
+    """Look for faults in a data set. Nothing is trained."""
+    from densepred.config import load
+
+    recipe = load(config, overrides or ())
+    from densepred.cases.check import check
+
+    report = check(recipe.data, recipe.model.dims)
+    if report.rows:
+        columns = ("case", "severity", "file", "what", "fix")
+        _table(columns, [[str(getattr(row, column) or "") for column in columns] for row in report.rows])
+    _show(str(report.summary))
+    raise typer.Exit(0 if report.ok else InputError.exit_code)
+
+
+@app.command()
+def train(
+    config: Annotated[str | None, typer.Argument(help="the YAML of the recipe", metavar="CONFIG")] = None,
+    overrides: Overrides = None,
+    run: Annotated[Path | None, typer.Option(help="new folder for the weights, logs and checkpoints")] = None,
+    resume: Annotated[Path | None, typer.Option(help="folder of a stopped training, to go on with")] = None,
+) -> None:
+    """Train a network, or go on with a training that was stopped."""
+    if (resume is None) == (run is None):
+        raise InputError("train needs one of --run and --resume", "give CONFIG --run FOLDER, or --resume FOLDER")
+    if run is not None:
+        if config is None:
+            raise InputError("train needs a recipe", f"write densepred train CONFIG --run {run}")
+        from densepred.config import load
+
+        recipe = load(config, overrides or ())
+        from densepred.training import loop
+
+        _show(f"The training is in {loop.train(recipe, run).path}")
+        return
+    words = [word for word in (config, *(overrides or ())) if word is not None]
+    if words and "=" not in words[0]:
+        raise InputError(f"--resume has its recipe in its folder, but got {words[0]}", "leave the recipe out")
+    from densepred.training import loop
+
+    assert resume is not None
+    _show(f"The training is in {loop.resume(resume, words).path}")
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="folder of a training", metavar="RUN")],
+    words: Annotated[list[str], typer.Argument(metavar="INPUT", help="files, folders, globs; inference.KEY=VALUE")],
+    out: Annotated[Path, typer.Option(help="folder for the predictions")],
+) -> None:
+    """Segment files; what is done already stays as it is."""
+    from densepred.inference import batch
+
+    overrides = [word for word in words if word.startswith("inference.") and "=" in word]
+    result = batch.predict(run, [word for word in words if word not in overrides], out, overrides)
+    for error in result.failed.values():
+        _say(str(error))
+    _show(str(result))
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="folder of the predicted labels")],
+    labels: Annotated[Path, typer.Argument(help="folder of the true labels")],
+    out: Annotated[Path, typer.Option(help="folder for the scores and pictures")],
+    images: Annotated[Path | None, typer.Option(help="folder of the images, to draw under the contours")] = None,
+) -> None:
+    """Score predictions and draw the worst and the median case."""
+    from densepred import evaluation
+
+    scores = evaluation.evaluate(predictions, labels, out)
+    pictures = evaluation.draw_cases(scores, out, images)
+    for failure in scores.failures:
+        _say(str(InputError(failure.what, failure.fix, failure.file, failure.case)))
+    _show(scores.table(), *map(str, pictures))
+    raise typer.Exit(scores.exit_code)
+
+
+@app.command()
+def summary(config: Recipe, overrides: Overrides = None) -> None:
+    """Show the layers of a network, its size and its cost."""
+    from densepred.config import load
+
+    recipe = load(config, overrides or ())
+    import torch
+
+    from densepred.cases.names import channel_names, class_names
+    from densepred.models.build import build
+    from densepred.models.summary import summarize
+
+    channels = _count(lambda: len(channel_names(recipe.data)), 1, "channels")
+    classes = _count(lambda: len(set(class_names(recipe.data).values())), 2, "classes")
+    with torch.device("meta"):
+        model = build(recipe.model, channels, classes)
+    _show(summarize(model, recipe.patch.size).table())
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of the recipes, for editors."""
+    import json
+
+    from densepred.config import Config
+
+    _show(json.dumps(Config.model_json_schema(), indent=2))
+
+
+@app.command()
+def version() -> None:
+    """Print the versions of densepred and its foundations."""
+    import platform
+    from importlib import metadata
+
+    from densepred import __version__
+
+    _show(f"densepred {__version__}", f"python {platform.python_version()} on {platform.platform()}")
+    _show(*(f"{name} {metadata.version(name)}" for name in ("torch", "monai", "nibabel", "numpy")))
+
+
+def _count(counted: Callable[[], int], default: int, what: str) -> int:
+    """What the data set says of its channels or classes, or a default where it is silent or absent."""
+    try:
+        number = counted()
+    except InputError:
+        number = 0
+    if not number:
+        _say(f"The number of {what} is not known without the data set: shown for {default}.")
+    return number or default
+
+
+def _show(*parts: object) -> None:
+    """Print text and tables to stdout; a reader that went away (`| head`) ends the program quietly."""
+    try:
+        for part in parts:
+            print(part if isinstance(part, str) else _rendered(part), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)
+
+
+def _rendered(part: object) -> str:
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 160)
+    with console.capture() as capture:
+        console.print(part, markup=False)
+    return capture.get().rstrip("\n")
+
+
+def _table(columns: tuple[str, ...], rows: list[list[str]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column in ("case", "severity"))
+    for row in rows:
+        table.add_row(*map(Text, row))
+    _show(table)
+
+
+def _say(text: str) -> None:
+    """Print to stderr, control characters shown rather than sent: file names and YAML are not ours."""
+    safe = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+    print(safe, file=sys.stderr, flush=True)
+
+
+class _Stderr(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(record.getMessage())
+
+
+def main() -> NoReturn:
+    """Run the command line; faults of the user's end without a traceback, with the exit code of their kind."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    log = logging.getLogger("densepred")
+    log.addHandler(_Stderr())
+    log.setLevel(logging.INFO)
+    try:
+        app(prog_name="densepred")
+        sys.exit(0)
+    except DensepredError as error:
+        _say(str(error))
+        sys.exit(error.exit_code)
+    except Exception:
+        traceback.print_exc()
+        _say("This is a bug in densepred: please report it with the lines above and `densepred version`.")
+        sys.exit(BUG)
+
+
+if __name__ == "__main__":
+    main()

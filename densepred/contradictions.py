@@ -1,0 +1,97 @@
+"""Settings that are valid alone and impossible together."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from densepred.config import Config, DataConfig, ModelConfig
+
+ENCODERS, DECODERS = ("plain", "resnet18", "resnet34", "resnet50"), ("unet",)
+ACTIVATIONS = ("leaky_relu", "relu", "elu", "gelu", "silu", "none")
+"""The names that the registries of `densepred.models` hold; repeated here because those import torch."""
+
+Rule = tuple[bool, str, str]
+"""Is it broken, the path, and what to say."""
+
+
+def contradictions(config: Config) -> list[tuple[tuple[str, ...], str]]:
+    """Settings that are valid alone and impossible together, as (path, message)."""
+    rules = (*_of_data(config.data), *_of_axes(config), *_of_stages(config.model), *_of_ranges(config))
+    return [(tuple(path.split(".")), message) for wrong, path, message in rules if wrong]
+
+
+def _of_data(data: DataConfig) -> Iterator[Rule]:
+    listed, patterns = data.dataset is not None, data.images is not None
+    yield patterns and listed, "data.dataset", "give either patterns (images) or a list (dataset), not both"
+    yield not (patterns or listed), "data", "no images: give data.images (a pattern) or data.dataset (a list)"
+    yield patterns and data.labels is None, "data.labels", "data.images needs data.labels, a pattern with {id}"
+    yield "{id}" not in (data.labels or "{id}"), "data.labels", "the pattern needs {id}, the place of the image's id"
+    beyond = isinstance(data.fold, int) and data.splits is None and data.fold >= data.folds
+    yield beyond, "data.fold", f"fold {data.fold} of {data.folds}: the folds count from 0"
+    yield not _is_regex(data.group), "data.group", "not a regular expression with one group, such as '(sub-\\d+)'"
+    spacing = data.spacing if isinstance(data.spacing, tuple) else ()
+    yield min(spacing, default=1) <= 0, "data.spacing", "spacings are greater than 0"
+    both = sorted(set(data.ignore) & set(data.classes))
+    yield bool(both), "data.ignore", f"{both} cannot be both ignored and a class"
+
+
+def _of_axes(config: Config) -> Iterator[Rule]:
+    dims = config.model.dims
+    sizes = {
+        "patch.size": config.patch.size,
+        "inference.window": config.inference.window,
+        "data.spacing": config.data.spacing,
+    }
+    for path, value in sizes.items():
+        if isinstance(value, tuple):
+            yield len(value) != dims, path, f"{len(value)} axes, but model.dims is {dims}"
+    axes = {"augment.flip": (config.augment.flip, 3), "inference.mirror": (config.inference.mirror, dims)}
+    for path, (named, count) in axes.items():
+        yield not set(named) <= set(range(count)), path, f"axes are 0 to {count - 1}"
+
+
+def _of_stages(model: ModelConfig) -> Iterator[Rule]:
+    for field, name, known in (
+        ("encoder", model.encoder, ENCODERS),
+        ("decoder", model.decoder, DECODERS),
+        ("activation", model.activation or ACTIVATIONS[0], ACTIVATIONS),
+    ):
+        unknown = f"there is no {name!r}{nearest(name, list(known))}; known: {', '.join(known)}"
+        yield name not in known, f"model.{field}", unknown
+    stages = len(model.channels)
+    for path, value in {"model.strides": model.strides, "model.kernels": model.kernels}.items():
+        given = value or ()
+        fixed = model.encoder != "plain" and value is not None
+        yield fixed, path, f"belongs to the plain encoder, model.encoder is {model.encoder}"
+        yield value is not None and len(given) != stages, path, f"{len(given)} stages, but model.channels has {stages}"
+        uneven = [entry for entry in given if isinstance(entry, tuple) and len(entry) != model.dims]
+        yield bool(uneven), path, f"{uneven} should have one number for each of the {model.dims} axes"
+    coarser = stages - 2
+    yield model.deep_supervision > coarser, "model.deep_supervision", f"at most {coarser} coarser decoder stages exist"
+
+
+def _of_ranges(config: Config) -> Iterator[Rule]:
+    yield config.loss.dice == config.loss.cross_entropy == 0, "loss", "every term has weight 0"
+    for name, value in config.augment:
+        if hasattr(value, "range"):
+            yield value.range[0] > value.range[1], f"augment.{name}.range", "the smallest comes first"
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """` (did you mean x?)`, or nothing where no known name is near."""
+    match = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def _is_regex(pattern: str | None) -> bool:
+    try:
+        return pattern is None or re.compile(pattern).groups == 1
+    except re.error:
+        return False
+
+
+__all__ = ["ACTIVATIONS", "DECODERS", "ENCODERS", "contradictions", "nearest"]

@@ -1,0 +1,213 @@
+"""A trained network together with the preprocessing it was trained with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from densepred import config as configuration
+from densepred.cases.plan import Plan
+from densepred.cases.preprocess import NormalizedVolume, statistics
+from densepred.cases.resample import resample, resampled_shape
+from densepred.config import Config
+from densepred.device import pick_device, pick_precision
+from densepred.errors import InputError, UnsafeError
+from densepred.files import sha256
+from densepred.inference.resample import resample_slabs
+from densepred.inference.sliding_window import Progress, SlidingWindowInferer
+from densepred.models.build import build
+from densepred.volumes import Volume, label_dtype, open_volume, open_writer, stack
+
+WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
+LabelSlab = tuple[int, int, NDArray[Any]]
+_LOG = logging.getLogger(__name__)
+
+
+def load(run: str | Path, overrides: Sequence[str] = (), weights: str = "last") -> Predictor:
+    """Read a run directory for prediction; nothing in it can run code.
+
+    Args:
+        run: folder with `config.yaml`, `plan.json` and the weights.
+        overrides: `inference.key=value` texts.
+        weights: "last", or "best" for the epoch that scored best on the validation cases (optimistic on those).
+
+    Raises:
+        InputError: files are missing, or the weights do not fit the recipe.
+        UnsafeError: the weights are no safetensors file, or hold NaN or infinite numbers.
+
+    Example:
+        >>> labels = load("runs/hippo").predict("ct.nii.gz")  # doctest: +SKIP
+    """
+    folder = Path(run)
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
+    missing = [name for name in ("config.yaml", "plan.json", WEIGHTS[weights]) if not (folder / name).is_file()]
+    if missing:
+        raise InputError(
+            f"not a run directory: {', '.join(missing)} missing", "give the folder that `densepred train` wrote", folder
+        )
+    refused = [text for text in overrides if not text.startswith("inference.")]
+    if refused:
+        raise InputError(f"prediction cannot change {', '.join(refused)}", "only inference.* may be given")
+    config = configuration.load(folder / "config.yaml", overrides)
+    plan = Plan.load(folder / "plan.json")
+    path = folder / WEIGHTS[weights]
+    model = build(config.model, len(plan.channels), len(plan.classes))
+    load_weights(model, read_weights(path), path)
+    return Predictor(model, config, plan, sha256(path))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        UnsafeError: it is something else, such as a pickle, or holds non-finite numbers.
+    """
+    head = path.read_bytes()[:9] if path.stat().st_size < 9 else path.open("rb").read(9)
+    if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
+        what = "holds Python objects (a pickle), which can run code when they are loaded"
+        raise UnsafeError(what, "ask the author for the weights as safetensors", path)
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise UnsafeError(f"not a valid safetensors file ({error})", "copy the run directory again", path) from error
+    broken = [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if broken:
+        raise UnsafeError(
+            f"NaN or infinite weights in {len(broken)} tensors, first {broken[0]}", "use another checkpoint", path
+        )
+    return tensors
+
+
+def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Put the weights in, all of them or none.
+
+    Raises:
+        InputError: names or shapes differ; the first five are listed.
+    """
+    wanted = model.state_dict()
+    faults = [f"missing {name}" for name in wanted if name not in tensors]
+    faults += [f"unexpected {name}" for name in tensors if name not in wanted]
+    faults += [
+        f"{name} is {tuple(tensors[name].shape)}, the recipe wants {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    if faults:
+        what = f"the weights do not fit the recipe ({len(faults)} differences): {'; '.join(faults[:5])}"
+        raise InputError(what, "use the config.yaml that was written with them", path)
+    model.load_state_dict(tensors)
+
+
+class Predictor:
+    """Predicts label maps on the grid of the input.
+
+    Args:
+        model: maps (B, C, *spatial) to logits (B, K, *spatial).
+        config: the recipe; its `inference` section is used.
+        plan: normalisation, spacing, classes and channels fixed in training.
+        weights_hash: SHA-256 of the weights' file, for the records.
+    """
+
+    def __init__(self, model: nn.Module, config: Config, plan: Plan, weights_hash: str) -> None:
+        self.config, self.plan, self.weights_hash = config, plan, weights_hash
+        settings = config.inference
+        self.device = pick_device(settings.device)
+        precision = pick_precision(settings.precision, self.device)
+        last = torch.channels_last_3d if plan.dims == 3 else torch.channels_last
+        self.model = model.eval().to(self.device, memory_format=last)
+        self.inferer = SlidingWindowInferer(
+            window=settings.window or config.patch.size,
+            overlap=settings.overlap,
+            blend=settings.blend,
+            batch=settings.batch,
+            device=self.device,
+            precision=str(precision).removeprefix("torch."),
+            mirror_axes=settings.mirror,
+        )
+        self.table = np.array(plan.values, dtype=label_dtype(max(plan.values)))
+
+    def predict(self, source: str | Path | Volume | NDArray[Any], spacing: Sequence[float] | None = None) -> Volume:
+        """Segment one image.
+
+        Args:
+            source: a file, a Volume, or an array (C, *spatial) or *spatial.
+            spacing: voxel spacing of an array, slowest axis first; 1 by default.
+
+        Returns:
+            A Volume (1, *spatial) of label values (as in the training labels), on the input's grid.
+        """
+        if isinstance(source, str | Path):
+            with open_volume(source, self.plan.axes) as volume:
+                return volume.like(self._whole(volume))
+        if isinstance(source, np.ndarray):
+            source = Volume.from_array(source, tuple(spacing) if spacing else (1.0,) * self.plan.dims)
+        return source.like(self._whole(source))
+
+    def predict_file(self, images: Sequence[Path], out: Path, progress: Progress | None = None) -> None:
+        """Segment one case from files to a file, slab by slab; `out` appears whole or not at all.
+
+        Args:
+            images: one file, or one per channel.
+            out: the label map.
+            progress: called with windows done and all windows.
+        """
+        volumes = [open_volume(path, self.plan.axes) for path in images]
+        try:
+            volume = volumes[0] if len(volumes) == 1 else stack(volumes)
+            with open_writer(out, volume, self.table.dtype, labels=True) as writer:
+                for _, _, labels in self.stream(volume, progress):
+                    writer.write(labels[None])
+        finally:
+            for volume in volumes:
+                volume.close()
+
+    def stream(self, volume: Volume, progress: Progress | None = None) -> Iterator[LabelSlab]:
+        """Yield (z0, z1, labels (z1 - z0, *rest)), each slab as soon as it is final.
+
+        The volume is read twice, forward: once for its statistics (and its checksum), once for the windows.
+
+        Raises:
+            InputError: dimensions or channels other than the model's, or a damaged file.
+        """
+        self._check(volume)
+        source: Any = NormalizedVolume(volume, statistics(volume, self.plan.normalize))
+        shape = tuple(volume.shape[1:])
+        target = resampled_shape(shape, volume.spacing, self.plan.spacing) if self.plan.spacing else shape
+        if target == shape:
+            slabs = self.inferer.stream(self.model, source, progress)
+        else:
+            moved = resample(source[:, :], target)
+            slabs = resample_slabs(self.inferer.stream(self.model, moved, progress), target, shape)
+        for start, stop, logits in slabs:
+            yield start, stop, self.table[logits.max(0).indices.cpu().numpy()]
+
+    def _whole(self, volume: Volume) -> NDArray[Any]:
+        labels = np.empty((1, *volume.shape[1:]), self.table.dtype)
+        for start, stop, slab in self.stream(volume):
+            labels[0, start:stop] = slab
+        return labels
+
+    def _check(self, volume: Volume) -> None:
+        if volume.dims != self.plan.dims:
+            raise InputError(
+                f"{volume.dims}D image, but the model is {self.plan.dims}D",
+                "use a model of these dimensions",
+                volume.path,
+            )
+        if volume.shape[0] != len(self.plan.channels):
+            names = ", ".join(self.plan.channels)
+            what = f"{volume.shape[0]} channels, but the model expects {len(self.plan.channels)} ({names})"
+            raise InputError(what, "give the channels the model was trained on, in that order", volume.path)
+
+
+__all__ = ["Predictor", "load", "load_weights", "read_weights"]

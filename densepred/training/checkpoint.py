@@ -1,0 +1,101 @@
+"""Checkpoints: a folder of safetensors and JSON with a manifest of hashes, whole or absent; nothing in it is a pickle."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from densepred.errors import InputError
+from densepred.files import atomic_write, part_path, sha256, sync
+
+KEPT = 2
+_LOG = logging.getLogger(__name__)
+
+
+def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
+    """Write `folder/step-XXXXXXXX` in one step and drop all but the newest checkpoints.
+
+    Args:
+        folder: the run's `checkpoints`.
+        step: steps done.
+        tensors: file stem -> tensors by name.
+        state: plain JSON data.
+    """
+    folder.mkdir(exist_ok=True)
+    final = folder / f"step-{step:08d}"
+    part = part_path(final)
+    part.mkdir()
+    try:
+        for stem, group in tensors.items():
+            held = {name: value.detach().cpu().contiguous().clone() for name, value in group.items()}
+            safetensors.torch.save_file(held, part / f"{stem}.safetensors")
+        (part / "state.json").write_text(json.dumps(state))
+        hashes = {file.name: sha256(file) for file in sorted(part.iterdir())}
+        (part / "manifest.json").write_text(json.dumps(hashes, indent=1))
+        for file in part.iterdir():
+            sync(file)
+        sync(part)
+        if final.exists():
+            shutil.rmtree(final)
+        os.rename(part, final)
+        sync(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    atomic_write(folder / "last", final.name + "\n")
+    for old in sorted(folder.glob("step-*"))[:-KEPT]:
+        shutil.rmtree(old)
+    return final
+
+
+def newest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+    """The newest checkpoint whose hashes hold, as (tensors, state); None if there never was one.
+
+    Raises:
+        InputError: there are checkpoints, but every one is damaged.
+    """
+    found = sorted(folder.glob("step-*"), reverse=True)
+    for path in found:
+        if _whole(path):
+            tensors = {file.stem: safetensors.torch.load_file(file) for file in path.glob("*.safetensors")}
+            return tensors, json.loads((path / "state.json").read_text())
+        _LOG.warning("%s does not match its manifest: trying the one before", path)
+    if found:
+        raise InputError("every checkpoint is damaged", "start the training anew in another folder", folder)
+    return None
+
+
+def _whole(path: Path) -> bool:
+    try:
+        hashes = json.loads((path / "manifest.json").read_text())
+        return bool(hashes) and all(sha256(path / name) == digest for name, digest in hashes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as named tensors, `<parameter>.<entry>`."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{key}": torch.as_tensor(value)
+        for index, entry in state.items()
+        for key, value in entry.items()
+        if value is not None
+    }
+
+
+def load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

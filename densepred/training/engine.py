@@ -1,0 +1,77 @@
+"""One optimisation step on any device and in any precision, through accelerate."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Outputs = Tensor | Mapping[str, Tensor]
+
+
+class Engine:
+    """Forward, backward, clip, update.
+
+    Args:
+        model: trained in place.
+        optimizer: over the model's parameters.
+        device: where to compute.
+        precision: torch.float32, or torch.bfloat16 for autocast.
+        compiled: compile the forward and backward passes.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, device: torch.device, precision: torch.dtype, compiled: bool
+    ) -> None:
+        for state in (
+            AcceleratorState,
+            PartialState,
+            GradientState,
+        ):  # accelerate keeps these for the process; each run needs its own
+            state._reset_state()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        mixed = "bf16" if precision == torch.bfloat16 else "no"
+        self.accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
+        self.format = torch.channels_last_3d if model.dims == 3 else torch.channels_last
+        self.last = (
+            compiled or device.type == "cuda"
+        )  # channels-last pays where the norms are fused or the kernels want it
+        if self.last:
+            model.to(memory_format=self.format)
+        prepared = self.accelerator.prepare(model, optimizer)
+        self.model: nn.Module = torch.compile(prepared[0]) if compiled else prepared[0]
+        self.optimizer: Optimizer = prepared[1]
+
+    def gradient(self, image: Tensor, loss_of: Callable[[Outputs], Tensor], clip: float) -> tuple[float, float]:
+        """Loss and gradient norm of a batch (B, C, *spatial); the gradients stay in the parameters, clipped to `clip` (0: not)."""
+        self.model.train()
+        if self.last:
+            image = image.contiguous(memory_format=self.format)
+        loss = loss_of(self.model(image))
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), clip or float("inf"))
+        return float(loss.detach()), float(norm)
+
+    def update(self, rate: float) -> None:
+        """Step with this learning rate and clear the gradients."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.discard()
+
+    def discard(self) -> None:
+        """Clear the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def seeded(*numbers: int) -> int:
+    """A 63-bit seed as a function of some integers."""
+    digest = hashlib.blake2b(" ".join(map(str, numbers)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

@@ -1,0 +1,98 @@
+"""`train` and `resume`: from a recipe to a run directory."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from densepred import config as configuration
+from densepred.cases.cache import CachedCase, prepare
+from densepred.cases.case import Case, collect
+from densepred.cases.folds import split
+from densepred.cases.plan import Plan, make_plan
+from densepred.config import Config
+from densepred.errors import InputError
+from densepred.files import locked, sweep_parts, writable_folder
+from densepred.progress import progress
+from densepred.training.run import CONFIG, PLAN, Run
+from densepred.training.trainer import Trainer
+
+MAY_CHANGE = ("data.root", "data.cache", "training.epochs", "training.workers", "training.device")
+"""What a resumed training may be given anew; anything else would make it another training."""
+_LOG = logging.getLogger(__name__)
+
+
+def train(config: Config | str | Path, run: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Run:
+    """Train a network.
+
+    Args:
+        config: the recipe, or the path of its YAML.
+        run: a new folder for everything that training writes.
+        overrides: `key.sub=value` texts (with a path only).
+
+    Raises:
+        InputError: a fault of the recipe or of the data; all of them are named.
+        ResourceError: the loss is not finite, or the disk is full.
+        StoppedError: a signal; the state is saved and `resume` goes on.
+    """
+    if not isinstance(config, Config):
+        config = configuration.load(config, overrides)
+    folder = writable_folder(run)
+    with locked(folder):
+        if any((folder / "checkpoints").glob("step-*")):
+            raise InputError(
+                "holds a training already",
+                f"go on with it (densepred train --resume {folder}) or choose another folder",
+                folder,
+            )
+        root = str(Path(config.data.root).resolve())
+        config = config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+        cases = collect(config.data)
+        made = Run(folder, config, make_plan(config, split(cases, config.data)[0]))
+        made.save_recipe()
+        return _fit(made, cases)
+
+
+def resume(run: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Run:
+    """Go on with a training that was stopped or killed; the end is that of an uninterrupted one, bit for bit.
+
+    Args:
+        run: its folder.
+        overrides: new values for `MAY_CHANGE` keys.
+    """
+    folder = Path(run)
+    if not (folder / CONFIG).is_file() or not (folder / PLAN).is_file():
+        raise InputError(
+            f"no run to resume: {CONFIG} or {PLAN} is missing",
+            "start it with densepred train CONFIG --run FOLDER",
+            folder,
+        )
+    refused = [text for text in overrides if text.partition("=")[0] not in MAY_CHANGE]
+    if refused:
+        raise InputError(
+            f"a resumed training cannot change {', '.join(refused)}", f"only {', '.join(MAY_CHANGE)} may change", folder
+        )
+    with locked(folder):
+        found = Run(folder, configuration.load(folder / CONFIG, overrides), Plan.load(folder / PLAN))
+        found.save_recipe()
+        return _fit(found, collect(found.config.data))
+
+
+def _fit(run: Run, cases: list[Case]) -> Run:
+    sweep_parts(run.path)
+    sweep_parts(run.checkpoints)
+    train_cases, val_cases = split(cases, run.config.data)
+    cached = {case.id: case for case in _prepare(run, [*train_cases, *val_cases])}
+    trainer = Trainer(run, [cached[c.id] for c in train_cases], [cached[c.id] for c in val_cases])
+    trainer.fit()
+    return run
+
+
+def _prepare(run: Run, cases: list[Case]) -> list[CachedCase]:
+    folder = Path(run.config.data.cache) if run.config.data.cache else run.path / "cache"
+    unique = list({case.id: case for case in cases}.values())
+    with progress(len(unique), "preparing cases") as advance:
+        return prepare(unique, run.plan, folder, lambda: advance(1))
+
+
+__all__ = ["Run", "resume", "train"]

@@ -1,0 +1,234 @@
+"""The training loop: steps, validation, checkpoints, and the checks that stop a training gone wrong."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from densepred import metrics
+from densepred.augment.volume import Augmenter
+from densepred.cases.cache import CachedCase
+from densepred.cases.patches import Batch, PatchSampler
+from densepred.device import pick_device, pick_precision
+from densepred.errors import InputError, ResourceError, StoppedError
+from densepred.files import atomic_write
+from densepred.inference.sliding_window import SlidingWindowInferer
+from densepred.losses import SegmentationLoss
+from densepred.models.build import build, initialize
+from densepred.progress import progress
+from densepred.training import checkpoint
+from densepred.training.engine import Engine, seeded
+from densepred.training.logging import EventLog
+from densepred.training.optim import MovingAverage, learning_rate, make_optimizer
+from densepred.training.prefetch import prefetch
+from densepred.training.run import BEST, Run
+from densepred.signals import StopSignals
+
+ISOLATED = 3
+"""Steps in a row whose loss may be non-finite (they are skipped) before training stops."""
+_LOG = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Trains the network of a run on cached cases; every step is a function of (seed, step) and the weights before it.
+
+    Args:
+        run: the run directory.
+        train: cases to learn from.
+        validation: cases to score on; may be empty.
+    """
+
+    def __init__(self, run: Run, train: list[CachedCase], validation: list[CachedCase]) -> None:
+        config, plan = run.config, run.plan
+        self.run, self.config, self.validation = run, config, validation
+        self.device = pick_device(config.training.device)
+        self.precision = pick_precision(config.training.precision, self.device)
+        self.model = initialize(build(config.model, len(plan.channels), len(plan.classes)), config.training.seed)
+        self.optimizer = make_optimizer(self.model, config.optimizer)
+        self.average = MovingAverage(self.model, config.optimizer.ema)
+        self.criterion = SegmentationLoss(config.loss)
+        self.augment = Augmenter(config.augment, len(plan.classes), plan.spacing)
+        patch = config.patch
+        self.sampler = PatchSampler(
+            train, patch.size, patch.batch, patch.foreground, config.training.seed, config.training.steps
+        )
+        self.total = config.training.epochs * config.training.steps
+        self.data_hash = hashlib.sha256(" ".join(sorted(case.key for case in train)).encode()).hexdigest()
+        self.state: dict[str, Any] = {"step": 0, "losses": [], "norms": [], "skipped": 0, "best": None, "seconds": 0.0}
+        self.engine: Engine
+
+    def fit(self) -> None:
+        """Train to the end, from the newest checkpoint if there is one."""
+        self._restore()
+        self.engine = Engine(self.model, self.optimizer, self.device, self.precision, self.config.training.compile)
+        self.average.state = {name: value.to(self.device) for name, value in self.average.state.items()}
+        first, steps = self.state["step"], self.config.training.steps
+        order = ((step // steps, step % steps) for step in range(first, self.total))
+        batches = prefetch(self.sampler.batch, order, self.config.training.workers)
+        log = EventLog(self.run.path, first, self.config.training.tensorboard)
+        with StopSignals() as stop, log, progress(self.total, "training", done=first) as advance:
+            for step, batch in zip(range(first, self.total), batches, strict=True):
+                started = time.monotonic()
+                self._step(step, batch, log)
+                self.state["seconds"] += time.monotonic() - started
+                self.state["step"] = step + 1
+                info = {
+                    "epoch": step // steps + 1,
+                    "loss": self.state["losses"][-1] if self.state["losses"] else math.nan,
+                }
+                if (step + 1) % steps == 0:
+                    info |= self._end_epoch(step // steps, log)
+                if (step + 1) % steps == 0 or (step + 1) % self.config.training.checkpoint_every == 0:
+                    self._save()
+                advance(1, **info)
+                if stop.signal is not None and step + 1 < self.total:
+                    self._save()
+                    fix = f"go on with densepred train --resume {self.run.path}"
+                    raise StoppedError(
+                        f"stopped by a signal after step {step + 1} of {self.total}; the state is saved",
+                        stop.exit_code,
+                        fix,
+                    )
+        self._publish()
+
+    def _step(self, step: int, batch: Batch, log: EventLog) -> None:
+        """One step; a non-finite loss or gradient skips the update."""
+        config = self.config.optimizer
+        torch.manual_seed(seeded(self.config.training.seed, step))
+        image = torch.from_numpy(batch.image).to(self.device, non_blocking=True)
+        label = torch.from_numpy(batch.label).to(self.device, non_blocking=True).long()
+        image, label = self.augment(image, label, batch.seeds)
+        rate = learning_rate(config, step, self.total)
+        loss, norm = self.engine.gradient(image, lambda outputs: self.criterion(outputs, label), config.clip)
+        if step == 0:
+            self._check_first(loss)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._nonfinite(step, batch, loss, norm)
+            return
+        self.state["skipped"] = 0
+        self.engine.update(rate)
+        self.average.update(self.model, step)
+        self.state["losses"].append(loss)
+        self.state["norms"].append(norm)
+        log.scalars(step, {"loss": loss, "lr": rate, "grad_norm": norm})
+
+    def _check_first(self, loss: float) -> None:
+        expected = self.criterion.at_chance(len(self.run.plan.classes))
+        if math.isfinite(loss) and loss > 3 * expected:
+            _LOG.warning(
+                "the first loss is %.2f where chance gives %.2f: check the labels and the normalisation", loss, expected
+            )
+
+    def _nonfinite(self, step: int, batch: Batch, loss: float, norm: float) -> None:
+        self.engine.discard()
+        self.state["skipped"] += 1
+        record = {
+            "step": step,
+            "loss": str(loss),
+            "grad_norm": str(norm),
+            "cases": list(batch.ids),
+            "seeds": [int(s) for s in batch.seeds],
+        }
+        atomic_write(self.run.path / "nonfinite.json", json.dumps(record, indent=1))
+        _LOG.warning("step %d skipped: loss %s, gradient norm %s, cases %s", step, loss, norm, ", ".join(batch.ids))
+        if self.state["skipped"] > ISOLATED:
+            what = f"the loss is not finite ({self.state['skipped']} steps in a row, the last on cases {', '.join(batch.ids)})"
+            raise ResourceError(
+                what,
+                "lower optimizer.lr, or look at these cases with densepred check; nonfinite.json has the seeds",
+                self.run.path,
+            )
+
+    def _end_epoch(self, epoch: int, log: EventLog) -> dict[str, float]:
+        """Close the epoch's row, validate if it is due, and write what people look at."""
+        training = self.config.training
+        row: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "step": self.state["step"],
+            "loss": float(np.mean(self.state["losses"])) if self.state["losses"] else math.nan,
+            "lr": learning_rate(self.config.optimizer, self.state["step"] - 1, self.total),
+            "grad_norm": float(np.mean(self.state["norms"])) if self.state["norms"] else math.nan,
+            "seconds": round(self.state["seconds"], 2),
+        }
+        self.state |= {"losses": [], "norms": []}
+        scores: dict[str, float] = {}
+        if self.validation and ((epoch + 1) % training.validate_every == 0 or epoch + 1 == training.epochs):
+            scores = self._validate()
+            log.scalars(self.state["step"], scores)
+        self.run.rows.append(row | scores)
+        mean = scores.get("dice_mean")
+        if mean is not None and (self.state["best"] is None or mean > self.state["best"]):
+            self.state["best"] = mean
+            self.run.save_weights(self._weights(), BEST)
+        self._publish()
+        return {"dice": mean} if mean is not None else {}
+
+    @torch.inference_mode()
+    def _validate(self) -> dict[str, float]:
+        """Dice per class on whole volumes, the mean over cases (a class absent from truth and prediction counts nowhere)."""
+        config, classes = self.config.inference, self.run.plan.classes
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(self._weights())
+        window = config.window or self.config.patch.size
+        precision = str(self.precision).removeprefix("torch.")
+        inferer = SlidingWindowInferer(
+            window, config.overlap, config.blend, config.batch, self.device, precision, mirror_axes=config.mirror
+        )
+        dice = []
+        for case in self.validation:
+            labels = inferer(model, case.image).max(0).indices.cpu().numpy()
+            dice.append(metrics.dice(metrics.confusion(case.label, labels, len(classes))))
+        mean = np.nanmean(np.array(dice)[:, 1:], 0)
+        named = {f"dice_{name}": float(value) for name, value in zip(classes[1:], mean, strict=True)}
+        return named | {"dice_mean": float(np.nanmean(mean))}
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The weights to validate and keep: the moving average if there is one."""
+        return self.average.state if self.config.optimizer.ema else self.model.state_dict()
+
+    def _publish(self) -> None:
+        self.run.save_metrics()
+        self.run.save_weights(self._weights())
+
+    def _save(self) -> None:
+        """Write a checkpoint; a full disk is a warning while an older one is there, and the next attempt may do."""
+        tensors = {
+            "model": self.model.state_dict(),
+            "average": self.average.state,
+            "optimizer": checkpoint.optimizer_tensors(self.optimizer),
+        }
+        state = self.state | {"rows": self.run.rows, "data": self.data_hash, "torch": torch.__version__}
+        try:
+            checkpoint.save(self.run.checkpoints, self.state["step"], tensors, state)
+        except ResourceError as error:
+            if self.state["step"] == self.total:
+                raise
+            _LOG.warning("no checkpoint at step %d: %s", self.state["step"], error.what)
+
+    def _restore(self) -> None:
+        found = checkpoint.newest(self.run.checkpoints)
+        if found is None:
+            return
+        tensors, state = found
+        if state.pop("data") != self.data_hash:
+            raise InputError(
+                "the training cases have changed since this run began",
+                "restore them, or start a new run",
+                self.run.path,
+            )
+        if state.pop("torch") != torch.__version__:
+            _LOG.warning("resuming under another version of torch: the end may differ in the last bits")
+        self.run.rows[:] = state.pop("rows")
+        self.state = state
+        self.model.load_state_dict(tensors["model"])
+        self.average.state = tensors["average"]
+        checkpoint.load_optimizer(self.optimizer, tensors["optimizer"])

@@ -1,0 +1,76 @@
+"""A training that is killed or stopped and resumed ends with the bits of one that was not."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.helpers import densepred, kill_at, run_killing
+
+SAME = ("model.safetensors", "best.safetensors", "config.yaml", "plan.json")
+
+
+def test_killed_training_ends_bit_for_bit_like_the_uninterrupted(
+    dataset: Path, recipe: Path, trained: Path, tmp_path: Path
+):
+    run = tmp_path / "killed"
+    start = time.monotonic()
+    timing = densepred("train", recipe, f"data.root={dataset}", "--run", tmp_path / "timing")
+    assert timing.returncode == 0
+    longest = time.monotonic() - start
+    first = ["train", recipe, f"data.root={dataset}", "--run", run]
+    assert run_killing(3, longest, 5, first, ["train", "--resume", run]) > 0
+    for name in SAME:
+        assert (run / name).read_bytes() == (trained / name).read_bytes(), name
+    for name in ("model", "average", "optimizer"):
+        last = (trained / "checkpoints" / "last").read_text().strip()
+        file = f"checkpoints/{last}/{name}.safetensors"
+        assert (run / file).read_bytes() == (trained / file).read_bytes(), name
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_stopping_saves_the_state_and_says_so(dataset: Path, recipe: Path, trained: Path, tmp_path: Path, number, code):
+    run = tmp_path / "stopped"
+    arguments = ["train", recipe, f"data.root={dataset}", "training.epochs=2000", "--run", run]
+    assert kill_at(10, *arguments, number=number) == code
+    newest = max((run / "checkpoints").glob("step-*"))
+    step = json.loads((newest / "state.json").read_text())["step"]
+    assert step == int(newest.name.removeprefix("step-")) > 0
+    assert (run / "metrics.csv").exists()
+
+
+def test_number_of_workers_does_not_matter(dataset: Path, recipe: Path, trained: Path, tmp_path: Path):
+    for workers in (0, 3):
+        run = tmp_path / str(workers)
+        done = densepred("train", recipe, f"data.root={dataset}", f"training.workers={workers}", "--run", run)
+        assert done.returncode == 0, done.stderr
+        assert (run / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
+
+
+def test_damaged_checkpoint_is_passed_over(dataset: Path, recipe: Path, trained: Path, tmp_path: Path):
+    run = tmp_path / "damaged"
+    assert densepred("train", recipe, f"data.root={dataset}", "training.epochs=3", "--run", run).returncode == 0
+    newest = max((run / "checkpoints").glob("step-*"))
+    data = bytearray((newest / "model.safetensors").read_bytes())
+    data[-5] ^= 1
+    (newest / "model.safetensors").write_bytes(data)
+    done = densepred("train", "--resume", run)
+    assert done.returncode == 0, done.stderr
+    assert "does not match its manifest" in done.stderr
+    assert (max((run / "checkpoints").glob("step-*")) / "state.json").exists()
+
+
+def test_training_into_a_used_folder_and_resuming_nothing(dataset: Path, recipe: Path, trained: Path, tmp_path: Path):
+    again = densepred("train", recipe, f"data.root={dataset}", "--run", trained)
+    assert again.returncode == 2
+    assert "--resume" in again.stderr
+    nothing = densepred("train", "--resume", tmp_path / "nothing")
+    assert nothing.returncode == 2
+    assert "no run to resume" in nothing.stderr
+    other = densepred("train", "--resume", trained, "optimizer.lr=0.5")
+    assert other.returncode == 2
+    assert "cannot change" in other.stderr
