@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from densepred.allocator import tune_allocator
 from densepred.errors import BUG, DensepredError, InputError
 
 app = typer.Typer(
@@ -62,6 +63,7 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="folder of a stopped training, to go on with")] = None,
 ) -> None:
     """Train a network, or go on with a training that was stopped."""
+    tune_allocator()
     if (resume is None) == (run is None):
         raise InputError("train needs one of --run and --resume", "give CONFIG --run FOLDER, or --resume FOLDER")
     if run is not None:
@@ -90,6 +92,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="folder for the predictions")],
 ) -> None:
     """Segment files; what is done already stays as it is."""
+    tune_allocator()
     from densepred.inference import batch
 
     overrides = [word for word in words if word.startswith("inference.") and "=" in word]

@@ -1,16 +1,12 @@
-"""Which device and number format to compute in, and the allocator's settings."""
+"""Which device and number format to compute in."""
 
 from __future__ import annotations
-
-import ctypes
-import os
-import platform
 
 import torch
 
 from densepred.errors import InputError
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
@@ -35,24 +31,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """`float32`, `float16`, `bfloat16`, or `auto`: bfloat16 where the hardware computes in it, else float32."""
+    """The number format named, or for `auto` bfloat16 where the hardware computes in it, else float32."""
     if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+        return PRECISIONS[name]
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         probes = (getattr(torch.cpu, f"_is_{name}_supported", lambda: False) for name in ("avx512_bf16", "amx_tile"))
         fast = any(probe() for probe in probes)
     return torch.bfloat16 if fast else torch.float32
-
-
-def tune_allocator() -> None:
-    """Keep freed memory in the process and back large tensors by huge pages: 1.3 to 1.5 times faster on CPUs.
-
-    glibc alone knows these settings; elsewhere nothing happens. torch reads the variable at its first allocation.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(_M_MMAP_MAX, 0)

@@ -11,7 +11,10 @@ from densepred import errors
 
 
 class StopSignals:
-    """Notes SIGTERM and SIGINT instead of dying; a second one kills as usual. Outside the main thread it does nothing."""
+    """Notes SIGTERM and SIGINT instead of dying; a second one kills as usual.
+
+    Outside the main thread it does nothing.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None

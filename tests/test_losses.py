@@ -68,7 +68,7 @@ def test_perfect_prediction_has_no_loss_and_chance_is_as_stated():
 
 
 def test_deep_supervision_weighs_scales_by_their_size():
-    logits, labels = example()
+    _, labels = example()
     labels = labels.repeat(1, 2, 2, 2)[:, :8, :8, :8]
     fine, coarse = torch.randn(3, 4, 8, 8, 8), torch.randn(3, 4, 4, 4, 4)
     loss = SegmentationLoss(LossConfig())

@@ -1,7 +1,7 @@
 """Augmentation of whole batches on their device, in 2D and 3D.
 
-Every number drawn is a function of the sample's seed alone, so a sample comes out the same in any batch, on any number of
-workers and after any interruption. Geometry is applied to image and labels together.
+Every number drawn is a function of the sample's seed alone, so a sample comes out the same in any batch, on any number
+of workers and after any interruption. Geometry is applied to image and labels together.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Augmenter:
         return image, label
 
     def matrix(self, draw: Draw, shape: tuple[int, ...]) -> Tensor:
-        """The map from output to input positions (dims, dims + 1), in the coordinates of `affine_grid`: x first, -1..1."""
+        """The map from output to input positions (dims, dims + 1), in `affine_grid`'s coordinates: x first, -1..1."""
         dims = len(shape)
         turn = rotation(draw.angles or (0.0, 0.0, 0.0), dims) / (draw.zoom or 1.0)
         size = torch.tensor(shape, dtype=torch.float64) * torch.tensor(

@@ -42,7 +42,7 @@ def evaluate(
     """Score predicted label maps, case by case and over the set.
 
     A prediction belongs to the label of the same name (suffix apart). Both are read slab by slab and once. A case that
-    cannot be scored (another grid, a damaged file, a prediction that the predictions' own `failures.tsv` says failed) is
+    cannot be scored (another grid, a damaged file, a prediction that failed by the predictions' own `failures.tsv`) is
     listed in `failures` and the others go on. Other labels without a prediction are counted in `unpredicted`: scoring a
     part of a labelled set is usual.
 

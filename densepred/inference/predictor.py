@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.torch
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from densepred.files import sha256
 from densepred.inference.resample import resample_slabs
 from densepred.inference.sliding_window import Progress, SlidingWindowInferer
 from densepred.models.build import build
+from densepred.models.layers import to_channels_last
 from densepred.volumes import Volume, label_dtype, open_volume, open_writer, stack
 
 WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
@@ -123,8 +123,7 @@ class Predictor:
         settings = config.inference
         self.device = pick_device(settings.device)
         precision = pick_precision(settings.precision, self.device)
-        last = torch.channels_last_3d if plan.dims == 3 else torch.channels_last
-        self.model = model.eval().to(self.device, memory_format=last)
+        self.model = to_channels_last(model.eval().to(self.device))
         self.inferer = SlidingWindowInferer(
             window=settings.window or config.patch.size,
             overlap=settings.overlap,

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from densepred.device import PRECISIONS, pick_precision
 from densepred.errors import InputError, ResourceError
 from densepred.inference import windows
 from densepred.inference.ring import Accumulator, Ring
@@ -27,7 +28,6 @@ Model = Callable[[Tensor], Tensor | Mapping[str, Tensor]]
 Progress = Callable[[int, int], None]
 Slab = tuple[int, int, Tensor]
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 READ_BYTES = 1 << 24  # of float32 planes asked of the source at a time
 
 
@@ -143,7 +143,7 @@ class _Pass:
         self.device = torch.device(inferer.device) if inferer.device is not None else home_of(model, source)
         if inferer.device is not None and isinstance(model, nn.Module):
             model.to(self.device)
-        self.dtype = compute_dtype(inferer.precision, self.device)
+        self.dtype = pick_precision(inferer.precision, self.device)
         axes = sorted({axis + 2 for axis in inferer.mirror_axes})
         self.flips = list(chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1)))
         self.weights = _Weights(grid, inferer.blend, self.device)
@@ -325,14 +325,3 @@ def home_of(model: Model, source: Source) -> torch.device:
         for tensor in chain(model.parameters(), model.buffers()):
             return tensor.device
     return source.device if isinstance(source, Tensor) else torch.device("cpu")
-
-
-def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype named by `precision`; "auto" is bfloat16 where the device computes in it faster, else float32."""
-    if precision != "auto":
-        return PRECISIONS[precision]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    tests = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    fast = device.type == "cpu" and any(test is not None and test() for test in tests)
-    return torch.bfloat16 if fast else torch.float32

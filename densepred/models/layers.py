@@ -16,6 +16,7 @@ _CONV: Kinds = {2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: Kinds = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _MAX_POOL: Kinds = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 _DROPOUT: Kinds = {2: nn.Dropout2d, 3: nn.Dropout3d}
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -104,3 +105,12 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": lambda: nn.SiLU(inplace=True),
     "none": nn.Identity,
 }
+
+
+def to_channels_last(model: nn.Module) -> nn.Module:
+    """Lay the convolution weights of a model out channels-last, in place; its feature maps follow."""
+    for parameter in model.parameters():
+        layout = CHANNELS_LAST.get(parameter.ndim - 2)
+        if layout is not None:
+            parameter.data = parameter.data.contiguous(memory_format=layout)
+    return model

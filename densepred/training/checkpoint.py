@@ -1,4 +1,4 @@
-"""Checkpoints: a folder of safetensors and JSON with a manifest of hashes, whole or absent; nothing in it is a pickle."""
+"""Checkpoints: folders of safetensors and JSON with a manifest of hashes, whole or absent; nothing is a pickle."""
 
 from __future__ import annotations
 

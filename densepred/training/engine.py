@@ -11,6 +11,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from densepred.models.layers import CHANNELS_LAST, to_channels_last
+
 Outputs = Tensor | Mapping[str, Tensor]
 
 
@@ -28,32 +30,30 @@ class Engine:
     def __init__(
         self, model: nn.Module, optimizer: Optimizer, device: torch.device, precision: torch.dtype, compiled: bool
     ) -> None:
-        for state in (
-            AcceleratorState,
-            PartialState,
-            GradientState,
-        ):  # accelerate keeps these for the process; each run needs its own
+        for state in (AcceleratorState, PartialState, GradientState):  # kept for the process; each run needs its own
             state._reset_state()
         if device.type == "cuda":
             torch.cuda.set_device(device)
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         mixed = "bf16" if precision == torch.bfloat16 else "no"
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
-        self.format = torch.channels_last_3d if model.dims == 3 else torch.channels_last
-        self.last = (
-            compiled or device.type == "cuda"
-        )  # channels-last pays where the norms are fused or the kernels want it
+        self.last = compiled or device.type == "cuda"  # where norms are fused, or kernels want it, it pays
         if self.last:
-            model.to(memory_format=self.format)
+            to_channels_last(model)
         prepared = self.accelerator.prepare(model, optimizer)
-        self.model: nn.Module = torch.compile(prepared[0]) if compiled else prepared[0]
+        self.model: nn.Module = prepared[0]
         self.optimizer: Optimizer = prepared[1]
+        if compiled:
+            self.model.compile()
 
     def gradient(self, image: Tensor, loss_of: Callable[[Outputs], Tensor], clip: float) -> tuple[float, float]:
-        """Loss and gradient norm of a batch (B, C, *spatial); the gradients stay in the parameters, clipped to `clip` (0: not)."""
+        """Loss and gradient norm of a batch (B, C, *spatial); the gradients stay in the parameters.
+
+        Their norm is clipped to `clip`, unless that is 0.
+        """
         self.model.train()
         if self.last:
-            image = image.contiguous(memory_format=self.format)
+            image = image.contiguous(memory_format=CHANNELS_LAST[image.ndim - 2])
         loss = loss_of(self.model(image))
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), clip or float("inf"))

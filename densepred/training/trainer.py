@@ -25,13 +25,13 @@ from densepred.inference.sliding_window import SlidingWindowInferer
 from densepred.losses import SegmentationLoss
 from densepred.models.build import build, initialize
 from densepred.progress import progress
+from densepred.signals import StopSignals
 from densepred.training import checkpoint
 from densepred.training.engine import Engine, seeded
 from densepred.training.logging import EventLog
 from densepred.training.optim import MovingAverage, learning_rate, make_optimizer
 from densepred.training.prefetch import prefetch
 from densepred.training.run import BEST, Run
-from densepred.signals import StopSignals
 
 ISOLATED = 3
 """Steps in a row whose loss may be non-finite (they are skipped) before training stops."""
@@ -141,12 +141,11 @@ class Trainer:
         atomic_write(self.run.path / "nonfinite.json", json.dumps(record, indent=1))
         _LOG.warning("step %d skipped: loss %s, gradient norm %s, cases %s", step, loss, norm, ", ".join(batch.ids))
         if self.state["skipped"] > ISOLATED:
-            what = f"the loss is not finite ({self.state['skipped']} steps in a row, the last on cases {', '.join(batch.ids)})"
-            raise ResourceError(
-                what,
-                "lower optimizer.lr, or look at these cases with densepred check; nonfinite.json has the seeds",
-                self.run.path,
+            what = (
+                f"the loss is not finite ({self.state['skipped']} steps in a row, the last on {', '.join(batch.ids)})"
             )
+            fix = "lower optimizer.lr, or look at these cases with densepred check; nonfinite.json has the seeds"
+            raise ResourceError(what, fix, self.run.path)
 
     def _end_epoch(self, epoch: int, log: EventLog) -> dict[str, float]:
         """Close the epoch's row, validate if it is due, and write what people look at."""
@@ -174,7 +173,7 @@ class Trainer:
 
     @torch.inference_mode()
     def _validate(self) -> dict[str, float]:
-        """Dice per class on whole volumes, the mean over cases (a class absent from truth and prediction counts nowhere)."""
+        """Dice per class on whole volumes, the mean over the cases that have it in truth or prediction."""
         config, classes = self.config.inference, self.run.plan.classes
         model = copy.deepcopy(self.model)
         model.load_state_dict(self._weights())

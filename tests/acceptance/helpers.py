@@ -34,7 +34,7 @@ def kill_at(seconds: float, *arguments: object, number: int = signal.SIGKILL) ->
 
 
 def run_killing(kills: int, longest: float, seed: int, first: list[object], again: list[object]) -> int:
-    """Start `first`, kill it and its successors `again` at random moments, let the last one finish; returns the kills."""
+    """Start `first`, kill it and its successors `again` at random moments, let the last finish; return the kills."""
     moments, killed, command = random.Random(seed), 0, first
     for _ in range(kills):
         if kill_at(moments.uniform(0.3, 1.0) * longest, *command) is None:
