@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
+DATA ?= $(or $(DENSEPRED_DATA),../shared/data)
 
 .PHONY: setup demo test lint acceptance docs clean
 
@@ -33,9 +34,12 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The whole road on real data (see CONTRIBUTING.md); long.
+# The long checks (an hour): accuracy on real data, memory against depth, killed runs, and the GPU where there is one.
 acceptance: setup
-	$(BIN)/python -m pytest -q tests/acceptance
+	$(BIN)/python scripts/hippocampus.py --data $(DATA)/hippocampus --out runs/acceptance/hippocampus
+	$(BIN)/python scripts/bench_memory.py --repeats 3
+	$(BIN)/python scripts/crash_loop.py --kills 10
+	$(BIN)/python scripts/gpu.py
 
 docs: setup
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'

@@ -1,0 +1,82 @@
+"""Peak memory of predicting shallow and deep volumes from .nii.gz to .nii.gz, each in a fresh process.
+
+    python scripts/bench_memory.py
+
+The two peaks should be the same: the inferer reads, predicts and writes slab by slab.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from densepred.cases.plan import Plan
+from densepred.config import Config, DataConfig, InferenceConfig, ModelConfig
+from densepred.models.build import build, initialize
+from densepred.training.run import Run
+
+
+def make_run(folder: Path, window: tuple[int, ...], channels: tuple[int, ...]) -> Path:
+    """A run directory with an untrained network of three classes."""
+    config = Config(
+        data=DataConfig(images="*.nii.gz", labels="{id}.nii.gz"),
+        model=ModelConfig(channels=channels),
+        inference=InferenceConfig(window=window),
+    )
+    names = ("background", "one", "two")
+    plan = Plan(dims=3, channels=("image",), classes=names, values=(0, 1, 2), label_map={0: 0, 1: 1, 2: 2})
+    folder.mkdir()
+    run = Run(folder, config, plan)
+    run.save_recipe()
+    run.save_weights(initialize(build(config.model, 1, 3), 0).state_dict())
+    return folder
+
+
+def make_volume(path: Path, depth: int, side: int) -> None:
+    """A volume of noise, (side, side, depth) in NIfTI's order."""
+    noise = np.random.default_rng(depth).integers(0, 1000, (depth, side, side), dtype=np.int16)
+    nib.save(nib.Nifti1Image(noise.T, np.eye(4)), path)
+
+
+def peak_of(*command: object) -> float:
+    """Peak resident memory of a process, in MB."""
+    pid = os.posix_spawn(sys.executable, [sys.executable, *map(str, command)], os.environ)
+    _, status, usage = os.wait4(pid, 0)
+    if status != 0:
+        raise SystemExit(f"the command failed with status {status}: {command}")
+    return usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    """Parse the command line, predict and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--depths", type=int, nargs="+", default=[512, 2048])
+    parser.add_argument("--side", type=int, default=128)
+    parser.add_argument("--window", type=int, nargs=3, default=[64, 64, 64])
+    parser.add_argument("--channels", type=int, nargs="+", default=[8, 16])
+    parser.add_argument("--repeats", type=int, default=1)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run = make_run(folder / "run", tuple(arguments.window), tuple(arguments.channels))
+        for repeat in range(arguments.repeats):
+            peaks = []
+            for depth in arguments.depths:
+                image = folder / f"depth{depth}.nii.gz"
+                if not image.exists():
+                    make_volume(image, depth, arguments.side)
+                peaks.append(
+                    peak_of("-m", "densepred", "predict", run, image, "--out", folder / f"out{depth}_{repeat}")
+                )
+                print(f"{depth}x{arguments.side}x{arguments.side}: peak {peaks[-1]:.1f} MB", flush=True)
+            print(f"deepest against shallowest: {100 * (peaks[-1] / peaks[0] - 1):+.2f} %", flush=True)
+
+
+if __name__ == "__main__":
+    main()
