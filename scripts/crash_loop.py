@@ -2,8 +2,8 @@
 
     python scripts/crash_loop.py --kills 10
 
-A small training and a batch of predictions run once undisturbed, and once killed and started again until they are done. The
-weights must be equal bit for bit, the folders of the predictions byte for byte.
+A small training and a batch of predictions run once undisturbed, and once killed and started again until they are done.
+The weights must be equal bit for bit, the folders of the predictions byte for byte.
 """
 
 from __future__ import annotations
