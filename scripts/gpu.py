@@ -46,9 +46,7 @@ def bench_training(device: torch.device, steps: int, compiled: bool) -> None:
         engine.update(0.01)
         times.append(wait(device) - start)
     median = statistics.median(times[len(times) // 3 :])
-    print(
-        f"training step, 2x40x56x40, {precision}, compiled {compiled}: {1 / median:.2f} steps/s (first {times[0]:.1f} s)"
-    )
+    print(f"step of 2x40x56x40, {precision}, compiled {compiled}: {1 / median:.2f} steps/s")
 
 
 def bench_inference(device: torch.device, size: int, window: int) -> None:
@@ -69,9 +67,7 @@ def bench_inference(device: torch.device, size: int, window: int) -> None:
     for _ in inferer.stream(model, image):
         pass
     total = wait(device) - start
-    print(
-        f"{size}^3, window {window}^3, {count} windows, {precision}: {total:.2f} s, {total / bare:.3f} of the bare network"
-    )
+    print(f"{size}^3, {count} windows of {window}^3, {precision}: {total:.2f} s, {total / bare:.3f} of the bare model")
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from densepred.augment.volume import Augmenter
-from densepred.config import AugmentConfig, Config, ModelConfig, OptimizerConfig
+from densepred.config import AugmentConfig, LossConfig, ModelConfig, OptimizerConfig
 from densepred.inference.sliding_window import SlidingWindowInferer
 from densepred.losses import SegmentationLoss
 from densepred.models.build import build, initialize
@@ -50,11 +50,10 @@ def test_augmentation_does_the_same_on_both():
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_two_trainings_give_the_same_bits_and_learn(precision: torch.dtype):
-    ends, losses = [], []
+    ends, losses, criterion = [], [], SegmentationLoss(LossConfig())
     for _ in range(2):
-        model, config = network(), Config()
+        model = network()
         engine = Engine(model, make_optimizer(model, OptimizerConfig()), torch.device("cuda"), precision, False)
-        criterion = SegmentationLoss(config.loss)
         generator = torch.Generator().manual_seed(1)
         image = torch.randn(2, 1, 24, 24, 24, generator=generator).cuda()
         label = (image[:, 0] > 0.5).long() + (image[:, 0] > 1.5).long()
