@@ -40,20 +40,31 @@ def atomic_path(path: str | Path, verify: Callable[[Path], None] | None = None) 
         raise UnsafeError("the output is a symbolic link", "remove the link or choose another output", path)
     part = part_path(path)
     try:
-        yield part
-        sync(part)
-        if verify is not None:
-            verify(part)
-        os.replace(part, path)
-        sync(path.parent)
+        with needing_space(path):
+            yield part
+            sync(part)
+            if verify is not None:
+                verify(part)
+            os.replace(part, path)
+            sync(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def needing_space(path: Path) -> Iterator[None]:
+    """Tell a full disk from other faults of writing `path`.
+
+    Raises:
+        ResourceError: the disk or the quota is full.
+    """
+    try:
+        yield
     except OSError as error:
         if error.errno not in _OUT_OF_SPACE:
             raise
-        part.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free / 1e6
         raise ResourceError(f"the disk is full ({free:.0f} MB free)", "free some space and run again", path) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def atomic_write(path: str | Path, content: bytes | str) -> None:

@@ -147,14 +147,23 @@ def open_image(case: Case, plan: Plan) -> Volume:
         InputError: another number of channels or axes than the plan's.
     """
     volume = stack([open_volume(path, plan.axes) for path in case.images])
+    check_image(volume, plan, case.id)
+    return volume
+
+
+def check_image(volume: Volume, plan: Plan, case: str | None = None) -> None:
+    """Refuse an image that the model was not made for.
+
+    Raises:
+        InputError: another number of channels or axes than the plan's.
+    """
     if volume.dims != plan.dims:
         what = f"{volume.dims} spatial axes, the model has {plan.dims}"
-        raise InputError(what, f"give images of {plan.dims} axes, or set model.dims", volume.path, case.id)
+        raise InputError(what, f"give images of {plan.dims} axes, or set model.dims", volume.path, case)
     if volume.shape[0] != len(plan.channels):
         expected = f"{len(plan.channels)} channels [{', '.join(plan.channels)}]"
         what = f"the model expects {expected}, here are {volume.shape[0]}"
-        raise InputError(what, "give the same channels in the same order", volume.path, case.id)
-    return volume
+        raise InputError(what, "give the same channels in the same order", volume.path, case)
 
 
 def grid_fault(image: Volume, label: Volume) -> tuple[str, str] | None:

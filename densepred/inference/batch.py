@@ -147,7 +147,7 @@ def _run_one(
         if manifest.holds(entry):
             result.skipped.append(case.id)
             return
-        predictor.predict_file(case.images, output, watch)
+        predictor.predict_file(case, output, watch)
         manifest.add(entry | {"output": output.name, "sha256": sha256(output)})
         result.done.append(case.id)
     except (StoppedError, ResourceError) as error:

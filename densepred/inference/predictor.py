@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from densepred import config as configuration
+from densepred.cases.case import Case
 from densepred.cases.plan import Plan
-from densepred.cases.preprocess import NormalizedVolume, statistics
+from densepred.cases.preprocess import NormalizedVolume, Statistics, check_image, open_image, statistics
 from densepred.cases.resample import resample, resampled_shape
 from densepred.config import Config
 from densepred.device import pick_device, pick_precision
@@ -25,7 +26,7 @@ from densepred.inference.resample import resample_slabs
 from densepred.inference.sliding_window import Progress, SlidingWindowInferer
 from densepred.models.build import build
 from densepred.models.layers import to_channels_last
-from densepred.volumes import Volume, label_dtype, open_volume, open_writer, stack
+from densepred.volumes import Volume, label_dtype, open_volume, open_writer
 
 WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
 LabelSlab = tuple[int, int, NDArray[Any]]
@@ -152,34 +153,36 @@ class Predictor:
             source = Volume.from_array(source, tuple(spacing) if spacing else (1.0,) * self.plan.dims)
         return source.like(self._whole(source))
 
-    def predict_file(self, images: Sequence[Path], out: Path, progress: Progress | None = None) -> None:
-        """Segment one case from files to a file, slab by slab; `out` appears whole or not at all.
+    def predict_file(self, case: Case, out: Path, progress: Progress | None = None) -> None:
+        """Segment one case from its files to a file, slab by slab; `out` appears whole or not at all.
 
         Args:
-            images: one file, or one per channel.
+            case: its image files.
             out: the label map.
             progress: called with windows done and all windows.
         """
-        volumes = [open_volume(path, self.plan.axes) for path in images]
-        try:
-            volume = volumes[0] if len(volumes) == 1 else stack(volumes)
-            with open_writer(out, volume, self.table.dtype, labels=True) as writer:
-                for _, _, labels in self.stream(volume, progress):
-                    writer.write(labels[None])
-        finally:
-            for volume in volumes:
-                volume.close()
+        with (
+            open_image(case, self.plan) as volume,
+            open_writer(out, volume, self.table.dtype, labels=True) as writer,
+        ):
+            for _, _, labels in self.stream(volume, progress):
+                writer.write(labels[None])
 
     def stream(self, volume: Volume, progress: Progress | None = None) -> Iterator[LabelSlab]:
         """Yield (z0, z1, labels (z1 - z0, *rest)), each slab as soon as it is final.
 
-        The volume is read twice, forward: once for its statistics (and its checksum), once for the windows.
+        The volume is read twice, forward: once for its statistics (and its checksum), once for the windows. Voxels that
+        are NaN or infinite in any channel are labelled background.
 
         Raises:
             InputError: dimensions or channels other than the model's, or a damaged file.
         """
-        self._check(volume)
-        source: Any = NormalizedVolume(volume, statistics(volume, self.plan.normalize))
+        check_image(volume, self.plan)
+        known = statistics(volume, self.plan.normalize)
+        invalid = int(np.prod(volume.shape[1:])) - min(known.valid)
+        if invalid:
+            _LOG.warning("%s: %d voxels are NaN or infinite: labelled background", volume.path or "image", invalid)
+        source = _Screened(volume, known)
         shape = tuple(volume.shape[1:])
         target = resampled_shape(shape, volume.spacing, self.plan.spacing) if self.plan.spacing else shape
         if target == shape:
@@ -188,7 +191,9 @@ class Predictor:
             moved = resample(source[:, :], target)
             slabs = resample_slabs(self.inferer.stream(self.model, moved, progress), target, shape)
         for start, stop, logits in slabs:
-            yield start, stop, self.table[logits.max(0).indices.cpu().numpy()]
+            labels = self.table[logits.max(0).indices.cpu().numpy()]
+            del logits
+            yield start, stop, source.blank(start, labels, self.table[0])
 
     def _whole(self, volume: Volume) -> NDArray[Any]:
         labels = np.empty((1, *volume.shape[1:]), self.table.dtype)
@@ -196,17 +201,28 @@ class Predictor:
             labels[0, start:stop] = slab
         return labels
 
-    def _check(self, volume: Volume) -> None:
-        if volume.dims != self.plan.dims:
-            raise InputError(
-                f"{volume.dims}D image, but the model is {self.plan.dims}D",
-                "use a model of these dimensions",
-                volume.path,
-            )
-        if volume.shape[0] != len(self.plan.channels):
-            names = ", ".join(self.plan.channels)
-            what = f"{volume.shape[0]} channels, but the model expects {len(self.plan.channels)} ({names})"
-            raise InputError(what, "give the channels the model was trained on, in that order", volume.path)
+
+class _Screened(NormalizedVolume):
+    """A normalised volume that remembers, until they are blanked, the invalid voxels of the planes it has read."""
+
+    def __init__(self, volume: Volume, known: Statistics) -> None:
+        super().__init__(volume, known)
+        self.invalid: dict[int, NDArray[np.bool_]] = {}
+
+    def __getitem__(self, key: Any) -> NDArray[np.float32]:
+        """Planes `[:, z0:z1]`, read forward."""
+        values = self.volume[key]
+        if values.dtype.kind == "f":
+            bad = ~np.isfinite(values).all(0)
+            self.invalid |= {(key[1].start or 0) + z: plane for z, plane in enumerate(bad) if plane.any()}
+        return self.apply(values)
+
+    def blank(self, start: int, labels: NDArray[Any], background: Any) -> NDArray[Any]:
+        """Labels (n, *rest) of the planes from `start`, with background at the invalid voxels."""
+        for z in range(start, start + len(labels)):
+            if z in self.invalid:
+                labels[z - start][self.invalid.pop(z)] = background
+        return labels
 
 
 __all__ = ["Predictor", "load", "load_weights", "read_weights"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from densepred.errors import InputError
-from densepred.files import atomic_write, part_path, sha256, sync
+from densepred.files import atomic_write, needing_space, part_path, sha256, sync
 
 KEPT = 2
 _LOG = logging.getLogger(__name__)
@@ -35,25 +35,30 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
     part = part_path(final)
     part.mkdir()
     try:
-        for stem, group in tensors.items():
-            held = {name: value.detach().cpu().contiguous().clone() for name, value in group.items()}
-            safetensors.torch.save_file(held, part / f"{stem}.safetensors")
-        (part / "state.json").write_text(json.dumps(state))
-        hashes = {file.name: sha256(file) for file in sorted(part.iterdir())}
-        (part / "manifest.json").write_text(json.dumps(hashes, indent=1))
-        for file in part.iterdir():
-            sync(file)
-        sync(part)
-        if final.exists():
-            shutil.rmtree(final)
-        os.rename(part, final)
-        sync(folder)
+        with needing_space(final):
+            for stem, group in tensors.items():
+                (part / f"{stem}.safetensors").write_bytes(packed(group))
+            (part / "state.json").write_text(json.dumps(state))
+            hashes = {file.name: sha256(file) for file in sorted(part.iterdir())}
+            (part / "manifest.json").write_text(json.dumps(hashes, indent=1))
+            for file in part.iterdir():
+                sync(file)
+            sync(part)
+            if final.exists():
+                shutil.rmtree(final)
+            os.rename(part, final)
+            sync(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     atomic_write(folder / "last", final.name + "\n")
     for old in sorted(folder.glob("step-*"))[:-KEPT]:
         shutil.rmtree(old)
     return final
+
+
+def packed(tensors: dict[str, Tensor]) -> bytes:
+    """Tensors in the safetensors format."""
+    return safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
 
 
 def newest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:

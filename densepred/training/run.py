@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
 from densepred import config as configuration
 from densepred.cases.plan import Plan
 from densepred.config import Config
 from densepred.figures import training_curves
-from densepred.files import atomic_path, atomic_write
+from densepred.files import atomic_write
+from densepred.training.checkpoint import packed
 
 CONFIG, PLAN, WEIGHTS, BEST, METRICS, CURVES = (
     "config.yaml",
@@ -59,6 +59,4 @@ class Run:
 
     def save_weights(self, weights: dict[str, Tensor], name: str = WEIGHTS) -> None:
         """Write weights for prediction."""
-        held = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
-        with atomic_path(self.path / name) as part:
-            safetensors.torch.save_file(held, part)
+        atomic_write(self.path / name, packed(weights))
