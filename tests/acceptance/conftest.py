@@ -16,6 +16,7 @@ model: {channels: [4, 8], deep_supervision: 0}
 patch: {size: [16, 16, 16], batch: 2}
 optimizer: {ema: 0.9}
 training: {epochs: 4, steps: 6, checkpoint_every: 2, tensorboard: false, seed: 3}
+inference: {window: [32, 32, 32]}
 """
 
 

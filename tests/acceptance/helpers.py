@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 COMMAND = [sys.executable, "-m", "densepred"]
+LONGEST = 120.0
+"""Seconds after which a command that should have been stopped is given up."""
 
 
 def densepred(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -19,33 +22,32 @@ def densepred(*arguments: object, **environment: str) -> subprocess.CompletedPro
     return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=env, timeout=300)
 
 
-def kill_at(seconds: float, *arguments: object, number: int = signal.SIGKILL) -> int | None:
-    """Start a command and signal it after some seconds; None if it was done before, else its exit status."""
+def kill_when(moment: Callable[[], bool], *arguments: object, number: int = signal.SIGKILL) -> int | None:
+    """Start a command and signal it as soon as `moment()` holds; its exit status, or None if it was done before."""
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env
-    )
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([*COMMAND, *map(str, arguments)], env=env, **quiet)
+    until = time.monotonic() + LONGEST
     try:
-        process.wait(seconds)
+        while process.poll() is None and time.monotonic() < until:
+            if moment():
+                process.send_signal(number)
+                return process.wait(60)
+            time.sleep(0.002)
         return None
-    except subprocess.TimeoutExpired:
-        process.send_signal(number)
-        return process.wait(60)
+    finally:
+        process.kill()
 
 
-def run_killing(kills: int, longest: float, seed: int, first: list[object], again: list[object]) -> int:
-    """Start `first`, kill it and its successors `again` at random moments, let the last finish; return the kills."""
-    moments, killed, command = random.Random(seed), 0, first
-    for _ in range(kills):
-        if kill_at(moments.uniform(0.3, 1.0) * longest, *command) is None:
-            break
-        killed += 1
-        command = again
-    for command in (again, first):
-        done = densepred(*command)
-        if done.returncode == 0:
-            return killed
-    raise AssertionError(done.stderr)
+def steps_done(run: Path) -> int:
+    """The step of the newest checkpoint of a run; 0 before the first."""
+    return max((int(p.name.removeprefix("step-")) for p in (run / "checkpoints").glob("step-*")), default=0)
+
+
+def cases_done(out: Path) -> int:
+    """The number of cases in the manifest of a folder of predictions."""
+    manifest = out / "manifest.jsonl"
+    return manifest.read_text().count("\n") if manifest.exists() else 0
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ import pytest
 
 import densepred as dp
 from densepred.inference.predictor import Predictor
-from tests.acceptance.helpers import densepred, kill_at, run_killing, snapshot
+from tests.acceptance.helpers import cases_done, densepred, kill_when, snapshot
 
 
 def images(dataset: Path) -> list[Path]:
@@ -128,16 +128,19 @@ def test_a_rerun_does_only_what_is_missing(dataset: Path, trained: Path, tmp_pat
 def test_killed_batch_ends_byte_for_byte_like_the_uninterrupted(dataset: Path, trained: Path, tmp_path: Path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert densepred("predict", trained, dataset / "imagesTr", "--out", whole).returncode == 0
-    command: list[object] = ["predict", trained, dataset / "imagesTr", "--out", killed]
-    assert run_killing(3, 6.0, 7, command, command) > 0
+    command = ["predict", trained, dataset / "imagesTr", "--out", killed]
+    for count in (1, 3, 6):
+        assert kill_when(lambda count=count: cases_done(killed) >= count, *command) == -signal.SIGKILL
+    assert densepred(*command).returncode == 0
     assert snapshot(killed) == snapshot(whole)
 
 
 def test_stopping_a_batch(dataset: Path, trained: Path, tmp_path: Path):
-    slow = ["inference.overlap=0.9"]
-    code = kill_at(5, "predict", trained, dataset / "imagesTr", "--out", tmp_path / "o", *slow, number=signal.SIGTERM)
-    assert code == 143
+    command = ["predict", trained, dataset / "imagesTr", "--out", tmp_path / "o"]
+    assert kill_when(lambda: cases_done(tmp_path / "o") >= 1, *command, number=signal.SIGTERM) == 143
     assert not list((tmp_path / "o").glob(".*.part.*"))
+    assert densepred(*command).returncode == 0
+    assert cases_done(tmp_path / "o") == 8
 
 
 def test_refusals(dataset: Path, trained: Path, tmp_path: Path):
