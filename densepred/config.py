@@ -59,6 +59,8 @@ class DataConfig(Section):
     """Intensities per case and channel: zero mean and unit variance over the valid voxels, or as they are."""
     folds: Annotated[int, Field(ge=2)] = 5
     """Number of cross-validation folds, made by group and seed."""
+    seed: int = 0
+    """Seed of the folds."""
     fold: Annotated[int, Field(ge=0)] | Literal["all"] = 0
     """The fold kept for validation; `all` trains on every case and validates on none."""
     splits: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -9,10 +10,12 @@ import sys
 import tarfile
 import tempfile
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from densepred.errors import InputError, ResourceError, UnsafeError
-from densepred.files import atomic_path, writable_folder
+from densepred.files import atomic_path, atomic_write, writable_folder
 from densepred.registry import lookup
 
 DATASETS = {
@@ -29,6 +32,9 @@ DATASETS = {
 }
 """Our name -> the task of the Medical Segmentation Decathlon (arXiv:1902.09063, CC-BY-SA 4.0)."""
 
+SUBJECT: dict[str, Callable[[str], str]] = {"hippocampus": lambda case: str((int(case.rpartition("_")[2]) + 1) // 2)}
+"""Our name -> the subject that a case shows; hippocampus 2k-1 and 2k are very probably the two sides of one."""
+
 
 def fetch(name: str, out: str | Path) -> Path:
     """Bring a public data set to a folder; the one function of this package that uses the network.
@@ -40,7 +46,7 @@ def fetch(name: str, out: str | Path) -> Path:
         out: a folder that does not exist yet, or is empty.
 
     Returns:
-        The folder, with `dataset.json`, `imagesTr` and `labelsTr` in it.
+        The folder, with `dataset.json`, `imagesTr`, `labelsTr`, and `splits.json` where subjects have two cases.
 
     Raises:
         InputError: an unknown name, or the folder holds files already.
@@ -56,7 +62,21 @@ def fetch(name: str, out: str | Path) -> Path:
         raise InputError("holds files already", "use them, remove them, or choose another folder with --out", folder)
     archive = _download(task, writable_folder(folder.absolute().parent))
     unpack(archive, folder)
+    if name in SUBJECT:
+        _write_splits(folder, SUBJECT[name])
     return folder
+
+
+def _write_splits(folder: Path, subject: Callable[[str], str]) -> None:
+    """Put five folds that keep each subject together beside the list."""
+    from densepred.cases.case import collect
+    from densepred.cases.folds import folds
+    from densepred.config import DataConfig
+
+    data = DataConfig(root=str(folder), dataset="dataset.json")
+    cases = [replace(case, group=subject(case.id)) for case in collect(data)]
+    splits = [{"train": train, "val": val} for train, val in folds(cases, data)]
+    atomic_write(folder / "splits.json", json.dumps(splits, indent=1) + "\n")
 
 
 def _download(task: str, folder: Path) -> Path:

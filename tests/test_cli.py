@@ -193,11 +193,14 @@ def archive_of(path: Path, members: dict[str, bytes | str]) -> Path:
     return path
 
 
+NAMES = [f"hippocampus_{number:03d}.nii.gz" for number in range(1, 13)]
+LISTED = {"training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in NAMES]}
 SOUND: dict[str, bytes | str] = {
-    "Task/dataset.json": b"{}",
-    "Task/imagesTr/a.nii.gz": b"abc",
+    "Task/dataset.json": json.dumps(LISTED).encode(),
+    **{f"Task/{folder}/{name}": b"abc" for folder in ("imagesTr", "labelsTr") for name in NAMES},
     "Task/imagesTr/._a.nii.gz": b"x",
 }
+UNPACKED = sorted([*(name.removeprefix("Task/") for name in SOUND if "._" not in name), "splits.json"])
 
 
 @pytest.fixture
@@ -217,8 +220,13 @@ def files_of(folder: Path) -> list[str]:
 
 def test_a_set_is_fetched_checked_and_unpacked(published: Path, tmp_path: Path):
     folder = downloads.fetch("hippocampus", tmp_path / "data" / "hippocampus")
-    assert files_of(folder) == ["dataset.json", "imagesTr/a.nii.gz"]
-    assert files_of(tmp_path / "data") == ["hippocampus/dataset.json", "hippocampus/imagesTr/a.nii.gz", "published.tar"]
+    assert files_of(folder) == UNPACKED
+    assert files_of(tmp_path / "data") == [*(f"hippocampus/{name}" for name in UNPACKED), "published.tar"]
+    splits = json.loads((folder / "splits.json").read_text())
+    assert sorted(case for fold in splits for case in fold["val"]) == [name.split(".")[0] for name in NAMES]
+    for fold in splits:  # 1 and 2, 3 and 4, ... are the two sides of one subject
+        numbers = {side: {(int(case[-3:]) + 1) // 2 for case in fold[side]} for side in ("train", "val")}
+        assert not numbers["train"] & numbers["val"]
     with pytest.raises(errors.InputError, match="holds files already"):
         downloads.fetch("hippocampus", folder)
 
@@ -233,7 +241,7 @@ def test_offline_says_what_to_put_where_and_a_file_put_there_is_used(published: 
         assert part in str(raised.value)
     assert files_of(tmp_path / "data") == []
     aside.rename(tmp_path / "data" / "published.tar")
-    assert files_of(downloads.fetch("hippocampus", out)) == ["dataset.json", "imagesTr/a.nii.gz"]
+    assert files_of(downloads.fetch("hippocampus", out)) == UNPACKED
 
 
 @pytest.mark.parametrize("place", ["remote", "local"])

@@ -27,7 +27,7 @@ def test_folds_partition_the_cases_and_keep_groups_together() -> None:
         assert set(train) | set(val) == {case.id for case in cases}
         assert not {name[:6] for name in train} & {name[:6] for name in val}
     assert folds(cases[::-1], DataConfig(group=r"(sub-\d+)")) == made
-    assert folds(cases, DataConfig(group=r"(sub-\d+)"), seed=1) != made
+    assert folds(cases, DataConfig(group=r"(sub-\d+)", seed=1)) != made
 
 
 def test_folds_balance_groups_of_different_size() -> None:

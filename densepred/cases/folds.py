@@ -35,13 +35,13 @@ def split(cases: Sequence[Case], data: DataConfig) -> tuple[list[Case], list[Cas
     return [by_id[case] for case in train], [by_id[case] for case in val]
 
 
-def folds(cases: Sequence[Case], data: DataConfig, seed: int = 0) -> list[Fold]:
+def folds(cases: Sequence[Case], data: DataConfig) -> list[Fold]:
     """All folds, ids sorted within each.
 
     Args:
         cases: all cases.
-        data: number of folds, grouping and the file with given folds, if any.
-        seed: another seed gives other folds. The folds do not depend on the order of the cases, nor on any library.
+        data: number of folds, their seed, grouping, and the file with given folds, if any. The folds do not depend on
+            the order of the cases, nor on any library.
 
     Raises:
         InputError: fewer groups than folds, or a file whose folds name absent ids or share an id or a group.
@@ -55,7 +55,7 @@ def folds(cases: Sequence[Case], data: DataConfig, seed: int = 0) -> list[Fold]:
     if len(members) < data.folds:
         what = f"{len(members)} groups of cases cannot make {data.folds} folds"
         raise InputError(what, "lower data.folds, add cases, or set data.fold=all")
-    drawn = sorted(members, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
+    drawn = sorted(members, key=lambda group: hashlib.sha256(f"{data.seed}:{group}".encode()).digest())
     parts: list[list[str]] = [[] for _ in range(data.folds)]
     for group in sorted(drawn, key=lambda group: -len(members[group])):  # large groups first, each to the smallest fold
         min(parts, key=len).extend(members[group])
