@@ -116,11 +116,10 @@ def _run_all(predictor: Predictor, cases: list[Case], folder: Path) -> BatchResu
 
         def watch(done: int, total: int) -> None:
             if stop.signal is not None:
-                raise StoppedError(
-                    f"stopped by a signal: {result}, {len(cases)} in all",
-                    stop.exit_code,
-                    "run the same command again to go on",
-                )
+                what = f"stopped by a signal: {result}, {len(cases)} in all"
+                raise StoppedError(what, stop.exit_code, "run the same command again to go on")
+            if total:
+                advance(0, windows=f"{done}/{total}")
 
         try:
             for case in cases:
