@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -90,13 +91,14 @@ def predict(
     run: Annotated[Path, typer.Argument(help="folder of a training", metavar="RUN")],
     words: Annotated[list[str], typer.Argument(metavar="INPUT", help="files, folders, globs; inference.KEY=VALUE")],
     out: Annotated[Path, typer.Option(help="folder for the predictions")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace files changed or not made here")] = False,
 ) -> None:
     """Segment files; what is done already stays as it is."""
     tune_allocator()
     from densepred.inference import batch
 
-    overrides = [word for word in words if word.startswith("inference.") and "=" in word]
-    result = batch.predict(run, [word for word in words if word not in overrides], out, overrides)
+    overrides = [word for word in words if re.match(r"[a-z_]+\.[\w.]+=", word) and not Path(word).exists()]
+    result = batch.predict(run, [word for word in words if word not in overrides], out, overrides, overwrite)
     for error in result.failed.values():
         _say(str(error))
     _show(str(result))
@@ -106,7 +108,9 @@ def predict(
 @app.command()
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="folder of the predicted labels")],
-    labels: Annotated[Path, typer.Argument(help="folder of the true labels")],
+    labels: Annotated[
+        str, typer.Argument(help="folder of the true labels, or a pattern such as 'dir/{id}_seg.nii.gz'")
+    ],
     out: Annotated[Path, typer.Option(help="folder for the scores and pictures")],
     images: Annotated[Path | None, typer.Option(help="folder of the images, to draw under the contours")] = None,
 ) -> None:

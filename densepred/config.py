@@ -245,7 +245,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         path_in = tuple(key.split("."))
         set_path(data, [int(part) if part.isdecimal() else part for part in path_in], value_of(value, text))
         lines[path_in] = 0
+    _complete(data)
     return check(data, lines, str(path))
+
+
+def _complete(data: dict[str, Any]) -> None:
+    """Fill in what an augmentation leaves out, say its range, from its default."""
+    given = data.get("augment")
+    if not isinstance(given, dict):
+        return
+    for name, field in AugmentConfig.model_fields.items():
+        if isinstance(given.get(name), dict) and isinstance(field.default, RandomConfig):
+            given[name] = field.default.model_dump(mode="json") | given[name]
 
 
 def check(data: dict[str, Any], lines: dict[tuple[str, ...], int], name: str) -> Config:

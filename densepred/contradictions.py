@@ -35,6 +35,10 @@ def _of_data(data: DataConfig) -> Iterator[Rule]:
     yield not _is_regex(data.group), "data.group", "not a regular expression with one group, such as '(sub-\\d+)'"
     spacing = data.spacing if isinstance(data.spacing, tuple) else ()
     yield min(spacing, default=1) <= 0, "data.spacing", "spacings are greater than 0"
+    first = next(iter(data.classes), 0)
+    yield 0 in data.classes and first != 0, "data.classes", f"the background comes first, but {first} stands before 0"
+    negative = [value for value in data.classes if value < 0]
+    yield bool(negative), "data.classes", f"label values are 0 or more, got {negative}"
     both = sorted(set(data.ignore) & set(data.classes))
     yield bool(both), "data.ignore", f"{both} cannot be both ignored and a class"
 
@@ -62,15 +66,19 @@ def _of_stages(model: ModelConfig) -> Iterator[Rule]:
     ):
         unknown = f"there is no {name!r}{nearest(name, list(known))}; known: {', '.join(known)}"
         yield name not in known, f"model.{field}", unknown
-    stages = len(model.channels)
+    plain, stages = model.encoder == "plain", len(model.channels)
+    own = model.channels == type(model).model_fields["channels"].default
+    yield not plain and not own, "model.channels", f"belongs to the plain encoder, model.encoder is {model.encoder}"
     for path, value in {"model.strides": model.strides, "model.kernels": model.kernels}.items():
         given = value or ()
-        fixed = model.encoder != "plain" and value is not None
+        fixed = not plain and value is not None
         yield fixed, path, f"belongs to the plain encoder, model.encoder is {model.encoder}"
         yield value is not None and len(given) != stages, path, f"{len(given)} stages, but model.channels has {stages}"
         uneven = [entry for entry in given if isinstance(entry, tuple) and len(entry) != model.dims]
         yield bool(uneven), path, f"{uneven} should have one number for each of the {model.dims} axes"
-    coarser = stages - 2
+    even = [k for entry in model.kernels or () for k in (entry if isinstance(entry, tuple) else (entry,)) if k % 2 == 0]
+    yield bool(even), "model.kernels", f"kernels are odd, so that the grid stays where it is, got {even}"
+    coarser = stages - 2 if plain else 4
     yield model.deep_supervision > coarser, "model.deep_supervision", f"at most {coarser} coarser decoder stages exist"
 
 
@@ -78,7 +86,10 @@ def _of_ranges(config: Config) -> Iterator[Rule]:
     yield config.loss.dice == config.loss.cross_entropy == 0, "loss", "every term has weight 0"
     for name, value in config.augment:
         if hasattr(value, "range"):
-            yield value.range[0] > value.range[1], f"augment.{name}.range", "the smallest comes first"
+            low, high = value.range
+            yield low > high, f"augment.{name}.range", "the smallest comes first"
+            yield name in ("scaling", "gamma") and low <= 0, f"augment.{name}.range", f"greater than 0, got {low}"
+            yield name == "noise" and low < 0, f"augment.{name}.range", f"a deviation is 0 or more, got {low}"
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
-from densepred.errors import InputError
+from densepred.errors import InputError, ResourceError
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -40,3 +43,19 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
         probes = (getattr(torch.cpu, f"_is_{name}_supported", lambda: False) for name in ("avx512_bf16", "amx_tile"))
         fast = any(probe() for probe in probes)
     return torch.bfloat16 if fast else torch.float32
+
+
+@contextlib.contextmanager
+def needing_memory(fix: str) -> Iterator[None]:
+    """Tell exhausted memory, of the machine or of a GPU, from other faults.
+
+    Raises:
+        ResourceError: it is; `fix` says what to do.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+        reason = str(error).partition("\n")[0] or "of the machine"
+        raise ResourceError(f"the memory is exhausted ({reason})", fix) from error

@@ -61,6 +61,10 @@ class ResourceError(DensepredError):
     exit_code = RESOURCES
 
 
+class DiskFullError(ResourceError):
+    """The disk or the quota is full: no other case will fare better."""
+
+
 class LockedError(DensepredError):
     """Another run holds the folder (exit 75)."""
 

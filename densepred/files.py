@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from densepred.errors import InputError, LockedError, ResourceError, UnsafeError
+from densepred.errors import DiskFullError, InputError, LockedError, UnsafeError
 
 _OUT_OF_SPACE = (28, 122)  # ENOSPC, EDQUOT
 
@@ -33,7 +33,7 @@ def atomic_path(path: str | Path, verify: Callable[[Path], None] | None = None) 
         verify: called with the temporary path before the rename; it raises if the file is not what was meant.
 
     Raises:
-        ResourceError: the disk is full; the unfinished file is removed and what was at `path` stays.
+        DiskFullError: the disk is full; the unfinished file is removed and what was at `path` stays.
     """
     path = Path(path)
     if path.is_symlink():
@@ -56,7 +56,7 @@ def needing_space(path: Path) -> Iterator[None]:
     """Tell a full disk from other faults of writing `path`.
 
     Raises:
-        ResourceError: the disk or the quota is full.
+        DiskFullError: the disk or the quota is full.
     """
     try:
         yield
@@ -64,7 +64,7 @@ def needing_space(path: Path) -> Iterator[None]:
         if error.errno not in _OUT_OF_SPACE:
             raise
         free = shutil.disk_usage(path.parent).free / 1e6
-        raise ResourceError(f"the disk is full ({free:.0f} MB free)", "free some space and run again", path) from error
+        raise DiskFullError(f"the disk is full ({free:.0f} MB free)", "free some space and run again", path) from error
 
 
 def atomic_write(path: str | Path, content: bytes | str) -> None:
@@ -84,7 +84,10 @@ def sync(path: Path) -> None:
 
 
 def sweep_parts(folder: Path) -> int:
-    """Remove unfinished files and folders whose writers are gone; returns how many."""
+    """Remove unfinished files and folders whose writers are gone; returns how many.
+
+    Called under the folder's lock before anything is written: what has this process's own number is an earlier one's.
+    """
     stale = [path for path in folder.glob(".*.part.*") if not _alive(path.name.split(".")[1])]
     for path in stale:
         if path.is_dir() and not path.is_symlink():
@@ -95,6 +98,8 @@ def sweep_parts(folder: Path) -> int:
 
 
 def _alive(pid: str) -> bool:
+    if pid == str(os.getpid()):
+        return False
     try:
         os.kill(int(pid), 0)
     except (ProcessLookupError, ValueError):

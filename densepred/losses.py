@@ -53,7 +53,8 @@ def soft_dice(probabilities: Tensor, labels: Tensor, over_batch: bool, smooth: f
 class SegmentationLoss(nn.Module):
     """The weighted sum of Dice and cross-entropy, over one output or over the outputs of deep supervision.
 
-    An output at stride s counts 1/s as much as the full one, and the weights sum to 1; its labels are the nearest ones.
+    An output at stride s (the largest over the axes) counts 1/s as much as the full one, and the weights sum to 1; its
+    labels are the nearest ones.
 
     Args:
         config: the weights of the terms.
@@ -69,7 +70,7 @@ class SegmentationLoss(nn.Module):
         labels = labels.long()
         total, weights = torch.zeros((), device=labels.device), 0.0
         for logits in scales:
-            weight = logits.shape[-1] / scales[0].shape[-1]
+            weight = min(here / full for here, full in zip(logits.shape[2:], scales[0].shape[2:], strict=True))
             total = total + weight * self._single(logits, resize_labels(labels, tuple(logits.shape[2:])))
             weights += weight
         return total / weights

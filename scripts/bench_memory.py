@@ -8,7 +8,7 @@ The two peaks should be the same: the inferer reads, predicts and writes slab by
 from __future__ import annotations
 
 import argparse
-import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +20,13 @@ from densepred.cases.plan import Plan
 from densepred.config import Config, DataConfig, InferenceConfig, ModelConfig
 from densepred.models.build import build, initialize
 from densepred.training.run import Run
+
+WATCHED = """
+import atexit
+atexit.register(lambda: print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))))
+from densepred.cli import main
+main()
+"""
 
 
 def make_run(folder: Path, window: tuple[int, ...], channels: tuple[int, ...]) -> Path:
@@ -45,12 +52,10 @@ def make_volume(path: Path, depth: int, side: int) -> None:
 
 
 def peak_of(*command: object) -> float:
-    """Peak resident memory of a process, in MB."""
-    pid = os.posix_spawn(sys.executable, [sys.executable, *map(str, command)], os.environ)
-    _, status, usage = os.wait4(pid, 0)
-    if status != 0:
-        raise SystemExit(f"the command failed with status {status}: {command}")
-    return usage.ru_maxrss / 1024
+    """Peak resident memory of a densepred command in a process of its own, in MB."""
+    arguments = [sys.executable, "-c", WATCHED, *map(str, command)]
+    done = subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True)
+    return int(done.stdout.split()[-2]) / 1024
 
 
 def main() -> None:

@@ -116,13 +116,13 @@ def test_the_table_fits_a_terminal(folders: tuple[Path, Path]) -> None:
 
 
 def test_names_come_from_the_predictions(folders: tuple[Path, Path]) -> None:
-    (folders[0] / "labels.json").write_text('{"0": "background", "1": "head", "3": "never seen"}')
+    (folders[0] / "labels.json").write_text('{"classes": {"0": "background", "1": "head", "3": "never seen"}}')
     scores = evaluate(*folders)
     assert scores.classes == {0: "background", 1: "head", 2: "2", 3: "never seen"}
     assert math.isnan(scores.mean["never seen"]["dice"])
     assert scores.mean_dice == pytest.approx((5 / 9 + 2 / 3) / 2)
     (folders[0] / "labels.json").write_text('["head"]')
-    with pytest.raises(InputError, match="not a map of values to names"):
+    with pytest.raises(InputError, match="does not say what the values mean"):
         evaluate(*folders)
 
 

@@ -69,7 +69,8 @@ class PatchSampler:
                 what = f"{case.shape[0]} channels, but {cases[0].id} has {cases[0].shape[0]}"
                 raise InputError(what, "give every case the same channels", case=case.id)
         self.cases, self.size, self.batch_size = list(cases), tuple(size), batch
-        self.centred = max(1, round(batch * foreground)) if foreground > 0 else 0
+        self.centred = max(1, round(batch * foreground)) if foreground > 0 and batch > 1 else 0
+        self.alone = foreground if batch == 1 else 0.0
         self.seed, self.steps = seed % 2**63, steps
 
     def batch(self, epoch: int, step: int) -> Batch:
@@ -84,7 +85,8 @@ class PatchSampler:
             generator = _generator(self.seed, _SAMPLE, epoch, sample)
             seeds.append(int(generator.integers(2**63)))
             ids.append(case.id)
-            start = self._start(case, generator, slot >= self.batch_size - self.centred)
+            centred = slot >= self.batch_size - self.centred or float(generator.random()) < self.alone
+            start = self._start(case, generator, centred)
             source, target = _windows(case.shape[1:], self.size, start)
             image[slot][:, *target] = case.image[:, *source]
             label[slot][target] = case.label[source]

@@ -42,6 +42,8 @@ class Plan(Section):
     """Label values without a truth."""
     spacing: tuple[float, ...] | None = None
     """Voxel spacing of the network's input, slowest axis first; None: as the file."""
+    typical_spacing: tuple[float, ...] | None = None
+    """Median voxel spacing of the training cases as the network sees them, by which augmentation keeps shapes rigid."""
     normalize: Literal["zscore", "none"] = "zscore"
     """Intensities: per case and channel to mean 0 and variance 1, or as they are."""
     axes: Literal["xyz", "xyzc"] | None = None
@@ -107,11 +109,8 @@ def make_plan(config: Config, cases: list[Case]) -> Plan:
     if not cases:
         raise InputError("no training case", "choose other folds, or add cases")
     classes, values, label_map = index_classes(names)
-    spacing: tuple[float, ...] | None = None
-    if data.spacing == "median":
-        spacing = median_spacing(cases, data.axes, dims)
-    elif data.spacing is not None:
-        spacing = data.spacing
+    median = median_spacing(cases, data.axes, dims)
+    spacing = median if data.spacing == "median" else data.spacing
     return Plan(
         densepred_version=__version__,
         dims=dims,
@@ -121,6 +120,7 @@ def make_plan(config: Config, cases: list[Case]) -> Plan:
         label_map=label_map,
         ignore=ignored_values(data),
         spacing=spacing,
+        typical_spacing=spacing or median,
         normalize=data.normalize,
         axes=data.axes,
     )

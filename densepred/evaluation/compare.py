@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,18 @@ from densepred.evaluation.pairing import Files, find_files
 from densepred.evaluation.scores import CaseResult, Failure, Scores
 from densepred.files import writable_folder
 
-NAMES_FILE = "labels.json"
-"""A file beside predictions with the names of their values: {"1": "anterior", ...}."""
+MEANING_FILE = "labels.json"
+"""A file beside predictions: {"classes": {value: name}, "merged": {value: value it counts as}, "ignore": [values]}."""
 FAILURES_FILE = "failures.tsv"
 """A file beside predictions with a row per case that could not be predicted."""
 _SHOWN = 5
+
+
+@dataclass(frozen=True)
+class _Meaning:
+    classes: dict[int, str] = field(default_factory=dict)
+    merged: dict[int, int] = field(default_factory=dict)
+    ignore: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,9 @@ def evaluate(
     part of a labelled set is usual.
 
     Args:
-        predictions: a folder, files, or ids with their files. A `labels.json` {value: name} in the folder gives names.
-        labels: the same for the truth.
+        predictions: a folder, files, or ids with their files. A `labels.json` in the folder, as `densepred predict`
+            writes it, names the values and says which values of the truth are merged or ignored.
+        labels: the same for the truth, or a pattern with `{id}`.
         out: where to write scores.csv, scores.json and failures.tsv; nothing is written without it.
         classes: label value -> name; a file with another value fails. By default all values found are classes.
         ignore: values of the truth that mean "not known": their voxels are not scored.
@@ -65,7 +74,9 @@ def evaluate(
     if out is not None:
         writable_folder(out)
     predicted, truths = find_files(predictions, "predictions"), find_files(labels, "labels")
-    names = dict(classes) if classes is not None else _names_beside(predictions)
+    meaning = _meaning_beside(predictions)
+    names = dict(classes) if classes is not None else meaning.classes
+    ignore = {*ignore, *meaning.ignore}
     allowed = None if classes is None else names
     counted: list[_Counted] = []
     failures = _failed_before(predictions, truths)
@@ -74,7 +85,7 @@ def evaluate(
         if case not in predicted:
             continue
         try:
-            counted.append(_count_case(case, truth, predicted[case], allowed, ignore))
+            counted.append(_count_case(case, truth, predicted[case], allowed, ignore, meaning.merged))
         except (DensepredError, OSError) as error:
             failures.append(_failure(case, truth, error))
     values = {0, *names, *(value for result in counted for pair in result.pairs for value in pair)}
@@ -91,9 +102,17 @@ def evaluate(
 
 
 def _count_case(
-    case: str, truth: Path, prediction: Path, allowed: Mapping[int, str] | None, ignore: Collection[int]
+    case: str,
+    truth: Path,
+    prediction: Path,
+    allowed: Mapping[int, str] | None,
+    ignore: Collection[int],
+    merged: Mapping[int, int],
 ) -> _Counted:
-    pairs, voxel_volume = count_pairs(truth, prediction, ignore)
+    found, voxel_volume = count_pairs(truth, prediction, ignore)
+    pairs: Pairs = Counter()
+    for (expected, got), count in found.items():
+        pairs[merged.get(expected, expected), merged.get(got, got)] += count
     if allowed is not None:
         for side, path in enumerate((truth, prediction)):
             _check_values(sorted({pair[side] for pair in pairs} - {0, *allowed}), list(allowed), path)
@@ -116,14 +135,18 @@ def _matrix(pairs: Pairs, values: list[int]) -> np.ndarray:
     return matrix
 
 
-def _names_beside(predictions: Files) -> dict[int, str]:
-    """The names in the predictions' folder, or none."""
-    if not isinstance(predictions, (str, Path)) or not (path := Path(predictions) / NAMES_FILE).is_file():
-        return {}
+def _meaning_beside(predictions: Files) -> _Meaning:
+    """What the predictions' folder says of its values."""
+    if not isinstance(predictions, (str, Path)) or not (path := Path(predictions) / MEANING_FILE).is_file():
+        return _Meaning()
     try:
-        return {int(value): str(name) for value, name in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"not a map of values to names ({error})", 'write {"1": "name", ...}', path) from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+        names = {int(value): str(name) for value, name in content["classes"].items()}
+        merged = {int(value): int(other) for value, other in content.get("merged", {}).items()}
+        return _Meaning(names, merged, tuple(int(value) for value in content.get("ignore", ())))
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        fix = 'write {"classes": {"1": "name", ...}}'
+        raise InputError(f"does not say what the values mean ({error})", fix, path) from error
 
 
 def _failed_before(predictions: Files, truths: Mapping[str, Path]) -> list[Failure]:

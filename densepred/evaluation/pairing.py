@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
+from densepred.cases.patterns import id_of, match
 from densepred.errors import InputError, NothingDoneError
 from densepred.volumes import FORMATS
 
@@ -17,7 +18,8 @@ def find_files(files: Files, what: str) -> dict[str, Path]:
     """The files of a set by case id, sorted; the id is the name without its suffix.
 
     Args:
-        files: a folder (the volumes in it, not those of folders within), a file, several files, or ids with files.
+        files: a folder (the volumes in it, not those of folders within), a file, a pattern with `{id}`, several files,
+            or ids with files.
         what: what these files are, for the messages.
 
     Raises:
@@ -30,10 +32,12 @@ def find_files(files: Files, what: str) -> dict[str, Path]:
     """
     if isinstance(files, Mapping):
         pairs = [(str(case), Path(path)) for case, path in files.items()]
+    elif isinstance(files, (str, Path)) and "{id}" in str(files):
+        pairs = [(case, path) for case, paths in match([str(files)], Path())[0].items() for path in paths]
     elif isinstance(files, (str, Path)):
-        pairs = [(case_id(path), path) for path in _listed(Path(files), what)]
+        pairs = [(id_of(path), path) for path in _listed(Path(files), what)]
     else:
-        pairs = [(case_id(Path(path)), Path(path)) for path in files]
+        pairs = [(id_of(path), Path(path)) for path in files]
     if not pairs:
         raise NothingDoneError(f"no {what} given", "name a folder or files")
     found: dict[str, Path] = {}
@@ -42,12 +46,6 @@ def find_files(files: Files, what: str) -> dict[str, Path]:
             raise InputError(f"two {what} of one case: {found[case]} and {path}", "rename or remove one", case=case)
         found[case] = path
     return found
-
-
-def case_id(path: Path) -> str:
-    """The name without the format's suffix; other dots stay."""
-    suffixes = [suffix for suffix in FORMATS if path.name.lower().endswith(suffix)] or [path.suffix]
-    return path.name[: len(path.name) - len(max(suffixes, key=len))]
 
 
 def _listed(folder: Path, what: str) -> list[Path]:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import glob
 import hashlib
 import json
 import logging
+import re
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from densepred import errors
-from densepred.cases.case import Case, collect
+from densepred.cases.case import Case, by_patterns, raise_all
 from densepred.cases.patterns import id_of
-from densepred.config import Config
-from densepred.errors import DensepredError, InputError, NothingDoneError, ResourceError, StoppedError, UnsafeError
+from densepred.cases.plan import Plan
+from densepred.config import Config, DataConfig
+from densepred.device import needing_memory
+from densepred.errors import DensepredError, DiskFullError, InputError, NothingDoneError, StoppedError, UnsafeError
 from densepred.files import atomic_write, locked, sha256, sweep_parts, writable_folder
 from densepred.inference.predictor import Predictor, load
 from densepred.progress import progress
@@ -47,38 +52,52 @@ class BatchResult:
 
 
 class Manifest:
-    """What is done: one line of JSON a case, in the order of completion; a line torn by a kill is dropped."""
+    """What is done: one line of JSON a case, in the order of completion; a line that cannot be read is dropped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        text = path.read_text() if path.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            atomic_write(path, whole)
-        self.entries: dict[str, dict[str, Any]] = {entry["id"]: entry for entry in map(json.loads, whole.splitlines())}
+        lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+        self.entries: dict[str, dict[str, Any]] = {}
+        for line in lines:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                entry = json.loads(line)
+                if line.endswith("\n") and {"output", "sha256"} <= entry.keys():
+                    self.entries[entry["id"]] = entry
+        if len(self.entries) != len(lines) or not path.exists():
+            self._rewrite()
 
     def holds(self, entry: dict[str, Any]) -> bool:
-        """Was this case done from these inputs by this model, and is its output still what was written?"""
-        known = self.entries.get(entry["id"])
-        if known is None or any(known.get(key) != value for key, value in entry.items()):
-            return False
-        output = self.path.parent / known["output"]
-        return output.is_file() and sha256(output) == known["sha256"]
+        """Was this case done from these inputs by this model?"""
+        known = self.entries.get(entry["id"], {})
+        return bool(known) and all(known.get(key) == value for key, value in entry.items())
+
+    def untouched(self, case: str) -> bool:
+        """Is the output of a case that was done still what was written?"""
+        known = self.entries[case]
+        return sha256(self.path.parent / known["output"]) == known["sha256"]
+
+    def drop(self, case: str) -> None:
+        """Forget a case that is to be done anew."""
+        if self.entries.pop(case, None) is not None:
+            self._rewrite()
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Record a finished case; a case done anew replaces its line."""
-        again = entry["id"] in self.entries
+        """Record a finished case."""
         self.entries[entry["id"]] = entry
-        if again:
-            atomic_write(self.path, "".join(json.dumps(e) + "\n" for e in self.entries.values()))
-            return
         with open(self.path, "a") as file:
             file.write(json.dumps(entry) + "\n")
             file.flush()
 
+    def _rewrite(self) -> None:
+        atomic_write(self.path, "".join(json.dumps(entry) + "\n" for entry in self.entries.values()))
+
 
 def predict(
-    run: str | Path, inputs: Sequence[str | Path], out: str | Path, overrides: Sequence[str] = ()
+    run: str | Path,
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> BatchResult:
     """Segment files into `out/<id>.nii.gz`.
 
@@ -88,15 +107,17 @@ def predict(
             which the recipe's image patterns are looked up.
         out: folder of the predictions, their manifest, the class names and, if cases failed, `failures.tsv`.
         overrides: `inference.key=value` texts.
+        overwrite: replace outputs that were changed since they were written, or that some other program wrote.
 
     Raises:
         NothingDoneError: no input was found.
-        ResourceError: the disk is full; what is done stays, and a rerun goes on.
+        UnsafeError: outputs would replace files that were not predicted here.
+        DiskFullError: the disk is full; what is done stays, and a rerun goes on.
         StoppedError: a signal; likewise.
     """
     folder = writable_folder(out)
     predictor = load(run, overrides=overrides)
-    cases = find_inputs([str(item) for item in inputs], predictor.config)
+    cases = find_inputs([str(item) for item in inputs], predictor.config, len(predictor.plan.channels))
     for case in cases:
         if _output(folder, case).resolve() in {path.resolve() for path in case.images}:
             raise UnsafeError(
@@ -104,12 +125,22 @@ def predict(
             )
     with locked(folder):
         sweep_parts(folder)
-        names = dict(zip(map(str, predictor.plan.values), predictor.plan.classes, strict=True))
-        atomic_write(folder / LABELS, json.dumps(names, indent=1))
-        return _run_all(predictor, cases, folder)
+        foreign = [] if overwrite or (folder / MANIFEST).exists() else [c for c in cases if _output(folder, c).exists()]
+        if foreign:
+            what = f"{len(foreign)} outputs would replace files that were not predicted here"
+            raise UnsafeError(what, "choose another --out folder, or say --overwrite", _output(folder, foreign[0]))
+        atomic_write(folder / LABELS, json.dumps(_meaning(predictor.plan), indent=1))
+        return _run_all(predictor, cases, folder, overwrite)
 
 
-def _run_all(predictor: Predictor, cases: list[Case], folder: Path) -> BatchResult:
+def _meaning(plan: Plan) -> dict[str, Any]:
+    """What the predicted values mean, and which values of a truth mean the same or nothing."""
+    merged = {str(value): plan.values[index] for value, index in plan.label_map.items() if value != plan.values[index]}
+    names = dict(zip(map(str, plan.values), plan.classes, strict=True))
+    return {"classes": names, "merged": merged, "ignore": list(plan.ignore)}
+
+
+def _run_all(predictor: Predictor, cases: list[Case], folder: Path, overwrite: bool) -> BatchResult:
     manifest, result = Manifest(folder / MANIFEST), BatchResult()
     made_by = {"model": predictor.weights_hash, "config": _recipe_hash(predictor)}
     with StopSignals() as stop, progress(len(cases), "predicting") as advance:
@@ -124,11 +155,32 @@ def _run_all(predictor: Predictor, cases: list[Case], folder: Path) -> BatchResu
         try:
             for case in cases:
                 watch(0, 0)
-                _run_one(predictor, case, folder, manifest, made_by, result, watch)
+                with _failing(case, result):
+                    entry = {"id": case.id, "inputs": [sha256(path) for path in case.images], **made_by}
+                    if _is_done(manifest, entry, _output(folder, case), overwrite):
+                        result.skipped.append(case.id)
+                    else:
+                        _run_one(predictor, case, folder, manifest, entry, watch)
+                        result.done.append(case.id)
                 advance(1, case=case.id)
         finally:
             _write_failures(folder, result)
     return result
+
+
+def _is_done(manifest: Manifest, entry: dict[str, Any], output: Path, overwrite: bool) -> bool:
+    """Is there nothing to do for this case?
+
+    Raises:
+        InputError: its output was changed since it was written.
+    """
+    if entry["id"] not in manifest.entries or not output.exists():
+        return False
+    if manifest.untouched(entry["id"]):
+        return manifest.holds(entry)
+    if not overwrite:
+        raise InputError("was changed since it was written: left as it is", "move it away, or say --overwrite", output)
+    return False
 
 
 def _run_one(
@@ -136,63 +188,90 @@ def _run_one(
     case: Case,
     folder: Path,
     manifest: Manifest,
-    made_by: dict[str, str],
-    result: BatchResult,
+    entry: dict[str, Any],
     watch: Callable[[int, int], None],
 ) -> None:
     output = _output(folder, case)
-    try:
-        entry: dict[str, Any] = {"id": case.id, "inputs": [sha256(path) for path in case.images], **made_by}
-        if manifest.holds(entry):
-            result.skipped.append(case.id)
-            return
+    manifest.drop(case.id)
+    with needing_memory("lower inference.window or inference.batch"):
         predictor.predict_file(case, output, watch)
-        manifest.add(entry | {"output": output.name, "sha256": sha256(output)})
-        result.done.append(case.id)
-    except (StoppedError, ResourceError) as error:
-        if isinstance(error, ResourceError):
-            result.failed[case.id] = error.of_case(case.id)
+    manifest.add(entry | {"output": output.name, "sha256": sha256(output)})
+
+
+@contextlib.contextmanager
+def _failing(case: Case, result: BatchResult) -> Iterator[None]:
+    """Note the fault of a case; only a signal or a full disk ends the batch."""
+    try:
+        yield
+    except StoppedError:
         raise
     except DensepredError as error:
         result.failed[case.id] = error.of_case(case.id)
+        if isinstance(error, DiskFullError):
+            raise
     except OSError as error:
-        result.failed[case.id] = InputError(
-            f"cannot be read ({error.strerror})", "check the file and its permissions", error.filename, case.id
-        )
+        what, fix = f"cannot be read ({error.strerror})", "check the file and its permissions"
+        result.failed[case.id] = InputError(what, fix, error.filename, case.id)
     except Exception as error:
         _LOG.error("case %s\n%s", case.id, traceback.format_exc())
-        result.failed[case.id] = DensepredError(
-            f"{type(error).__name__}: {error}", "this may be a bug: please report it", case.images[0], case.id
-        )
+        what, fix = f"{type(error).__name__}: {error}", "this may be a bug: please report it"
+        result.failed[case.id] = DensepredError(what, fix, case.images[0], case.id)
 
 
-def find_inputs(inputs: Sequence[str], config: Config) -> list[Case]:
+def find_inputs(inputs: Sequence[str], config: Config, channels: int) -> list[Case]:
     """The cases that files, folders and patterns stand for, sorted by id.
+
+    In folders, the recipe's image patterns are looked for first, where they name the id or several channels. Files
+    named `<id>_0000`, `<id>_0001`, ... make one case, as in nnU-Net, if the recipe has a list and the model as many
+    channels. Any other file is a case.
 
     Raises:
         NothingDoneError: none is found.
         InputError: two cases have one id.
     """
-    if isinstance(config.data.images, dict) and len(config.data.images) > 1:
-        folders = [Path(item) for item in inputs]
-        data = config.data.model_copy(update={"labels": None, "dataset": None})
-        cases = [case for root in folders for case in collect(data.model_copy(update={"root": str(root)}))]
-    else:
-        cases = [Case(id_of(path), (path,), None, None) for item in inputs for path in _matches(item)]
+    cases = [case for item in inputs for case in _by_recipe(Path(item), config.data)]
     if not cases:
-        raise NothingDoneError(
-            f"no inputs matched {', '.join(map(repr, inputs))}{_seen(inputs)}",
-            f"give files ending in {', '.join(FORMATS)}, or their folder",
-        )
+        files = list(dict.fromkeys(path for item in inputs for path in _matches(item)))
+        cases = _by_number(files, channels) if config.data.dataset is not None else []
+        cases = cases or [Case(id_of(path), (path,)) for path in files]
+    if not cases:
+        fix = f"give files ending in {', '.join(FORMATS)}, or their folder"
+        raise NothingDoneError(f"no inputs matched {', '.join(map(repr, inputs))}{_seen(inputs)}", fix)
     by_id: dict[str, Case] = {}
     for case in cases:
         if case.id in by_id and by_id[case.id].images != case.images:
-            raise InputError(
-                f"two inputs have the id {case.id}: {by_id[case.id].images[0]} and {case.images[0]}",
-                "predict them into separate folders",
-            )
+            what = f"two inputs have the id {case.id}: {by_id[case.id].images[0]} and {case.images[0]}"
+            raise InputError(what, "give the folder above them if the recipe has a pattern with {id}, or predict apart")
         by_id[case.id] = case
     return [by_id[key] for key in sorted(by_id)]
+
+
+def _by_recipe(folder: Path, data: DataConfig) -> list[Case]:
+    """The cases of a folder by the recipe's patterns, whole or by their last part."""
+    patterns = data.images if isinstance(data.images, dict) else {"image": data.images or ""}
+    if not folder.is_dir() or not (len(patterns) > 1 or any("{id}" in pattern for pattern in patterns.values())):
+        return []
+    for tried in (patterns, {name: Path(pattern).name for name, pattern in patterns.items()}):
+        with contextlib.suppress(NothingDoneError):
+            found = by_patterns(tried, None, folder)
+            raise_all(found.problems)
+            return found.cases
+    return []
+
+
+def _by_number(files: Sequence[Path], channels: int) -> list[Case]:
+    """Cases of files `<id>_0000`, ...; none if the files are not so named, or have other channels than the model."""
+    parts = [(path, re.fullmatch(r"(.+)_(\d{4})", id_of(path))) for path in files]
+    if not parts or any(match is None for _, match in parts):
+        return []
+    grouped: dict[str, dict[str, Path]] = {}
+    for path, match in parts:
+        if match is not None:
+            grouped.setdefault(match[1], {})[match[2]] = path
+    numbers = [f"{number:04d}" for number in range(channels)]
+    if any(sorted(group) != numbers for group in grouped.values()):
+        return []
+    return [Case(case, tuple(group[number] for number in numbers)) for case, group in grouped.items()]
 
 
 def _matches(item: str) -> list[Path]:
@@ -228,12 +307,18 @@ def _recipe_hash(predictor: Predictor) -> str:
 
 
 def _write_failures(folder: Path, result: BatchResult) -> None:
-    if not result.failed:
-        (folder / FAILURES).unlink(missing_ok=True)
+    """Write `failures.tsv`; rows of earlier runs stay for cases that this run did not touch."""
+    path, columns = folder / FAILURES, ("case", "file", "what", "fix")
+    kept: dict[str, tuple[str, ...]] = {}
+    if path.is_file():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file, delimiter="\t"):
+                kept[str(row.get("case"))] = tuple(str(row.get(column) or "") for column in columns)
+    for case in (*result.done, *result.skipped):
+        kept.pop(case, None)
+    kept |= {case: (case, str(e.file or ""), e.what, e.fix) for case, e in result.failed.items()}
+    if not kept:
+        path.unlink(missing_ok=True)
         return
-    rows = [("case", "file", "what", "fix")]
-    rows += [(case, str(e.file or ""), e.what, e.fix) for case, e in result.failed.items()]
-    atomic_write(
-        folder / FAILURES,
-        "".join("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in row) + "\n" for row in rows),
-    )
+    lines = ("\t".join(" ".join(cell.split()) for cell in row) for row in (columns, *kept.values()))
+    atomic_write(path, "\n".join(lines) + "\n")

@@ -51,6 +51,8 @@ def load(run: str | Path, overrides: Sequence[str] = (), weights: str = "last") 
     folder = Path(run)
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
+    if weights == "best" and (folder / WEIGHTS["last"]).is_file() and not (folder / WEIGHTS["best"]).is_file():
+        raise InputError("no best weights: this training had no validation cases", "use the last ones", folder)
     missing = [name for name in ("config.yaml", "plan.json", WEIGHTS[weights]) if not (folder / name).is_file()]
     if missing:
         raise InputError(

@@ -45,8 +45,7 @@ def train(config: Config | str | Path, run: str | Path, overrides: tuple[str, ..
                 f"go on with it (densepred train --resume {folder}) or choose another folder",
                 folder,
             )
-        root = str(Path(config.data.root).resolve())
-        config = config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+        config = _anchored(config)
         cases = collect(config.data)
         made = Run(folder, config, make_plan(config, split(cases, config.data)[0]))
         made.save_recipe()
@@ -72,10 +71,18 @@ def resume(run: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Run:
         raise InputError(
             f"a resumed training cannot change {', '.join(refused)}", f"only {', '.join(MAY_CHANGE)} may change", folder
         )
-    with locked(folder):
-        found = Run(folder, configuration.load(folder / CONFIG, overrides), Plan.load(folder / PLAN))
+    with locked(writable_folder(folder)):
+        config = _anchored(configuration.load(folder / CONFIG, overrides))
+        found = Run(folder, config, Plan.load(folder / PLAN))
         found.save_recipe()
         return _fit(found, collect(found.config.data))
+
+
+def _anchored(config: Config) -> Config:
+    """The recipe with absolute folders, so that it can be resumed from anywhere."""
+    data = config.data
+    paths = {"root": str(Path(data.root).resolve()), "cache": data.cache and str(Path(data.cache).resolve())}
+    return config.model_copy(update={"data": data.model_copy(update=paths)})
 
 
 def _fit(run: Run, cases: list[Case]) -> Run:
@@ -83,6 +90,13 @@ def _fit(run: Run, cases: list[Case]) -> Run:
     sweep_parts(run.checkpoints)
     train_cases, val_cases = split(cases, run.config.data)
     cached = {case.id: case for case in _prepare(run, [*train_cases, *val_cases])}
+    seen = {index for case in train_cases for index in cached[case.id].classes}
+    if not seen:
+        raise InputError(
+            "no training case has a voxel of any class but the background", "check data.classes and labels"
+        )
+    for index in set(range(1, len(run.plan.classes))) - seen:
+        _LOG.warning("no training case holds the class %s", run.plan.classes[index])
     trainer = Trainer(run, [cached[c.id] for c in train_cases], [cached[c.id] for c in val_cases])
     trainer.fit()
     return run

@@ -49,7 +49,7 @@ def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
 
 
 class MovingAverage:
-    """An exponential moving average of a model's weights; buffers are copied.
+    """An exponential moving average of a model's weights and running statistics; counters are copied.
 
     Args:
         model: whose weights are followed.

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from densepred import metrics
 from densepred.augment.volume import Augmenter
 from densepred.cases.cache import CachedCase
 from densepred.cases.patches import Batch, PatchSampler
-from densepred.device import pick_device, pick_precision
-from densepred.errors import InputError, ResourceError, StoppedError
+from densepred.device import needing_memory, pick_device, pick_precision
+from densepred.errors import DiskFullError, InputError, ResourceError, StoppedError
 from densepred.files import atomic_write
 from densepred.inference.sliding_window import SlidingWindowInferer
 from densepred.losses import SegmentationLoss
@@ -56,7 +57,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.average = MovingAverage(self.model, config.optimizer.ema)
         self.criterion = SegmentationLoss(config.loss)
-        self.augment = Augmenter(config.augment, len(plan.classes), plan.spacing)
+        self.augment = Augmenter(config.augment, len(plan.classes), plan.typical_spacing)
         patch = config.patch
         self.sampler = PatchSampler(
             train, patch.size, patch.batch, patch.foreground, config.training.seed, config.training.steps
@@ -64,6 +65,7 @@ class Trainer:
         self.total = config.training.epochs * config.training.steps
         self.data_hash = hashlib.sha256(" ".join(sorted(case.key for case in train)).encode()).hexdigest()
         self.state: dict[str, Any] = {"step": 0, "losses": [], "norms": [], "skipped": 0, "best": None, "seconds": 0.0}
+        self.stop = StopSignals()
         self.engine: Engine
 
     def fit(self) -> None:
@@ -75,30 +77,31 @@ class Trainer:
         order = ((step // steps, step % steps) for step in range(first, self.total))
         batches = prefetch(self.sampler.batch, order, self.config.training.workers)
         log = EventLog(self.run.path, first, self.config.training.tensorboard)
-        with StopSignals() as stop, log, progress(self.total, "training", done=first) as advance:
+        with self.stop, log, progress(self.total, "training", done=first) as advance:
+            if len(self.run.rows) < first // steps:  # stopped while this epoch was validated
+                self._end_epoch(log)
             for step, batch in zip(range(first, self.total), batches, strict=True):
                 started = time.monotonic()
-                self._step(step, batch, log)
+                with needing_memory("lower patch.size or patch.batch, in a new run"):
+                    self._step(step, batch, log)
                 self.state["seconds"] += time.monotonic() - started
                 self.state["step"] = step + 1
-                info = {
-                    "epoch": step // steps + 1,
-                    "loss": self.state["losses"][-1] if self.state["losses"] else math.nan,
-                }
+                losses = self.state["losses"]
+                info = {"epoch": step // steps + 1, "loss": losses[-1] if losses else math.nan}
                 if (step + 1) % steps == 0:
-                    info |= self._end_epoch(step // steps, log)
-                if (step + 1) % steps == 0 or (step + 1) % self.config.training.checkpoint_every == 0:
+                    info |= self._end_epoch(log)
+                elif (step + 1) % self.config.training.checkpoint_every == 0:
                     self._save()
                 advance(1, **info)
-                if stop.signal is not None and step + 1 < self.total:
-                    self._save()
-                    fix = f"go on with densepred train --resume {self.run.path}"
-                    raise StoppedError(
-                        f"stopped by a signal after step {step + 1} of {self.total}; the state is saved",
-                        stop.exit_code,
-                        fix,
-                    )
+                if self.stop.signal is not None and step + 1 < self.total:
+                    self._stopped(self._save())
         self._publish()
+
+    def _stopped(self, saved: bool) -> None:
+        step = self.state["step"] if saved else 0
+        state = f"the state after step {step} of {self.total} is saved" if saved else "this state could not be saved"
+        fix = f"go on with densepred train --resume {self.run.path}"
+        raise StoppedError(f"stopped by a signal; {state}", self.stop.exit_code, fix)
 
     def _step(self, step: int, batch: Batch, log: EventLog) -> None:
         """One step; a non-finite loss or gradient skips the update."""
@@ -108,10 +111,13 @@ class Trainer:
         label = torch.from_numpy(batch.label).to(self.device, non_blocking=True).long()
         image, label = self.augment(image, label, batch.seeds)
         rate = learning_rate(config, step, self.total)
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
         loss, norm = self.engine.gradient(image, lambda outputs: self.criterion(outputs, label), config.clip)
         if step == 0:
             self._check_first(loss)
         if not (math.isfinite(loss) and math.isfinite(norm)):
+            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)  # running statistics took the batch in
             self._nonfinite(step, batch, loss, norm)
             return
         self.state["skipped"] = 0
@@ -141,38 +147,43 @@ class Trainer:
         atomic_write(self.run.path / "nonfinite.json", json.dumps(record, indent=1))
         _LOG.warning("step %d skipped: loss %s, gradient norm %s, cases %s", step, loss, norm, ", ".join(batch.ids))
         if self.state["skipped"] > ISOLATED:
-            what = (
-                f"the loss is not finite ({self.state['skipped']} steps in a row, the last on {', '.join(batch.ids)})"
-            )
-            fix = "lower optimizer.lr, or look at these cases with densepred check; nonfinite.json has the seeds"
+            count, last = self.state["skipped"], ", ".join(batch.ids)
+            what = f"the loss is not finite ({count} steps in a row, the last on {last}; seeds in nonfinite.json)"
+            fix = "look at these cases with densepred check, or lower optimizer.lr in a new run"
             raise ResourceError(what, fix, self.run.path)
 
-    def _end_epoch(self, epoch: int, log: EventLog) -> dict[str, float]:
-        """Close the epoch's row, validate if it is due, and write what people look at."""
-        training = self.config.training
+    def _end_epoch(self, log: EventLog) -> dict[str, float]:
+        """Close the epoch's row, validate if it is due, and write what people look at.
+
+        The state is saved before and after, so that a kill during the validation costs only the validation.
+        """
+        saved = self._save()
+        training, epoch = self.config.training, self.state["step"] // self.config.training.steps
+        losses, norms = self.state["losses"], self.state["norms"]
         row: dict[str, Any] = {
-            "epoch": epoch + 1,
+            "epoch": epoch,
             "step": self.state["step"],
-            "loss": float(np.mean(self.state["losses"])) if self.state["losses"] else math.nan,
+            "loss": float(np.mean(losses)) if losses else math.nan,
             "lr": learning_rate(self.config.optimizer, self.state["step"] - 1, self.total),
-            "grad_norm": float(np.mean(self.state["norms"])) if self.state["norms"] else math.nan,
+            "grad_norm": float(np.mean(norms)) if norms else math.nan,
             "seconds": round(self.state["seconds"], 2),
         }
-        self.state |= {"losses": [], "norms": []}
         scores: dict[str, float] = {}
-        if self.validation and ((epoch + 1) % training.validate_every == 0 or epoch + 1 == training.epochs):
-            scores = self._validate()
+        if self.validation and (epoch % training.validate_every == 0 or epoch == training.epochs):
+            with needing_memory("lower inference.window or inference.batch, in a new run"):
+                scores = self._validate(saved)
             log.scalars(self.state["step"], scores)
         self.run.rows.append(row | scores)
-        mean = scores.get("dice_mean")
-        if mean is not None and (self.state["best"] is None or mean > self.state["best"]):
+        self.state |= {"losses": [], "norms": []}
+        mean = scores.get("dice_mean", math.nan)
+        if math.isfinite(mean) and (self.state["best"] is None or mean > self.state["best"]):
             self.state["best"] = mean
-            self.run.save_weights(self._weights(), BEST)
+            self._write("best weights", lambda: self.run.save_weights(self._weights(), BEST))
         self._publish()
-        return {"dice": mean} if mean is not None else {}
+        self._save()
+        return {"dice": mean} if math.isfinite(mean) else {}
 
-    @torch.inference_mode()
-    def _validate(self) -> dict[str, float]:
+    def _validate(self, saved: bool) -> dict[str, float]:
         """Dice per class on whole volumes, the mean over the cases that have it in truth or prediction."""
         config, classes = self.config.inference, self.run.plan.classes
         model = copy.deepcopy(self.model)
@@ -182,36 +193,52 @@ class Trainer:
         inferer = SlidingWindowInferer(
             window, config.overlap, config.blend, config.batch, self.device, precision, mirror_axes=config.mirror
         )
+
+        def watch(done: int, total: int) -> None:
+            if self.stop.signal is not None:
+                self._stopped(saved)
+
         dice = []
         for case in self.validation:
-            labels = inferer(model, case.image).max(0).indices.cpu().numpy()
-            dice.append(metrics.dice(metrics.confusion(case.label, labels, len(classes))))
-        mean = np.nanmean(np.array(dice)[:, 1:], 0)
+            counts = np.zeros((len(classes),) * 2, np.int64)
+            for start, stop, logits in inferer.stream(model, case.image, watch):
+                labels = logits.max(0).indices.cpu().numpy()
+                counts += metrics.confusion(case.label[start:stop], labels, len(classes))
+            dice.append(metrics.dice(counts)[1:])
+        known = np.isfinite(dice)
+        mean = np.divide(np.nansum(dice, 0), known.sum(0), out=np.full(len(classes) - 1, np.nan), where=known.any(0))
         named = {f"dice_{name}": float(value) for name, value in zip(classes[1:], mean, strict=True)}
-        return named | {"dice_mean": float(np.nanmean(mean))}
+        return named | {"dice_mean": float(np.nanmean(mean)) if known.any() else math.nan}
 
     def _weights(self) -> dict[str, Tensor]:
         """The weights to validate and keep: the moving average if there is one."""
         return self.average.state if self.config.optimizer.ema else self.model.state_dict()
 
     def _publish(self) -> None:
-        self.run.save_metrics()
-        self.run.save_weights(self._weights())
+        self._write("metrics", self.run.save_metrics)
+        self._write("weights", lambda: self.run.save_weights(self._weights()))
 
-    def _save(self) -> None:
-        """Write a checkpoint; a full disk is a warning while an older one is there, and the next attempt may do."""
+    def _save(self) -> bool:
+        """Write a checkpoint; was there room for it?"""
         tensors = {
             "model": self.model.state_dict(),
             "average": self.average.state,
             "optimizer": checkpoint.optimizer_tensors(self.optimizer),
         }
         state = self.state | {"rows": self.run.rows, "data": self.data_hash, "torch": torch.__version__}
+        step = self.state["step"]
+        return self._write("checkpoint", lambda: checkpoint.save(self.run.checkpoints, step, tensors, state))
+
+    def _write(self, what: str, action: Callable[[], object]) -> bool:
+        """Do it; a full disk is a warning, and the next attempt may do, until the training is at its end."""
         try:
-            checkpoint.save(self.run.checkpoints, self.state["step"], tensors, state)
-        except ResourceError as error:
+            action()
+        except DiskFullError as error:
             if self.state["step"] == self.total:
                 raise
-            _LOG.warning("no checkpoint at step %d: %s", self.state["step"], error.what)
+            _LOG.warning("no %s at step %d: %s", what, self.state["step"], error.what)
+            return False
+        return True
 
     def _restore(self) -> None:
         found = checkpoint.newest(self.run.checkpoints)
