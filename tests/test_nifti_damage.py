@@ -75,7 +75,8 @@ def test_truncated_files_say_how_much_they_hold(tmp_path: Path, suffix: str) -> 
             open_volume(path).numpy()
         if share >= 0.1:
             held = int(len(sound) * share) if suffix == ".nii" else len(forgiving(path))
-            assert f"holds {held} of {needed} bytes" in str(caught.value)
+            cut = "gzip stream does not end" if held == needed else f"holds {held} of {needed} bytes"
+            assert cut in str(caught.value)
     path.write_bytes(gzip.compress(gzip.decompress(sound)[:9000]) if suffix == ".nii.gz" else sound[:9000])
     with pytest.raises(InputError, match=f"holds 9000 of {needed} bytes"):
         next(open_volume(path).slabs(20))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from densepred import __version__
 from densepred.cases.case import Case
 from densepred.cases.names import channel_names, class_names, ignored_values
 from densepred.config import Config, Section
-from densepred.errors import InputError
+from densepred.errors import DensepredError, InputError
 from densepred.files import atomic_write
 from densepred.volumes import open_volume, stack
 
@@ -114,7 +115,7 @@ def make_plan(config: Config, cases: list[Case]) -> Plan:
     return Plan(
         densepred_version=__version__,
         dims=dims,
-        channels=_channels(channel_names(data), cases[0], data.axes),
+        channels=_channels(channel_names(data), cases, data.axes),
         classes=classes,
         values=values,
         label_map=label_map,
@@ -139,20 +140,34 @@ def index_classes(names: Mapping[int, str]) -> tuple[tuple[str, ...], tuple[int,
 
 
 def median_spacing(cases: list[Case], axes: str | None, dims: int) -> tuple[float, ...]:
-    """The median over the cases along each axis, from their headers."""
+    """The median over the cases along each axis, from their headers.
+
+    Cases that cannot be opened are left out, as preparing them names each; only if all are so is it an error here.
+    """
     spacings: list[tuple[float, ...]] = []
+    fault: DensepredError | None = None
     for case in cases:
-        with open_volume(case.images[0], axes) as volume:
-            if volume.dims != dims:
-                what = f"{volume.dims} spatial axes, but model.dims is {dims}"
-                raise InputError(what, "set model.dims to the images' own", case.images[0], case.id)
-            spacings.append(volume.spacing)
+        try:
+            with open_volume(case.images[0], axes) as volume:
+                if volume.dims != dims:
+                    what = f"{volume.dims} spatial axes, but model.dims is {dims}"
+                    raise InputError(what, "set model.dims to the images' own", case.images[0], case.id)
+                spacings.append(volume.spacing)
+        except DensepredError as error:
+            fault = error
+    if fault is not None and not spacings:
+        raise fault
     return tuple(statistics.median(sizes) for sizes in zip(*spacings, strict=True))
 
 
-def _channels(names: tuple[str, ...], case: Case, axes: str | None) -> tuple[str, ...]:
-    with stack([open_volume(path, axes) for path in case.images]) as volume:
-        count = volume.shape[0]
+def _channels(names: tuple[str, ...], cases: list[Case], axes: str | None) -> tuple[str, ...]:
+    """The names of the channels, as many as the first case has that can be opened."""
+    for case in cases:
+        with contextlib.suppress(DensepredError), stack([open_volume(path, axes) for path in case.images]) as volume:
+            count = volume.shape[0]
+            break
+    else:
+        raise InputError("no training case can be opened", "densepred check lists the faults", case=cases[0].id)
     if names and len(names) != count:
         what = f"{count} channels, but {len(names)} are named: {', '.join(names)}"
         raise InputError(what, "name each channel once", case.images[0], case.id)

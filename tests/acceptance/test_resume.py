@@ -34,10 +34,10 @@ def test_killed_training_ends_bit_for_bit_like_the_uninterrupted(
 def test_stopping_saves_the_state_and_says_so(dataset: Path, recipe: Path, tmp_path: Path, number: int, code: int):
     run = tmp_path / "stopped"
     arguments = ["train", recipe, f"data.root={dataset}", "training.epochs=2000", "--run", run]
-    assert kill_when(lambda: steps_done(run) >= 6, *arguments, number=number) == code
+    assert kill_when(lambda: steps_done(run) >= 8, *arguments, number=number) == code
     newest = max((run / "checkpoints").glob("step-*"))
     step = json.loads((newest / "state.json").read_text())["step"]
-    assert step == int(newest.name.removeprefix("step-")) >= 6
+    assert step == int(newest.name.removeprefix("step-")) >= 8
     assert (run / "metrics.csv").exists()
 
 

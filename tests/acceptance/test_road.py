@@ -120,9 +120,24 @@ def test_a_rerun_does_only_what_is_missing(dataset: Path, trained: Path, tmp_pat
     damaged[-1] ^= 1
     (out / some[1].name).write_bytes(damaged)
     again = densepred("predict", trained, *some, "--out", out)
+    assert again.returncode == 3
+    assert "changed since it was written" in again.stderr
+    assert (out / some[1].name).read_bytes() == bytes(damaged)
+    again = densepred("predict", trained, *some, "--out", out, "--overwrite")
     assert again.returncode == 0, again.stderr
-    assert snapshot(out) == before
+    assert sorted(snapshot(out).pop("manifest.jsonl").splitlines()) == sorted(before["manifest.jsonl"].splitlines())
+    assert snapshot(out) | {"manifest.jsonl": b""} == before | {"manifest.jsonl": b""}
     assert (out / some[2].name).stat().st_mtime_ns == stamps[some[2].name]
+
+
+def test_files_of_others_are_not_replaced(dataset: Path, trained: Path, tmp_path: Path):
+    out = tmp_path / "labels"
+    shutil.copytree(dataset / "labelsTr", out)
+    before = snapshot(out)
+    done = densepred("predict", trained, dataset / "imagesTr", "--out", out)
+    assert done.returncode == 5
+    assert "8 outputs would replace files that were not predicted here" in done.stderr
+    assert {name: data for name, data in snapshot(out).items() if name != ".lock"} == before
 
 
 def test_killed_batch_ends_byte_for_byte_like_the_uninterrupted(dataset: Path, trained: Path, tmp_path: Path):
