@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 RECIPE = """
 data: {dataset: dataset.json, folds: 4}
-model: {channels: [4, 8], deep_supervision: 1, dropout: 0.1}
+model: {channels: [4, 8, 8], deep_supervision: 1, dropout: 0.1}
 patch: {size: [16, 16, 16], batch: 2}
 optimizer: {ema: 0.9}
 training: {epochs: 40, steps: 20, checkpoint_every: 5, validate_every: 5, tensorboard: false}

@@ -14,6 +14,7 @@ import torch
 
 import densepred as dp
 from densepred import config as configuration
+from densepred.cases.patches import PatchSampler
 from densepred.config import Config
 from densepred.errors import InputError, ResourceError
 from densepred.training import checkpoint
@@ -170,3 +171,36 @@ def test_checkpoints_hold_the_optimizer(tmp_path: Path):
             parameter.grad = torch.full((3,), 0.5)
             stepper.step()
         assert torch.equal(weight, other)
+
+
+def test_a_skipped_step_leaves_no_trace_in_running_statistics(root: Path, monkeypatch):
+    sample = PatchSampler.batch
+
+    def poisoned(self, epoch: int, step: int):
+        batch = sample(self, epoch, step)
+        if (epoch, step) == (0, 1):
+            batch.image[0, 0, 3, 3, 3] = np.inf
+        return batch
+
+    monkeypatch.setattr("densepred.training.trainer.PatchSampler.batch", poisoned)
+    run = train(load(root, "model.norm=batch", "training.epochs=1"), root / "run")
+    assert np.isfinite(run.rows[0]["dice_mean"])
+    assert (root / "run" / "nonfinite.json").exists()
+
+
+def test_labels_without_any_foreground_are_refused(root: Path):
+    for path in (root / "labels").glob("*.nii.gz"):
+        nib.save(nib.Nifti1Image(np.zeros((16, 15, 14), np.uint8), np.eye(4)), path)
+        nib.save(nib.Nifti1Image(np.ones((16, 15, 14), np.float32), np.eye(4)), root / "images" / path.name)
+    with pytest.raises(InputError, match="any class but the background"):
+        train(load(root), root / "run")
+
+
+def test_memory_running_out_is_said_so(root: Path, monkeypatch):
+    def exhausted(self, image, loss_of, clip):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr("densepred.training.engine.Engine.gradient", exhausted)
+    with pytest.raises(ResourceError, match="memory is exhausted") as caught:
+        train(load(root), root / "run")
+    assert "patch.size" in caught.value.fix
