@@ -8,6 +8,7 @@ The two peaks should be the same: the inferer reads, predicts and writes slab by
 from __future__ import annotations
 
 import argparse
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -65,22 +66,22 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--window", type=int, nargs=3, default=[64, 64, 64])
     parser.add_argument("--channels", type=int, nargs="+", default=[8, 16])
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = make_run(folder / "run", tuple(arguments.window), tuple(arguments.channels))
+        peaks: dict[int, list[float]] = {depth: [] for depth in arguments.depths}
+        for depth in arguments.depths:
+            make_volume(folder / f"depth{depth}.nii.gz", depth, arguments.side)
         for repeat in range(arguments.repeats):
-            peaks = []
-            for depth in arguments.depths:
-                image = folder / f"depth{depth}.nii.gz"
-                if not image.exists():
-                    make_volume(image, depth, arguments.side)
-                peaks.append(
-                    peak_of("-m", "densepred", "predict", run, image, "--out", folder / f"out{depth}_{repeat}")
-                )
-                print(f"{depth}x{arguments.side}x{arguments.side}: peak {peaks[-1]:.1f} MB", flush=True)
-            print(f"deepest against shallowest: {100 * (peaks[-1] / peaks[0] - 1):+.2f} %", flush=True)
+            for depth, found in peaks.items():
+                image, out = folder / f"depth{depth}.nii.gz", folder / f"out{depth}_{repeat}"
+                found.append(peak_of("predict", run, image, "--out", out))
+                print(f"{depth}x{arguments.side}x{arguments.side}: peak {found[-1]:.1f} MB", flush=True)
+        medians = [statistics.median(found) for found in peaks.values()]
+        change = 100 * (medians[-1] / medians[0] - 1)
+        print(f"medians {', '.join(f'{m:.1f}' for m in medians)} MB: deepest against shallowest {change:+.2f} %")
 
 
 if __name__ == "__main__":
