@@ -11,8 +11,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 def tune_allocator() -> None:
     """Keep freed memory in the process rather than map and fault it anew for every large tensor.
 
-    A training step on a CPU takes 0.7 of the time (measured on two cores, `docs/benchmarks.md`). glibc alone knows these
-    settings; elsewhere nothing happens. Call it before torch is imported.
+    A training step on a CPU takes 0.7 of the time (measured on two cores, `docs/benchmarks.md`). glibc alone knows
+    these settings; elsewhere nothing happens. Call it before torch is imported.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL("libc.so.6")
