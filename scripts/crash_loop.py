@@ -71,7 +71,7 @@ def crash_training(folder: Path, kills: int, moments: random.Random) -> bool:
     while done < kills:
         begun = any((killed / "checkpoints").glob("step-*"))
         arguments = command("train", "--resume", killed) if begun else command(*start, killed)
-        if not kill_at(arguments, moments.uniform(0.08, 0.22) * longest):
+        if not kill_at(arguments, moments.uniform(0.08, 0.16) * longest):
             break
         done += 1
     finish(command("train", "--resume", killed))
@@ -83,10 +83,10 @@ def crash_training(folder: Path, kills: int, moments: random.Random) -> bool:
 
 def crash_batch(folder: Path, kills: int, moments: random.Random) -> bool:
     """Predict undisturbed and killed; True if the folders are equal."""
-    predict = ["predict", folder / "whole", folder / "data" / "imagesTr", "inference.overlap=0.92", "--out"]
+    predict = ["predict", folder / "whole", folder / "data" / "imagesTr", "inference.overlap=0.88", "--out"]
     longest = finish(command(*predict, folder / "out_whole"))
     again = command(*predict, folder / "out_killed")
-    done = sum(kill_at(again, moments.uniform(0.08, 0.22) * longest) for _ in range(kills))
+    done = sum(kill_at(again, moments.uniform(0.08, 0.16) * longest) for _ in range(kills))
     finish(again)
     wrong = differing(folder / "out_whole", folder / "out_killed")
     print(f"prediction: killed {done} times, files that differ: {wrong or 'none'}", flush=True)
