@@ -309,6 +309,7 @@ def test_progress_survives_a_closed_stderr(monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     with progress(1, "work") as advance:
         advance(1)
+    assert next(now, None) is None  # it had reached the moment of its line
 
 
 @pytest.mark.parametrize(

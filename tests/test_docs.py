@@ -54,7 +54,7 @@ def test_yaml_blocks_are_recipes(page: Path, tmp_path: Path):
     for number, text in enumerate(blocks(page, "yaml")):
         path = tmp_path / f"{number}.yaml"
         path.write_text(text)
-        configuration.load(path)
+        assert configuration.load(path).data.root
 
 
 def commands(text: str) -> list[list[str]]:

@@ -320,8 +320,9 @@ class TestModel:
 
     def test_the_logits_are_the_callers_to_change(self) -> None:
         for _, _, slab in SlidingWindowInferer((8, 8)).stream(nn.Identity(), noise(1, 20, 10)):
-            slab.mul_(2)
-            (slab * torch.ones((), requires_grad=True)).sum().backward()
+            weight = torch.ones((), requires_grad=True)
+            (slab.mul_(2) * weight).sum().backward()
+            assert weight.grad is not None
 
     @pytest.mark.parametrize("precision", ["bfloat16", "float16", "auto"])
     def test_reduced_precision_stays_close(self, precision: str) -> None:

@@ -98,8 +98,8 @@ class Trainer:
         self._publish()
 
     def _stopped(self, saved: bool) -> None:
-        step = self.state["step"] if saved else 0
-        state = f"the state after step {step} of {self.total} is saved" if saved else "this state could not be saved"
+        step = f"step {self.state['step']} of {self.total}"
+        state = f"the state after {step} is saved" if saved else f"the state after {step} could not be saved"
         fix = f"go on with densepred train --resume {self.run.path}"
         raise StoppedError(f"stopped by a signal; {state}", self.stop.exit_code, fix)
 
@@ -176,9 +176,9 @@ class Trainer:
         self.run.rows.append(row | scores)
         self.state |= {"losses": [], "norms": []}
         mean = scores.get("dice_mean", math.nan)
-        if math.isfinite(mean) and (self.state["best"] is None or mean > self.state["best"]):
+        better = math.isfinite(mean) and (self.state["best"] is None or mean > self.state["best"])
+        if better and self._write("best weights", lambda: self.run.save_weights(self._weights(), BEST)):
             self.state["best"] = mean
-            self._write("best weights", lambda: self.run.save_weights(self._weights(), BEST))
         self._publish()
         self._save()
         return {"dice": mean} if math.isfinite(mean) else {}
