@@ -43,6 +43,10 @@ class InputError(DensepredError):
     """A configuration, argument or file that breaks the contract (exit 2)."""
 
 
+class NetworkError(InputError, ValueError):
+    """Options of a network that do not go together (exit 2)."""
+
+
 class NothingDoneError(DensepredError):
     """No case could be processed: none found or all failed (exit 4)."""
 

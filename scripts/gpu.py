@@ -20,6 +20,7 @@ from densepred.device import pick_device, pick_precision
 from densepred.inference.sliding_window import SlidingWindowInferer
 from densepred.losses import SegmentationLoss
 from densepred.models.build import build, initialize
+from densepred.models.forms import Form
 from densepred.training.engine import Engine
 from densepred.training.optim import make_optimizer
 
@@ -31,11 +32,11 @@ def wait(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def bench_training(device: torch.device, steps: int, compiled: bool) -> None:
+def bench_training(device: torch.device, steps: int, form: Form) -> None:
     """Steps per second of the hippocampus recipe's network."""
     model = initialize(build(ModelConfig(channels=(32, 64, 128, 256), deep_supervision=1), 1, 3), 0)
     precision = pick_precision("auto", device)
-    engine = Engine(model, make_optimizer(model, OptimizerConfig()), device, precision, compiled)
+    engine = Engine(model, make_optimizer(model, OptimizerConfig()), device, precision, form)
     criterion = SegmentationLoss(LossConfig())
     image = torch.randn(2, 1, 40, 56, 40, device=device)
     label = torch.randint(0, 3, (2, 40, 56, 40), device=device)
@@ -46,7 +47,7 @@ def bench_training(device: torch.device, steps: int, compiled: bool) -> None:
         engine.update(0.01)
         times.append(wait(device) - start)
     median = statistics.median(times[len(times) // 3 :])
-    print(f"step of 2x40x56x40, {precision}, compiled {compiled}: {1 / median:.2f} steps/s")
+    print(f"step of 2x40x56x40, {precision}, form {form}: {1 / median:.2f} steps/s")
 
 
 def bench_inference(device: torch.device, size: int, window: int) -> None:
@@ -82,9 +83,8 @@ def main() -> None:
     device = pick_device(arguments.device)
     print(torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU", torch.__version__, flush=True)
     tests = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/test_gpu.py"])
-    bench_training(device, arguments.steps, False)
-    if arguments.compile:
-        bench_training(device, arguments.steps, True)
+    for form in ("auto", *(("fast",) if arguments.compile else ())):
+        bench_training(device, arguments.steps, form)
     bench_inference(device, arguments.size, arguments.window)
     raise SystemExit(tests.returncode)
 

@@ -11,9 +11,9 @@ import pytest
 from pydantic import TypeAdapter
 
 from densepred import config as configuration
-from densepred import contradictions
-from densepred.config import Config
+from densepred.config import Config, ModelConfig
 from densepred.errors import DensepredError, InputError, UnsafeError
+from densepred.models import catalog
 
 ROOT = Path(__file__).parent.parent
 DATA = 'data: {images: "imagesTr/*.nii.gz", labels: "labelsTr/{id}.nii.gz"}\n'
@@ -225,9 +225,12 @@ def test_the_schema_has_every_key_with_a_description():
 def test_the_names_are_those_of_the_registries():
     from densepred.models import build, layers
 
-    assert set(contradictions.ENCODERS) == set(build.ENCODERS)
-    assert set(contradictions.DECODERS) == set(build.DECODERS)
-    assert set(contradictions.ACTIVATIONS) == set(layers.ACTIVATIONS)
+    made = {"encoder": build.ENCODERS, "decoder": build.DECODERS, "network": build.NETWORKS}
+    for kind, makers in made.items():
+        assert set(makers) == {*catalog.REGISTRIES[kind], *catalog.ADAPTERS[kind]}
+    assert set(catalog.ACTIVATIONS) == set(layers.ACTIVATIONS)
+    fields = set(ModelConfig.model_fields)
+    assert all(entry.options <= fields for entries in catalog.REGISTRIES.values() for entry in entries.values())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)

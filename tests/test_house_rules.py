@@ -21,7 +21,7 @@ FORBIDDEN_IMPORTS = {
     "augment": ("densepred.training", "densepred.inference", "densepred.evaluation", "densepred.volumes"),
     "inference": ("densepred.training", "densepred.evaluation"),
     "evaluation": ("densepred.training", "densepred.inference"),
-    **dict.fromkeys(("config.py", "contradictions.py", "errors.py", "files.py", "yamlfile.py", "cli.py"), ("torch",)),
+    **dict.fromkeys(("config", "errors.py", "files.py", "yamlfile.py", "cli.py"), ("torch",)),
 }
 NEVER = ("pickle", "dill", "joblib", "monai.bundle", "monai.auto3dseg", "segmentation_models_pytorch.utils")
 

@@ -67,7 +67,7 @@ def test_receptive_field_through_shortcuts_is_what_gradients_reach() -> None:
     class Stem(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.encoder = ResNetEncoder(2, 1, 18, 1, LINEAR)
+            self.encoder = ResNetEncoder(2, 1, "resnet18", 1, style=LINEAR)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.encoder.layer2(self.encoder.layer1(self.encoder.conv1(x)))

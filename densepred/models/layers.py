@@ -6,8 +6,10 @@ No other module names `Conv2d` or `Conv3d`. Shapes: (B, C, *spatial), spatial = 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Size = int | Sequence[int]
@@ -15,9 +17,11 @@ Kinds = dict[int, Callable[..., nn.Module]]
 _CONV: Kinds = {2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: Kinds = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _MAX_POOL: Kinds = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+_AVG_POOL: Kinds = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 _DROPOUT: Kinds = {2: nn.Dropout2d, 3: nn.Dropout3d}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
-CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 
 def to_tuple(value: Size, dims: int, name: str) -> tuple[int, ...]:
@@ -54,24 +58,75 @@ def conv(
     bias: bool = True,
     groups: int = 1,
     dilation: int = 1,
+    padding: Literal["same", "valid"] = "same",
 ) -> nn.Module:
-    """A convolution padded so that n voxels give ceil(n / stride).
+    """A convolution: "same" makes ceil(n / stride) voxels of n, "valid" keeps only those whose kernel lies inside.
 
     Raises:
-        ValueError: an even kernel, which cannot be padded evenly.
+        ValueError: an even kernel with "same", which cannot be padded evenly; groups that do not divide the channels.
     """
     sizes = to_tuple(kernel, dims, "kernel")
-    if any(k % 2 == 0 for k in sizes):
+    steps = to_tuple(stride, dims, "stride")
+    if in_channels % groups or out_channels % groups:
+        raise ValueError(f"groups must divide the channels, got {groups} for {in_channels} to {out_channels}")
+    if padding == "same" and any(k % 2 == 0 for k in sizes):
         raise ValueError(f"kernel must be odd along each axis, got {kernel!r}")
-    padding = tuple(dilation * (k // 2) for k in sizes)
-    steps = to_tuple(stride, dims, "stride")
-    return _CONV[dims](in_channels, out_channels, sizes, steps, padding, dilation=dilation, groups=groups, bias=bias)
+    margin = tuple(dilation * (k // 2) if padding == "same" else 0 for k in sizes)
+    return _CONV[dims](in_channels, out_channels, sizes, steps, margin, dilation=dilation, groups=groups, bias=bias)
 
 
-def transposed_conv(dims: int, in_channels: int, out_channels: int, stride: Size, bias: bool = True) -> nn.Module:
-    """An upsampling convolution whose kernel is its stride: n voxels give n * stride, without overlap."""
+class _Patches(nn.Module):
+    """Fills the last patch along each axis with zeros before the convolution of class `nn.Conv*d` it is mixed into."""
+
+    stride: tuple[int, ...]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *spatial) -> (B, K, *ceil(spatial / patch))."""
+        missing = [-n % s for n, s in zip(x.shape[2:], self.stride, strict=True)]
+        if torch.compiler.is_exporting() or any(missing):
+            x = F.pad(x, [width for n in reversed(missing) for width in (0, n)])
+        out: Tensor = super().forward(x)
+        return out
+
+
+class _PatchConv2d(_Patches, nn.Conv2d):
+    pass
+
+
+class _PatchConv3d(_Patches, nn.Conv3d):
+    pass
+
+
+def patch_conv(dims: int, in_channels: int, out_channels: int, patch: Size, bias: bool = True) -> nn.Module:
+    """A convolution of patches side by side (kernel = stride): n voxels give ceil(n / patch), zeros fill the last."""
+    steps = to_tuple(patch, dims, "patch")
+    kinds: Kinds = {2: _PatchConv2d, 3: _PatchConv3d}
+    return kinds[dims](in_channels, out_channels, steps, steps, bias=bias)
+
+
+def transposed_conv(
+    dims: int, in_channels: int, out_channels: int, stride: Size, bias: bool = True, kernel: Size | None = None
+) -> nn.Module:
+    """An upsampling convolution: n voxels give n * stride.
+
+    Args:
+        dims: 2 or 3.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        stride: a number or one per axis.
+        bias: whether it adds one.
+        kernel: a number or one per axis; by default the stride, without overlap. It exceeds the stride by an even
+            number along each axis, half of which is cut off at either end.
+
+    Raises:
+        ValueError: a kernel below the stride, or above it by an odd number.
+    """
     steps = to_tuple(stride, dims, "stride")
-    return _TRANSPOSED[dims](in_channels, out_channels, steps, steps, bias=bias)
+    sizes = to_tuple(steps if kernel is None else kernel, dims, "kernel")
+    if any(k < s or (k - s) % 2 for k, s in zip(sizes, steps, strict=True)):
+        raise ValueError(f"kernel must exceed the stride by an even number, got {sizes} at stride {steps}")
+    padding = tuple((k - s) // 2 for k, s in zip(sizes, steps, strict=True))
+    return _TRANSPOSED[dims](in_channels, out_channels, sizes, steps, padding, bias=bias)
 
 
 def max_pool(dims: int, kernel: Size, stride: Size) -> nn.Module:
@@ -79,6 +134,79 @@ def max_pool(dims: int, kernel: Size, stride: Size) -> nn.Module:
     sizes, steps = to_tuple(kernel, dims, "kernel"), to_tuple(stride, dims, "stride")
     padding = tuple(0 if k == s else k // 2 for k, s in zip(sizes, steps, strict=True))
     return _MAX_POOL[dims](sizes, steps, padding, ceil_mode=sizes == steps)
+
+
+class MeanPool(nn.Module):
+    """The mean of windows side by side, the last one of those voxels that are there.
+
+    Maps smaller than the window are fine, which torch refuses in 3D: zeros are filled in, and taken out of the mean.
+
+    Args:
+        dims: 2 or 3.
+        size: of the windows, a number or one per axis.
+
+    Example:
+        >>> import torch
+        >>> MeanPool(2, 2)(torch.tensor([[[[1.0, 3.0, 5.0]]]])).tolist()
+        [[[[2.0, 5.0]]]]
+    """
+
+    def __init__(self, dims: int, size: Size) -> None:
+        super().__init__()
+        self.size = to_tuple(size, dims, "size")
+        self.pool = _AVG_POOL[dims](self.size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *spatial) -> (B, C, *ceil(spatial / size))."""
+        missing = [-n % s for n, s in zip(x.shape[2:], self.size, strict=True)]
+        out: Tensor
+        if torch.compiler.is_exporting() or any(missing):
+            margin = [width for n in reversed(missing) for width in (0, n)]
+            real = F.pad(x.new_ones(1, 1, *x.shape[2:]), margin)
+            out = self.pool(F.pad(x, margin)) / self.pool(real)
+        else:
+            out = self.pool(x)
+        return out
+
+
+def global_pool(x: Tensor) -> Tensor:
+    """The mean over all voxels: (B, C, *spatial) -> (B, C)."""
+    return x.flatten(2).mean(2)
+
+
+def upsample(x: Tensor, size: Sequence[int], mode: Literal["linear", "nearest"] = "linear") -> Tensor:
+    """Interpolate (B, C, *spatial) to `size`; voxel edges, not centres, coincide at the border."""
+    kind = {"linear": {2: "bilinear", 3: "trilinear"}[x.ndim - 2], "nearest": "nearest-exact"}[mode]
+    return F.interpolate(x, list(size), mode=kind, align_corners=False if mode == "linear" else None)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): in training a sample's whole branch is dropped, and the others scaled up.
+
+    Args:
+        probability: of dropping; 0 <= p < 1.
+
+    Raises:
+        ValueError: a probability outside.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        if not 0 <= probability < 1:
+            raise ValueError(f"stochastic depth must be at least 0 and below 1, got {probability!r}")
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *spatial) -> the same shape."""
+        if not self.training or not self.probability:
+            return x
+        keep = 1 - self.probability
+        shape = (x.shape[0], *(1 for _ in x.shape[1:]))
+        return x * (torch.rand(shape, device=x.device) < keep).to(x.dtype) / keep
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"{self.probability:.3f}"
 
 
 def dropout(dims: int, probability: float) -> nn.Module:
@@ -95,6 +223,58 @@ def fit(x: Tensor, size: Sequence[int]) -> Tensor:
         else:
             x = x.index_select(axis, torch.arange(n, device=x.device).clamp(max=x.shape[axis] - 1))
     return x
+
+
+def center_crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Cut `size` out of the middle of `x` (B, C, *spatial); of an odd surplus the larger half goes at the far end."""
+    for axis, n in enumerate(size, start=2):
+        x = x.narrow(axis, (x.shape[axis] - n) // 2, n)
+    return x
+
+
+def fill_bilinear_(layer: nn.Module) -> nn.Module:
+    """Make a transposed convolution exact linear interpolation of each channel onto its own; changes and returns it.
+
+    Channel i of the output takes channel i mod C of the input. The kernel has to be twice the stride along each axis
+    (the stride's parity permitting, else 2 * stride - 1), as in Long, Shelhamer and Darrell 2015.
+
+    Raises:
+        ValueError: a kernel of another size.
+    """
+    profiles = []
+    for k, s in zip(layer.kernel_size, layer.stride, strict=True):  # type: ignore[arg-type]
+        if k != 2 * s - s % 2:
+            raise ValueError(f"kernel must be {2 * s - s % 2} for linear interpolation at stride {s}, got {k}")
+        profiles.append(1 - (torch.arange(k) - (k - 1) / 2).abs() / s)
+    return _fill_pairs(layer, profiles)
+
+
+def fill_nearest_(layer: nn.Module) -> nn.Module:
+    """Make a transposed convolution repeat its voxels (ICNR, Aitken et al. 2017); changes and returns it.
+
+    The kernel has to be the stride. Channel i of the output takes channel i mod C of the input.
+
+    Raises:
+        ValueError: a kernel of another size.
+    """
+    if layer.kernel_size != layer.stride:
+        raise ValueError(f"kernel must be the stride {layer.stride} to repeat voxels, got {layer.kernel_size}")
+    return _fill_pairs(layer, [torch.ones(k) for k in layer.kernel_size])  # type: ignore[union-attr]
+
+
+def _fill_pairs(layer: nn.Module, profiles: list[Tensor]) -> nn.Module:
+    """Give the channel pairs (i mod C, i) the outer product of one profile per axis, and all else zero."""
+    kernel = profiles[0]
+    for profile in profiles[1:]:
+        kernel = kernel.unsqueeze(-1) * profile
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    with torch.no_grad():
+        weight.zero_()
+        for out in range(weight.shape[1]):
+            weight[out % weight.shape[0], out] = kernel.to(weight)
+        if layer.bias is not None:
+            layer.bias.zero_()  # type: ignore[operator]
+    return layer
 
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {

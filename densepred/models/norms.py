@@ -63,6 +63,17 @@ class BatchNorm(_BatchNorm):
         return super().forward(x)
 
 
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of each voxel (Ba et al. 2016), as ConvNeXt has it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *spatial) -> the same shape."""
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
 def _group_norm(channels: int) -> GroupNorm:
     """Eight groups, or as many of them as divide the channels."""
     return GroupNorm(math.gcd(8, channels), channels)
@@ -72,5 +83,6 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "instance": InstanceNorm,
     "batch": BatchNorm,
     "group": _group_norm,
+    "layer": LayerNorm,
     "none": lambda channels: nn.Identity(),
 }

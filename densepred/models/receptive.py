@@ -1,57 +1,46 @@
 """Which voxels of the image a voxel of a feature map can depend on, found by following tensors through the network.
 
-Convolutions, pooling, transposed convolutions, crops and pads are followed exactly, through all branches at once; the
-statistics of normalisation layers, which see the whole map, are left out, as is usual (Araujo et al. 2019, "Computing
-receptive fields of convolutional neural networks").
+Convolutions, pooling, interpolation, crops, pads and the reshapes between them are followed exactly, through all
+branches at once; `tracing.rules` says how. What looks at a whole axis (a mean, attention) or cannot be followed is
+marked as such and never given a number. The statistics of normalisation layers, which see the whole map, are left out,
+as is usual (Araujo et al. 2019, "Computing receptive fields of convolutional neural networks").
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-aten = torch.ops.aten
-Axes = tuple[int, ...]
+from densepred.models.tracing.call import Call, Effect, Traced
+from densepred.models.tracing.known import Known
+from densepred.models.tracing.layout import Steps, blank, of_image
+from densepred.models.tracing.rules import effects
 
-
-@dataclass(frozen=True)
-class Step:
-    """How one operation moves along each axis.
-
-    Output voxel i reads the input voxels i * stride - padding + dilation * t for t in [0, kernel). In a transposed one
-    it reads the input voxels j for which it is j * stride - padding + dilation * t.
-    """
-
-    kernel: Axes
-    stride: Axes
-    padding: Axes
-    dilation: Axes
-    transposed: bool = False
-
-    def needs(self, axis: int, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The first and last input voxels that the output voxels low to high read."""
-        stride, padding = self.stride[axis], self.padding[axis]
-        reach = self.dilation[axis] * (self.kernel[axis] - 1)
-        if self.transposed:
-            return -((reach - padding - low) // stride), (high + padding) // stride
-        return low * stride - padding, high * stride - padding + reach
+Field = tuple[int | None, ...]
 
 
 @dataclass(frozen=True)
 class Node:
-    """A tensor of the network: what it was made of, and its voxel size in voxels of the image."""
+    """A tensor of the network, as the image's axes see it.
 
-    parents: tuple[int, ...]
-    step: Step | None
-    stride: Axes
+    Attributes:
+        edges: the nodes it was made of, with what happened along each axis of the image; nothing along those left out.
+        whole: axes along which its voxels may depend on the whole image.
+        stride: voxels of the image per voxel along each axis; None where it does not extend along that axis.
+        size: its voxels along each axis.
+    """
+
+    edges: tuple[tuple[int, Steps], ...]
+    whole: frozenset[int]
+    stride: Field
+    size: Field
 
 
 class Tracer(TorchDispatchMode):
@@ -62,109 +51,114 @@ class Tracer(TorchDispatchMode):
 
     Attributes:
         flops: operations of convolutions and matrix products so far, a multiply-add counting two.
+
+    Example:
+        >>> import torch
+        >>> from densepred.models.layers import conv
+        >>> image = torch.zeros(1, 1, 16, 16)
+        >>> layers = torch.nn.Sequential(conv(2, 1, 1, 3, stride=2), conv(2, 1, 1, 3))
+        >>> with torch.no_grad(), Tracer(image) as tracer:
+        ...     out = layers(image)
+        >>> tracer.receptive_field(out), tracer.stride(out)
+        ((7, 7), (2, 2))
     """
 
     def __init__(self, image: Tensor) -> None:
         super().__init__()
         self.dims = image.ndim - 2
         self.flops = 0
-        self.nodes = [Node((), None, (1,) * self.dims)]
-        self._index = {id(image): 0}
+        self.nodes = [Node((), frozenset(), (1,) * self.dims, tuple(image.shape[2:]))]
+        self._traced = {id(image): Traced(0, of_image(image.shape))}
         self._alive = [image]  # an id is unique only among living tensors
+        self._known = Known()
+        self._written: dict[int, int] = {}  # storages of which parts were overwritten, and the node of what was written
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
         if func.overloadpacket in flop_registry:
-            self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
-        parents = tuple({self._index[id(t)]: None for t in tree_leaves(args) if id(t) in self._index})
-        if parents:
-            self._record(parents, self._step(func, args), [t for t in tree_leaves(out) if isinstance(t, Tensor)])
+            self.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
+        tensors = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        self._alive += tensors
+        self._known.record(func, args, kwargs, tensors)
+        inputs = [traced for t in tree_leaves((args, kwargs)) if (traced := self._look_up(t)) is not None]
+        if inputs and tensors:
+            call = Call(func, args, kwargs, tensors, inputs, self._look_up, self._known.get, self._put)
+            for tensor, effect in zip(tensors, effects(call), strict=True):
+                if effect is not None:
+                    self._traced[id(tensor)] = Traced(self._put(effect), effect.layout)
+            if func._schema.is_mutable:
+                self._written |= {_storage(t): self._traced[id(t)].node for t in tensors if _is_part(t)}
         return out
 
-    def _record(self, parents: tuple[int, ...], step: Step | None, tensors: list[Tensor]) -> None:
-        stride = self.nodes[parents[0]].stride
-        if step is not None:
-            pairs = zip(stride, step.stride, strict=True)
-            stride = tuple(max(a // b, 1) if step.transposed else a * b for a, b in pairs)
-        self.nodes.append(Node(parents, step, stride))
-        for tensor in tensors:
-            self._index[id(tensor)] = len(self.nodes) - 1
-            self._alive.append(tensor)
+    def _look_up(self, value: Any) -> Traced | None:
+        traced = self._traced.get(id(value)) if isinstance(value, Tensor) else None
+        if not self._written or not isinstance(value, Tensor) or _storage(value) not in self._written:
+            return traced
+        # what was written into a part reaches those who read the rest of it in ways that are not followed
+        node = self._written[_storage(value)] if traced is None else traced.node
+        layout = tuple(map(blank, value.shape)) if traced is None else traced.layout
+        return Traced(self._put(Effect(layout, [(node, {})], set(range(self.dims)))), layout)
 
-    def _step(self, func: Any, args: tuple[Any, ...]) -> Step | None:
-        reader = _READERS.get(func.overloadpacket)
-        return reader(args, self.dims) if reader else None
+    def _put(self, effect: Effect) -> int:
+        """Add a node for what an effect says, or find the one that is the same."""
+        size = {atom.axis: atom.size for dim in effect.layout for atom in dim}
+        every = set(range(self.dims))
+        first, steps = effect.edges[0]
+        whole = (effect.whole | (every - size.keys())) & every
+        whole = whole.union(*(self.nodes[parent].whole for parent, _ in effect.edges))
+        node = self.nodes[first]
+        if all(edge == (first, {}) for edge in effect.edges) and whole == node.whole:
+            return first
+        stride = [
+            node.stride[a] if a not in steps else steps[a].stride_after(node.stride[a] or 1) for a in sorted(every)
+        ]
+        placed = tuple(n if axis in size else None for axis, n in enumerate(stride))
+        self.nodes.append(Node(tuple(effect.edges), frozenset(whole), placed, tuple(map(size.get, sorted(every)))))
+        return len(self.nodes) - 1
 
-    def stride(self, tensor: Tensor) -> Axes:
-        """Voxels of the image per voxel of a feature map, along each axis."""
-        return self.nodes[self._index[id(tensor)]].stride
+    def stride(self, tensor: Tensor) -> Field:
+        """Voxels of the image per voxel of a tensor, along each axis; None where it does not extend along it."""
+        traced = self._look_up(tensor)
+        return (None,) * self.dims if traced is None else self.nodes[traced.node].stride
 
-    def receptive_field(self, tensor: Tensor) -> Axes:
-        """Voxels of the image a voxel of a feature map depends on, along each axis; the most where voxels differ."""
-        last = self._index[id(tensor)]
-        phases = np.arange(max(max(node.stride) for node in self.nodes))
-        return tuple(self._extent(last, axis, phases) for axis in range(self.dims))
+    def receptive_field(self, tensor: Tensor) -> Field:
+        """Voxels of the image a voxel of a tensor depends on, along each axis; the most where voxels differ.
 
-    def _extent(self, last: int, axis: int, voxels: np.ndarray) -> int:
-        """Go back from `voxels` of one tensor to the image, keeping the first and last voxel needed of each tensor."""
+        None where it may be the whole axis: something looks at all of it, or could not be followed. Zero for what does
+        not depend on the image.
+        """
+        traced = self._look_up(tensor)
+        if traced is None:
+            return (0,) * self.dims
+        return tuple(self._extent(traced.node, axis) for axis in range(self.dims))
+
+    def _extent(self, last: int, axis: int) -> int | None:
+        """Go back from a node's voxels to the image, keeping the first and last voxel needed of each node."""
+        if axis in self.nodes[last].whole:
+            return None
+        phases = max(node.stride[axis] or 1 for node in self.nodes[: last + 1])
+        voxels = np.arange(max(phases, self.nodes[last].size[axis] or 1))
         needed = {last: (voxels, voxels)}
         for index in range(last, 0, -1):
             if index not in needed:
                 continue
             low, high = needed.pop(index)
-            node = self.nodes[index]
-            if node.step is not None:
-                low, high = node.step.needs(axis, low, high)
-            for parent in node.parents:
-                first, final = needed.get(parent, (low, high))
-                needed[parent] = np.minimum(first, low), np.maximum(final, high)
+            for parent, steps in self.nodes[index].edges:
+                step = steps.get(axis)
+                first, final = step.needs(low, high) if step else (low, high)
+                if parent in needed:
+                    first, final = np.minimum(needed[parent][0], first), np.maximum(needed[parent][1], final)
+                needed[parent] = first, final
         low, high = needed[0]
         return int((high - low).max()) + 1
 
 
-def _axes(values: Any, dims: int) -> Axes:
-    """A list argument of an operation, which may hold one value for all axes."""
-    values = list(values) if isinstance(values, list | tuple) else [values]
-    return tuple(values * dims if len(values) == 1 else values)
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
 
 
-def _convolution(args: tuple[Any, ...], dims: int) -> Step:
-    _, weight, _, stride, padding, dilation, transposed = args[:7]
-    kernel = tuple(weight.shape[2:])
-    return Step(kernel, _axes(stride, dims), _axes(padding, dims), _axes(dilation, dims), transposed)
-
-
-def _pool(args: tuple[Any, ...], dims: int) -> Step:
-    _, kernel, *rest = args
-    stride = rest[0] if rest and rest[0] else kernel
-    padding = rest[1] if len(rest) > 1 else 0
-    dilation = rest[2] if len(rest) > 2 and not isinstance(rest[2], bool) else 1
-    return Step(_axes(kernel, dims), _axes(stride, dims), _axes(padding, dims), _axes(dilation, dims))
-
-
-def _slice(args: tuple[Any, ...], dims: int) -> Step | None:
-    axis, start = (args[1] if len(args) > 1 else 0) - 2, (args[2] if len(args) > 2 else 0) or 0
-    return _shift({axis: start}, dims) if axis >= 0 else None
-
-
-def _pad(args: tuple[Any, ...], dims: int) -> Step:
-    return _shift({dims - 1 - i: -before for i, before in enumerate(args[1][::2])}, dims)
-
-
-def _shift(starts: dict[int, int], dims: int) -> Step:
-    """Output voxel i is input voxel i + start."""
-    ones = (1,) * dims
-    return Step(ones, ones, tuple(-starts.get(axis, 0) for axis in range(dims)), ones)
-
-
-_READERS: dict[Any, Callable[[tuple[Any, ...], int], Step | None]] = {
-    aten.convolution: _convolution,
-    aten.max_pool2d_with_indices: _pool,
-    aten.max_pool3d_with_indices: _pool,
-    aten.avg_pool2d: _pool,
-    aten.avg_pool3d: _pool,
-    aten.slice: _slice,
-    aten.constant_pad_nd: _pad,
-}
+def _is_part(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from densepred.models.build import DensePredictor
-from densepred.models.receptive import Tracer
+from densepred.models.dense import Model
+from densepred.models.receptive import Field, Tracer
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,12 @@ class Row:
         name: where it is in the model, such as `encoder.stages.0.0.conv`.
         kind: its class.
         shape: output (C, *spatial) for one image.
-        parameters: numbers it learns.
-        flops: operations for one image; convolutions and matrix products only, a multiply-add counting two.
-        stride: voxels of the image per voxel of the output, along each axis.
-        receptive_field: voxels of the image an output voxel depends on, along each axis (norm statistics left out).
+        parameters: numbers it learns, where it runs first.
+        flops: operations for one image; convolutions and matrix products only, a multiply-add counting two. Those of
+            its parts that have rows of their own are not counted again.
+        stride: voxels of the image per voxel of the output, along each axis; None where it does not extend along it.
+        receptive_field: voxels of the image an output voxel depends on, along each axis (norm statistics left out);
+            None where it may be the whole axis, because something looks at all of it or could not be followed.
     """
 
     name: str
@@ -32,8 +36,8 @@ class Row:
     shape: tuple[int, ...]
     parameters: int
     flops: int
-    stride: tuple[int, ...]
-    receptive_field: tuple[int, ...]
+    stride: Field
+    receptive_field: Field
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Summary:
         parameters: numbers in the model, each counted once.
         trainable: those that training changes.
         flops: operations for one image.
-        receptive_field: voxels of the image that a voxel of the main output depends on, along each axis.
+        receptive_field: voxels of the image that a voxel of the first output depends on, along each axis; as in `Row`.
     """
 
     size: tuple[int, ...]
@@ -54,7 +58,7 @@ class Summary:
     parameters: int
     trainable: int
     flops: int
-    receptive_field: tuple[int, ...]
+    receptive_field: Field
 
     def cells(self) -> list[tuple[str, ...]]:
         """A heading and a line of text for each layer."""
@@ -73,19 +77,25 @@ class Summary:
         return [
             f"parameters       {self.parameters:,} ({self.trainable:,} trainable)",
             f"FLOPs            {self.flops / 1e9:,.3f} G for one image of {_times(self.size)} (multiply-add = 2)",
-            f"receptive field  {_times(self.receptive_field)} voxels of the image for a voxel of the output",
+            f"receptive field  {self._field()} for a voxel of the output",
         ]
 
+    def _field(self) -> str:
+        if None not in self.receptive_field:
+            return f"{_times(self.receptive_field)} voxels of the image"
+        text = "the whole image" if not any(self.receptive_field) else _field(self.receptive_field)
+        return f"up to {text} (an operation sees all of an axis, or is not followed)"
 
-def summarize(model: DensePredictor, size: Sequence[int]) -> Summary:
+
+def summarize(model: Model, size: Sequence[int]) -> Summary:
     """Follow one image of `size` through the model on the meta device: nothing is computed, nothing is changed.
 
     Args:
-        model: the network, on any device.
+        model: the network, on any device; as it is in evaluation.
         size: spatial size of the image, slowest axis first.
 
     Raises:
-        ValueError: `size` is not `model.dims` positive numbers.
+        ValueError: `size` is not `model.dims` positive numbers, or one that the model does not take.
 
     Example:
         >>> from densepred.models.build import create_model
@@ -97,46 +107,85 @@ def summarize(model: DensePredictor, size: Sequence[int]) -> Summary:
     image = torch.empty((1, model.in_channels, *size), device="meta")
     state = {name: value.to("meta") for name, value in (*model.named_parameters(), *model.named_buffers())}
     tracer = Tracer(image)
-    rows: list[Row] = []
-    layers = [(name, layer) for name, layer in model.named_modules() if _is_row(layer)]
-    hooks = [layer.register_forward_hook(_watch(name, tracer, rows)) for name, layer in layers]
+    with _evaluating(model), _watching(model, tracer) as rows, torch.no_grad(), tracer:
+        outputs = tree_leaves(torch.func.functional_call(model, state, (image,)))
+    field = tracer.receptive_field(next(out for out in outputs if isinstance(out, Tensor)))
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    trainable = sum(n for n, learns in counts if learns)
+    return Summary(tuple(size), tuple(rows), sum(n for n, _ in counts), trainable, tracer.flops, field)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation, since some layers cannot be trained with one image alone."""
+    training = [layer for layer in model.modules() if layer.training]
+    model.eval()
     try:
-        with torch.no_grad(), tracer:
-            torch.func.functional_call(model, state, (image,))
+        yield
+    finally:
+        for layer in training:
+            layer.training = True
+
+
+@contextmanager
+def _watching(model: nn.Module, tracer: Tracer) -> Iterator[list[Row]]:
+    """A list that grows by a row for each layer that has run."""
+    rows: list[Row] = []
+    watch = _Watch(tracer, rows)
+    hooks = []
+    for name, layer in model.named_modules():
+        hooks.append(layer.register_forward_pre_hook(watch.start))
+        hooks.append(layer.register_forward_hook(lambda layer, _, out, name=name: watch.end(name, layer, out)))
+    try:
+        yield rows
     finally:
         for hook in hooks:
             hook.remove()
-    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    main = next(row for row in rows if row.name.startswith("heads.segmentation."))
-    trainable = sum(n for n, learns in counts if learns)
-    return Summary(tuple(size), tuple(rows), sum(n for n, _ in counts), trainable, tracer.flops, main.receptive_field)
 
 
-def _is_row(layer: nn.Module) -> bool:
-    """Layers without parts, or with parameters of their own."""
-    own = any(True for _ in layer.parameters(recurse=False))
-    return own or (not isinstance(layer, nn.Identity) and not any(True for _ in layer.children()))
+class _Watch:
+    """Tells layers' FLOPs from those of their parts, and makes their rows."""
 
+    def __init__(self, tracer: Tracer, rows: list[Row]) -> None:
+        self.tracer, self.rows = tracer, rows
+        self._running: list[tuple[int, int]] = []  # FLOPs, and those in rows, when each layer around the present began
+        self._in_rows = 0
+        self._counted: set[int] = set()
 
-def _watch(name: str, tracer: Tracer, rows: list[Row]) -> Callable[[nn.Module, Any, Tensor], None]:
-    """A hook that adds a row when the layer has run."""
+    def start(self, layer: nn.Module, inputs: Any) -> None:
+        """A layer begins."""
+        self._running.append((self.tracer.flops, self._in_rows))
 
-    def hook(layer: nn.Module, inputs: Any, out: Tensor) -> None:
-        flops = tracer.flops - sum(row.flops for row in rows)
-        count = sum(p.numel() for p in layer.parameters(recurse=False))
-        shape, stride, field = tuple(out.shape[1:]), tracer.stride(out), tracer.receptive_field(out)
-        rows.append(Row(name, type(layer).__name__, shape, count, flops, stride, field))
-
-    return hook
+    def end(self, name: str, layer: nn.Module, output: Any) -> None:
+        """A layer is done: a row if it has weights of its own, no parts, or computes something beside them."""
+        flops, in_rows = self._running.pop()
+        own = self.tracer.flops - flops - (self._in_rows - in_rows)
+        new = {id(p): p.numel() for p in layer.parameters(recurse=False) if id(p) not in self._counted}
+        out = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
+        bare = not isinstance(layer, nn.Identity) and not any(True for _ in layer.children())
+        if out is None or not (own or bare or any(True for _ in layer.parameters(recurse=False))):
+            return
+        self._counted |= new.keys()
+        self._in_rows += own
+        stride, field = self.tracer.stride(out), self.tracer.receptive_field(out)
+        self.rows.append(Row(name, type(layer).__name__, tuple(out.shape[1:]), sum(new.values()), own, stride, field))
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     flops = f"{row.flops / 1e9:.3f}" if row.flops else "-"
     parameters = f"{row.parameters:,}" if row.parameters else "-"
-    shape = f"{row.shape[0]} x {_times(row.shape[1:])}"
-    return row.name, row.kind, shape, parameters, flops, _times(row.stride), _times(row.receptive_field)
+    shape = " x ".join(filter(None, (str(row.shape[0]), _times(row.shape[1:])))) if row.shape else "-"
+    stride = _times(row.stride) if any(row.stride) else "-"
+    return row.name or "(model)", row.kind, shape, parameters, flops, stride, _field(row.receptive_field)
 
 
-def _times(values: Sequence[int]) -> str:
+def _field(field: Field) -> str:
+    """(3, None) -> "3xwhole"; "whole" for all axes, "-" for what does not see the image."""
+    if not any(field):
+        return "whole" if None in field else "-"
+    return _times(["whole" if n is None else n for n in field])
+
+
+def _times(values: Sequence[int | str | None]) -> str:
     """(2, 3) -> "2x3"."""
-    return "x".join(map(str, values))
+    return "x".join("-" if value is None else str(value) for value in values)

@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from densepred.models.layers import CHANNELS_LAST, to_channels_last
+from densepred.models.forms import Form, in_form, set_form
 
 Outputs = Tensor | Mapping[str, Tensor]
 
@@ -24,11 +24,11 @@ class Engine:
         optimizer: over the model's parameters.
         device: where to compute.
         precision: torch.float32, or torch.bfloat16 for autocast.
-        compiled: compile the forward and backward passes.
+        form: how the network computes; see `densepred.models.forms`.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, device: torch.device, precision: torch.dtype, compiled: bool
+        self, model: nn.Module, optimizer: Optimizer, device: torch.device, precision: torch.dtype, form: Form
     ) -> None:
         for state in (AcceleratorState, PartialState, GradientState):  # kept for the process; each run needs its own
             state._reset_state()
@@ -37,14 +37,10 @@ class Engine:
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         mixed = "bf16" if precision == torch.bfloat16 else "no"
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
-        self.last = compiled or device.type == "cuda"  # where norms are fused, or kernels want it, it pays
-        if self.last:
-            to_channels_last(model)
         prepared = self.accelerator.prepare(model, optimizer)
-        self.model: nn.Module = prepared[0]
+        self.form = form
+        self.model: nn.Module = set_form(prepared[0], form, device)
         self.optimizer: Optimizer = prepared[1]
-        if compiled:
-            self.model.compile()
 
     def gradient(self, image: Tensor, loss_of: Callable[[Outputs], Tensor], clip: float) -> tuple[float, float]:
         """Loss and gradient norm of a batch (B, C, *spatial); the gradients stay in the parameters.
@@ -52,9 +48,7 @@ class Engine:
         Their norm is clipped to `clip`, unless that is 0.
         """
         self.model.train()
-        if self.last:
-            image = image.contiguous(memory_format=CHANNELS_LAST[image.ndim - 2])
-        loss = loss_of(self.model(image))
+        loss = loss_of(self.model(in_form(image, self.form)))
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), clip or float("inf"))
         return float(loss.detach()), float(norm)

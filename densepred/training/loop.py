@@ -13,6 +13,7 @@ from densepred.cases.plan import Plan, make_plan
 from densepred.config import Config
 from densepred.errors import InputError
 from densepred.files import locked, sweep_parts, writable_folder
+from densepred.models.weights.sources import is_file
 from densepred.progress import progress
 from densepred.training.run import CONFIG, PLAN, Run
 from densepred.training.trainer import Trainer
@@ -80,9 +81,11 @@ def resume(run: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Run:
 
 def _anchored(config: Config) -> Config:
     """The recipe with absolute folders, so that it can be resumed from anywhere."""
-    data = config.data
+    data, model = config.data, config.model
+    if model.pretrained and is_file(model.pretrained):
+        model = model.model_copy(update={"pretrained": str(Path(model.pretrained).resolve())})
     paths = {"root": str(Path(data.root).resolve()), "cache": data.cache and str(Path(data.cache).resolve())}
-    return config.model_copy(update={"data": data.model_copy(update=paths)})
+    return config.model_copy(update={"data": data.model_copy(update=paths), "model": model})
 
 
 def _fit(run: Run, cases: list[Case]) -> Run:

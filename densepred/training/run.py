@@ -17,13 +17,14 @@ from densepred.figures import training_curves
 from densepred.files import atomic_write
 from densepred.training.checkpoint import packed
 
-CONFIG, PLAN, WEIGHTS, BEST, METRICS, CURVES = (
+CONFIG, PLAN, WEIGHTS, BEST, METRICS, CURVES, PRETRAINING = (
     "config.yaml",
     "plan.json",
     "model.safetensors",
     "best.safetensors",
     "metrics.csv",
     "curves.png",
+    "pretraining.json",
 )
 
 

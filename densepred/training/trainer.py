@@ -24,11 +24,12 @@ from densepred.errors import DiskFullError, InputError, ResourceError, StoppedEr
 from densepred.files import atomic_write
 from densepred.inference.sliding_window import SlidingWindowInferer
 from densepred.losses import SegmentationLoss
-from densepred.models.build import build, initialize
+from densepred.models.build import build
 from densepred.progress import progress
 from densepred.signals import StopSignals
 from densepred.training import checkpoint
 from densepred.training.engine import Engine, seeded
+from densepred.training.finetune import start_from_pretrained
 from densepred.training.logging import EventLog
 from densepred.training.optim import MovingAverage, learning_rate, make_optimizer
 from densepred.training.prefetch import prefetch
@@ -53,7 +54,9 @@ class Trainer:
         self.run, self.config, self.validation = run, config, validation
         self.device = pick_device(config.training.device)
         self.precision = pick_precision(config.training.precision, self.device)
-        self.model = initialize(build(config.model, len(plan.channels), len(plan.classes)), config.training.seed)
+        self.model = build(config.model, len(plan.channels), len(plan.classes), config.training.seed)
+        if config.model.pretrained and not any(run.checkpoints.glob("step-*")):
+            start_from_pretrained(self.model, run)
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.average = MovingAverage(self.model, config.optimizer.ema)
         self.criterion = SegmentationLoss(config.loss)
@@ -71,7 +74,7 @@ class Trainer:
     def fit(self) -> None:
         """Train to the end, from the newest checkpoint if there is one."""
         self._restore()
-        self.engine = Engine(self.model, self.optimizer, self.device, self.precision, self.config.training.compile)
+        self.engine = Engine(self.model, self.optimizer, self.device, self.precision, self.config.training.form)
         self.average.state = {name: value.to(self.device) for name, value in self.average.state.items()}
         first, steps = self.state["step"], self.config.training.steps
         order = ((step // steps, step % steps) for step in range(first, self.total))

@@ -15,15 +15,28 @@ class Encoder(nn.Module):
         strides: voxels of the input per voxel of each feature map and axis, such as ((1, 1), (2, 2), (4, 4)). A map
             has ceil(n / stride) voxels along an axis of n.
         style: the norm, activation and dropout it is made with, for a decoder to continue.
+        switch_channels: for each map, the channels of the switches that lead from its grid to the next finer one (the
+            image's for the first), or None where there are none. Empty for encoders that do not pool.
+        own_initialization: whether its weights start as constructed, rather than as `build.initialize` fills them.
     """
 
     channels: tuple[int, ...]
     strides: tuple[tuple[int, ...], ...]
     style: Style
+    switch_channels: tuple[int | None, ...] = ()
+    own_initialization: bool = False
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, C, *spatial) -> [(B, channels[i], *ceil(spatial / strides[i])) for each i]."""
         raise NotImplementedError
+
+    def forward_with_switches(self, x: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
+        """As `forward`, and for each map the positions of the pooled maxima (`upsampling.pool_with_switches`) or None.
+
+        Raises:
+            TypeError: the encoder does not pool.
+        """
+        raise TypeError(f"{type(self).__name__} has no pooling to take switches from")
 
 
 def cumulative(steps: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:

@@ -7,12 +7,11 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from densepred.config import Config, DataConfig, ModelConfig
+from densepred.models import catalog
 
-ENCODERS, DECODERS = ("plain", "resnet18", "resnet34", "resnet50"), ("unet",)
-ACTIVATIONS = ("leaky_relu", "relu", "elu", "gelu", "silu", "none")
-"""The names that the registries of `densepred.models` hold; repeated here because those import torch."""
+if TYPE_CHECKING:
+    from densepred.config.model import ModelConfig
+    from densepred.config.schema import Config, DataConfig
 
 Rule = tuple[bool, str, str]
 """Is it broken, the path, and what to say."""
@@ -20,7 +19,7 @@ Rule = tuple[bool, str, str]
 
 def contradictions(config: Config) -> list[tuple[tuple[str, ...], str]]:
     """Settings that are valid alone and impossible together, as (path, message)."""
-    rules = (*_of_data(config.data), *_of_axes(config), *_of_stages(config.model), *_of_ranges(config))
+    rules = (*_of_data(config.data), *_of_axes(config), *of_model(config.model), *_of_ranges(config))
     return [(tuple(path.split(".")), message) for wrong, path, message in rules if wrong]
 
 
@@ -58,27 +57,55 @@ def _of_axes(config: Config) -> Iterator[Rule]:
         yield not set(named) <= set(range(count)), path, f"axes are 0 to {count - 1}"
 
 
+def of_model(model: ModelConfig) -> Iterator[Rule]:
+    """What is wrong with the network."""
+    parts = {"network": model.network} if model.network else {"encoder": model.encoder, "decoder": model.decoder}
+    entries = {kind: catalog.find(kind, name) for kind, name in parts.items()}
+    for kind, name in parts.items():
+        entry, known = entries[kind], list(catalog.REGISTRIES[kind])
+        others = ", ".join(f"{prefix}NAME" for prefix in catalog.ADAPTERS[kind])
+        unknown = f"there is no {name!r}{nearest(name, known)}; known: {', '.join(known)}, {others}"
+        yield entry is None, f"model.{kind}", unknown
+        flat = f"{name} exists in {entry.dims[0]}D only, model.dims is {model.dims}" if entry else ""
+        yield entry is not None and model.dims not in entry.dims, f"model.{kind}", flat
+    found = [entry for entry in entries.values() if entry]
+    if len(found) == len(parts):
+        yield from _of_options(model, " with ".join(parts.values()), frozenset().union(*(e.options for e in found)))
+    activation = model.activation or catalog.ACTIVATIONS[0]
+    known = list(catalog.ACTIVATIONS)
+    unknown = f"there is no {activation!r}{nearest(activation, known)}; known: {', '.join(known)}"
+    yield activation not in known, "model.activation", unknown
+    if any("strides" in entry.options for entry in found):
+        yield from _of_stages(model)
+
+
+def _of_options(model: ModelConfig, network: str, taken: frozenset[str]) -> Iterator[Rule]:
+    """Options that the network does not take would otherwise be ignored in silence."""
+    always = {"network", "dims", *(() if model.network else ("encoder", "decoder"))}
+    for name, field in type(model).model_fields.items():
+        given = getattr(model, name) != field.get_default(call_default_factory=True)
+        takers = [other for entries in catalog.REGISTRIES.values() for other, e in entries.items() if name in e.options]
+        text = f"no option of {network}; it belongs to {_some(takers)}" if takers else f"leave it out with {network}"
+        yield given and name not in taken | always, f"model.{name}", text
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+
+
 def _of_stages(model: ModelConfig) -> Iterator[Rule]:
-    for field, name, known in (
-        ("encoder", model.encoder, ENCODERS),
-        ("decoder", model.decoder, DECODERS),
-        ("activation", model.activation or ACTIVATIONS[0], ACTIVATIONS),
-    ):
-        unknown = f"there is no {name!r}{nearest(name, list(known))}; known: {', '.join(known)}"
-        yield name not in known, f"model.{field}", unknown
-    plain, stages = model.encoder == "plain", len(model.channels)
-    own = model.channels == type(model).model_fields["channels"].default
-    yield not plain and not own, "model.channels", f"belongs to the plain encoder, model.encoder is {model.encoder}"
+    stages = len(model.channels)
     for path, value in {"model.strides": model.strides, "model.kernels": model.kernels}.items():
         given = value or ()
-        fixed = not plain and value is not None
-        yield fixed, path, f"belongs to the plain encoder, model.encoder is {model.encoder}"
         yield value is not None and len(given) != stages, path, f"{len(given)} stages, but model.channels has {stages}"
         uneven = [entry for entry in given if isinstance(entry, tuple) and len(entry) != model.dims]
         yield bool(uneven), path, f"{uneven} should have one number for each of the {model.dims} axes"
+    convs = model.convs_per_stage if isinstance(model.convs_per_stage, tuple) else ()
+    wrong = bool(convs) and len(convs) != stages
+    yield wrong, "model.convs_per_stage", f"{len(convs)} stages, but model.channels has {stages}"
     even = [k for entry in model.kernels or () for k in (entry if isinstance(entry, tuple) else (entry,)) if k % 2 == 0]
     yield bool(even), "model.kernels", f"kernels are odd, so that the grid stays where it is, got {even}"
-    coarser = stages - 2 if plain else 4
+    coarser = stages - 2
     yield model.deep_supervision > coarser, "model.deep_supervision", f"at most {coarser} coarser decoder stages exist"
 
 
@@ -105,4 +132,4 @@ def _is_regex(pattern: str | None) -> bool:
         return False
 
 
-__all__ = ["ACTIVATIONS", "DECODERS", "ENCODERS", "contradictions", "nearest"]
+__all__ = ["contradictions", "nearest", "of_model"]

@@ -1,0 +1,33 @@
+"""Recipes: the schema of the YAML, and how it is read and checked. Knows nothing of torch."""
+
+from densepred.config.base import Section
+from densepred.config.loading import check, dump, load
+from densepred.config.model import ModelConfig
+from densepred.config.schema import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    InferenceConfig,
+    LossConfig,
+    OptimizerConfig,
+    PatchConfig,
+    RandomConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "AugmentConfig",
+    "Config",
+    "DataConfig",
+    "InferenceConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PatchConfig",
+    "RandomConfig",
+    "Section",
+    "TrainingConfig",
+    "check",
+    "dump",
+    "load",
+]

@@ -1,0 +1,127 @@
+"""Reading a recipe: `load` applies `key.sub=value` overrides and reports every fault at once, with path and line."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from densepred.config.contradictions import contradictions, nearest
+from densepred.config.schema import AugmentConfig, Config, DataConfig, RandomConfig
+from densepred.errors import InputError
+from densepred.yamlfile import read_yaml, set_path, value_of
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe.
+
+    Args:
+        path: the YAML file.
+        overrides: `key.sub=value` texts, the value in YAML's syntax; they win over the file.
+
+    Raises:
+        InputError: every fault of the file and the overrides, one line each with its place.
+        UnsafeError: the file holds tags, duplicate keys, too many aliases, or is too large or too deep.
+    """
+    data, lines = read_yaml(Path(path))
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not re.fullmatch(r"[\w.]+", key):
+            raise InputError(f"override {text!r} is not of the form key.sub=value", "write, say, training.epochs=40")
+        path_in = tuple(key.split("."))
+        set_path(data, [int(part) if part.isdecimal() else part for part in path_in], value_of(value, text))
+        lines[path_in] = 0
+    _complete(data)
+    return check(data, lines, str(path))
+
+
+def _complete(data: dict[str, Any]) -> None:
+    """Fill in what an augmentation leaves out, say its range, from its default."""
+    given = data.get("augment")
+    if not isinstance(given, dict):
+        return
+    for name, field in AugmentConfig.model_fields.items():
+        if isinstance(given.get(name), dict) and isinstance(field.default, RandomConfig):
+            given[name] = field.default.model_dump(mode="json") | given[name]
+
+
+def check(data: dict[str, Any], lines: dict[tuple[str, ...], int], name: str) -> Config:
+    """Validate `data`; every fault is reported with the line that `lines` gives for its path."""
+    faults: list[tuple[tuple[str, ...], str]] = []
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        faults = _field_faults(error)
+        config = _without(data, [path for path, _ in faults])
+    wrong = {path for path, _ in faults}
+    faults += [(path, text) for path, text in contradictions(config) if path not in wrong]
+    if not faults:
+        return config
+    rows = sorted({(_line(path, lines), ".".join(path), text) for path, text in faults})
+    places = [f"  {f'{name}:{line}' if line else 'command line'}: {path}: {text}" for line, path, text in rows]
+    count = f"{len(rows)} mistake{'s' if len(rows) > 1 else ''} in the configuration"
+    raise InputError("\n".join([count, *places]), "correct these; `densepred schema` lists every key", name)
+
+
+def dump(config: Config) -> str:
+    """The configuration as YAML, every default written out; `load` reads the same configuration back."""
+    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes equal values out each time rather than as aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _line(path: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> int:
+    """The line of the nearest enclosing key; 0 stands for the command line."""
+    while path and path not in lines:
+        path = path[:-1]
+    return lines.get(path, 1)
+
+
+def _field_faults(error: ValidationError) -> list[tuple[tuple[str, ...], str]]:
+    faults: dict[tuple[str, ...], str] = {}
+    for item in error.errors(include_url=False):
+        section, path = _walk(item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = list(section.model_fields)
+            text = f"unknown key{nearest(path[-1], known)}; known: {', '.join(known)}"
+        else:
+            text = f"{item['msg'][0].lower()}{item['msg'][1:]}, got {reprlib.repr(item['input'])}"
+        faults[path] = f"{faults[path]}; or {text}" if path in faults else text
+    return list(faults.items())
+
+
+def _walk(loc: tuple[int | str, ...]) -> tuple[type[BaseModel], tuple[str, ...]]:
+    """The section that holds the fault, and its path cut at the last key that stands in the YAML."""
+    section: type[BaseModel] = Config
+    path: list[str] = []
+    for part in loc:
+        path.append(str(part))
+        field = section.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            break
+        section = field.annotation
+    return section, tuple(path)
+
+
+def _without(data: dict[str, Any], paths: list[tuple[str, ...]]) -> Config:
+    """What is left of a faulty configuration, for finding contradictions among the sound keys."""
+    kept = {name: dict(section) if isinstance(section, dict) else section for name, section in data.items()}
+    for path in paths:
+        if len(path) > 1 and isinstance(kept.get(path[0]), dict):
+            kept[path[0]].pop(path[1], None)
+        else:
+            kept.pop(path[0], None)
+    try:
+        return Config.model_validate(kept)
+    except ValidationError:
+        return Config(data=DataConfig(images="*", labels="{id}"))

@@ -1,0 +1,173 @@
+"""The schema of a recipe: one class per section, every default, one line of doc per field."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from densepred.config.base import Device, Positive, Range, Section, Share
+from densepred.config.model import ModelConfig
+
+
+class DataConfig(Section):
+    """Which files make the cases, what their labels mean, and how they are brought to one form."""
+
+    root: str = "."
+    """Folder that the patterns and the list are relative to (itself relative to the current folder)."""
+    images: str | dict[str, str] | None = None
+    """Pattern of the images: `imagesTr/*.nii.gz`, `{id}/t1.nii.gz`; or a mapping name -> pattern, for channels."""
+    labels: str | None = None
+    """Pattern of the labels with `{id}`, such as `labelsTr/{id}.nii.gz`."""
+    dataset: str | None = None
+    """Instead of patterns: a Decathlon or nnU-Net `dataset.json`, or a CSV of id, image (or channels), label, group."""
+    axes: Literal["xyz", "xyzc"] | None = None
+    """Meaning of the axes of 4D NIfTI files: `xyzc` reads the fourth as channels."""
+    classes: Annotated[dict[int, str], Field(strict=False)] = Field(default_factory=dict)
+    """Label value in the files -> class name, background first. Gaps are allowed; equal names merge values."""
+    ignore: Annotated[tuple[int, ...], Field(strict=False)] = ()
+    """Label values that mark voxels without a truth: left out of loss and scores."""
+    spacing: Annotated[tuple[float, ...], Field(strict=False)] | Literal["median"] | None = None
+    """Voxel spacing to resample to, slowest axis first; `median` of the training cases; none keeps the grids."""
+    normalize: Literal["zscore", "none"] = "zscore"
+    """Intensities per case and channel: zero mean and unit variance over the valid voxels, or as they are."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Number of cross-validation folds, made by group and seed."""
+    seed: int = 0
+    """Seed of the folds."""
+    fold: Annotated[int, Field(ge=0)] | Literal["all"] = 0
+    """The fold kept for validation; `all` trains on every case and validates on none."""
+    splits: str | None = None
+    """File with given folds instead (a list of {train: [ids], val: [ids]}), relative to root."""
+    group: str | None = None
+    """Regular expression on the case id; its one group names the subject, who never spans two folds."""
+    cache: str | None = None
+    """Folder of the preprocessed cases; by default `cache` in the run directory."""
+
+
+class PatchConfig(Section):
+    """What one training sample is."""
+
+    size: Annotated[tuple[Positive, ...], Field(strict=False, min_length=2, max_length=3)] = (96, 96, 96)
+    """Patch size in voxels, slowest axis first."""
+    batch: Positive = 2
+    """Patches per step."""
+    foreground: Share = 0.33
+    """Share of a batch's patches centred on a foreground voxel, the class drawn evenly (at least one if above 0)."""
+
+
+class RandomConfig(Section):
+    """How often, and how far."""
+
+    probability: Share
+    """Share of the samples it is applied to."""
+    range: Range
+    """Smallest and largest strength."""
+
+
+class AugmentConfig(Section):
+    """Random changes of training patches, on whole batches on the device."""
+
+    flip: Annotated[tuple[int, ...], Field(strict=False)] = (0, 1, 2)
+    """Spatial axes mirrored with probability one half each; leave out axes along which left and right differ."""
+    rotation: RandomConfig = RandomConfig(probability=0.2, range=(-30.0, 30.0))
+    """Rotation about each axis, in degrees."""
+    scaling: RandomConfig = RandomConfig(probability=0.2, range=(0.7, 1.4))
+    """Zoom, the same for all axes."""
+    noise: RandomConfig = RandomConfig(probability=0.1, range=(0.0, 0.3))
+    """Gaussian noise, standard deviation in units of the normalised image."""
+    brightness: RandomConfig = RandomConfig(probability=0.15, range=(0.75, 1.25))
+    """Factor on the intensities."""
+    contrast: RandomConfig = RandomConfig(probability=0.15, range=(0.75, 1.25))
+    """Factor on the distance from the mean, kept within the sample's range."""
+    gamma: RandomConfig = RandomConfig(probability=0.3, range=(0.7, 1.5))
+    """Power on the intensities scaled to 0..1; mean and deviation are kept."""
+
+
+class LossConfig(Section):
+    """The loss is the weighted sum of its terms; a term of weight 0 is left out."""
+
+    dice: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the soft Dice loss over the foreground classes."""
+    cross_entropy: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the cross-entropy."""
+    batch_dice: bool = True
+    """Dice over the batch as one volume rather than per sample."""
+
+
+class OptimizerConfig(Section):
+    """The optimiser, its schedule and the moving average of the weights."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """SGD with Nesterov momentum, or AdamW."""
+    lr: Annotated[float, Field(gt=0)] | None = None
+    """Initial learning rate; by default 0.01 for sgd, 0.001 for adamw."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Momentum of sgd."""
+    weight_decay: Annotated[float, Field(ge=0)] = 3e-5
+    """Weight decay (decoupled in adamw)."""
+    schedule: Literal["polynomial", "cosine", "constant"] | None = None
+    """Course of the learning rate over all steps; by default polynomial (power 0.9) for sgd, cosine for adamw."""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warm-up."""
+    clip: Annotated[float, Field(ge=0)] = 12.0
+    """Largest norm of the gradient; 0 switches clipping off."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the moving average of the weights, which is what is validated and kept; 0 switches it off."""
+
+
+class TrainingConfig(Section):
+    """Length, seed, device and what is written."""
+
+    epochs: Positive = 100
+    """Number of epochs."""
+    steps: Positive = 250
+    """Steps of an epoch."""
+    seed: int = 0
+    """Seed of weights, sampling and augmentation; every random number is a function of (seed, epoch, sample)."""
+    validate_every: Positive = 1
+    """Epochs between validations on whole volumes; the last epoch is always validated."""
+    checkpoint_every: Positive = 250
+    """Steps between checkpoints; a killed run loses at most so many."""
+    device: Device = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto takes bfloat16 where the hardware computes in it."""
+    form: Literal["auto", "plain", "fast", "lean"] = "auto"
+    """fast: channels-last and compiled (needs a C++ compiler). lean: less memory by gradient checkpointing. plain."""
+    workers: Annotated[int, Field(ge=0)] = 1
+    """Threads that prepare batches ahead; the result does not depend on their number."""
+    tensorboard: bool = True
+    """Write TensorBoard logs beside the CSV."""
+
+
+class InferenceConfig(Section):
+    """Sliding-window prediction."""
+
+    window: Annotated[tuple[Positive, ...], Field(strict=False, min_length=2, max_length=3)] | None = None
+    """Window in voxels; by default the patch size."""
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of the window shared by neighbours."""
+    blend: Literal["gaussian", "gaussian_monai", "constant"] = "gaussian"
+    """Weights of overlapping windows: nnU-Net's Gaussian, MONAI's (clamped), or equal."""
+    batch: Positive = 1
+    """Windows per forward pass."""
+    mirror: Annotated[tuple[int, ...], Field(strict=False)] = ()
+    """Axes mirrored for test-time augmentation; every subset is one more forward pass."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto takes bfloat16 where the hardware computes in it; sums are float32 always."""
+    device: Device = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+class Config(Section):
+    """A whole recipe."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    patch: PatchConfig = PatchConfig()
+    augment: AugmentConfig = AugmentConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    inference: InferenceConfig = InferenceConfig()

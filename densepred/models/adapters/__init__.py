@@ -1,0 +1,1 @@
+"""Other libraries' networks behind the contracts of this one."""

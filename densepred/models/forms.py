@@ -1,0 +1,114 @@
+"""How a network computes what it computes: the same function, faster or in less memory.
+
+Instance normalisation is always computed as group normalisation (see `norms.InstanceNorm`). The rest is one switch:
+
+    plain   contiguous tensors, one kernel after the other
+    fast    channels-last tensors, and the whole network compiled (`torch.compile`; needs a C++ compiler)
+    lean    gradient checkpointing: activations inside a block are computed again in the backward pass, not kept
+            (Chen et al. 2016, arXiv:1604.06174); slower by about a third, in a fraction of the memory
+    auto    channels-last on GPUs, plain on CPUs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
+from typing import Any, Literal, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.checkpoint import checkpoint
+
+from densepred.models.decoders.base import Decoder
+from densepred.models.encoders.base import Encoder
+from densepred.models.layers import CHANNELS_LAST, to_channels_last
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, Encoder, Decoder)
+Form = Literal["auto", "plain", "fast", "lean"]
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def set_form(model: Network, form: Form, device: torch.device) -> Network:
+    """Change how `model` computes, in place; parameters, names and results stay the same to rounding.
+
+    Args:
+        model: a network on `device`.
+        form: see above.
+        device: where it will run.
+
+    Raises:
+        ValueError: an unknown form.
+
+    Example:
+        >>> from densepred.models.build import create_model
+        >>> model = set_form(create_model(channels=(4, 8)), "lean", torch.device("cpu"))
+    """
+    if form not in get_args(Form):
+        raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
+    if is_channels_last(form, device):
+        to_channels_last(model)
+    if form == "lean":
+        for block in _blocks(model):
+            block.__class__ = _checkpointed(type(block))
+    if form == "fast":
+        model.compile()
+    return model
+
+
+def is_channels_last(form: Form, device: torch.device) -> bool:
+    """Whether training in this form lays tensors out channels-last."""
+    return form == "fast" or (form in ("auto", "lean") and device.type == "cuda")
+
+
+def in_form(image: Tensor, form: Form) -> Tensor:
+    """An image (B, C, *spatial) in the memory layout that training in this form wants."""
+    last = is_channels_last(form, image.device)
+    return image.contiguous(memory_format=CHANNELS_LAST[image.ndim - 2]) if last else image
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The outermost modules below the containers that are no single layers: stages' blocks, decoder steps."""
+    for child in module.children():
+        if isinstance(child, _CONTAINERS):
+            yield from _blocks(child)
+        elif any(True for _ in child.children()):
+            yield child
+
+
+def _checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
+    return kind if issubclass(kind, _Checkpointed) else _subclass(kind)
+
+
+@cache
+def _subclass(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (_Checkpointed, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
+
+
+class _Checkpointed(nn.Module):
+    """Mixed into a block: keeps its input alone in training. A copy of the block does the same."""
+
+    def __call__(self, *args: Any) -> Any:
+        if not (self.training and torch.is_grad_enabled()):
+            return super().__call__(*args)
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), _untracked(self)
+
+        return checkpoint(super().__call__, *args, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _untracked(block: nn.Module) -> Iterator[None]:
+    """The second forward pass must not move the running statistics again."""
+    norms = [m for m in block.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]  # type: ignore[union-attr]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(batches)  # type: ignore[union-attr]

@@ -1,0 +1,73 @@
+"""Forms change how a network computes, not what."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from densepred.models.build import create_model
+from densepred.models.dense import Model
+from densepred.models.forms import set_form
+
+CPU = torch.device("cpu")
+
+
+def gradients(model: Model, x: Tensor) -> list[Tensor]:
+    model.zero_grad()
+    torch.manual_seed(1)  # dropout
+    out = model(x)
+    assert isinstance(out, Tensor)
+    out.square().mean().backward()
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize(("encoder", "dims"), [("plain", 2), ("plain", 3), ("resnet18", 2)])
+def test_checkpointing_changes_neither_gradients_nor_running_statistics(encoder: str, dims: int) -> None:
+    options = {"channels": (4, 6, 8)} if encoder == "plain" else {}
+    plain = create_model(encoder, dims=dims, norm="batch", dropout=0.3, seed=0, **options)
+    lean = set_form(copy.deepcopy(plain), "lean", CPU)
+    x = torch.randn(2, 1, *(33, 34, 35)[:dims])
+    for ours, theirs in zip(gradients(lean, x), gradients(plain, x), strict=True):
+        assert torch.equal(ours, theirs)
+    for (name, ours), theirs in zip(lean.state_dict().items(), plain.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def kept(model: nn.Module, x: Tensor) -> int:
+    """Numbers that autograd keeps for the backward pass."""
+    sizes: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    held = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or pack(t), lambda t: t):
+        model(x)
+    return sum(sizes.values())
+
+
+def test_checkpointing_keeps_less_and_a_copy_does_too() -> None:
+    model = create_model(channels=(8, 16, 24), seed=0)
+    x = torch.randn(1, 1, 32, 32, 32)
+    before = kept(model, x)
+    lean = copy.deepcopy(set_form(model, "lean", CPU))
+    assert kept(lean, x) < before / 2
+    assert list(lean.state_dict()) == list(create_model(channels=(8, 16, 24)).state_dict())
+
+
+def test_an_unknown_form_is_refused() -> None:
+    with pytest.raises(ValueError, match="form must be one of auto, plain, fast, lean, got 'quick'"):
+        set_form(create_model(channels=(4, 8)), "quick", CPU)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_compiled_gives_the_same() -> None:
+    model = create_model(channels=(4, 6), dims=2, seed=0).eval()
+    x = torch.randn(1, 1, 16, 17)
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(set_form(model, "fast", CPU)(x), expected, atol=1e-5, rtol=1e-5)
