@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from densepred.config import Config
     from densepred.config import load as load_config
     from densepred.evaluation import evaluate
+    from densepred.export import export
     from densepred.inference.predictor import Predictor, load
     from densepred.inference.sliding_window import SlidingWindowInferer
     from densepred.models.build import create_model
@@ -27,6 +28,7 @@ _HOMES = {
     "Volume": ("densepred.volumes", "Volume"),
     "create_model": ("densepred.models.build", "create_model"),
     "evaluate": ("densepred.evaluation", "evaluate"),
+    "export": ("densepred.export", "export"),
     "load": ("densepred.inference.predictor", "load"),
     "load_config": ("densepred.config", "load"),
     "open_volume": ("densepred.volumes", "open_volume"),
@@ -56,6 +58,7 @@ __all__ = [
     "__version__",
     "create_model",
     "evaluate",
+    "export",
     "load",
     "load_config",
     "open_volume",

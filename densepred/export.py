@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,12 +52,14 @@ def export(model: Model, path: str | Path, size: Sequence[int]) -> Path:
     in, logits out.
 
     Raises:
-        InputError: another suffix.
+        InputError: another suffix, or onnxscript is missing.
         ValueError: `size` is not `model.dims` numbers.
     """
     path = Path(path)
     if path.suffix not in (".pt2", ".onnx"):
         raise InputError(f"cannot export to {path.suffix or 'a file without suffix'}", "name it .pt2 or .onnx", path)
+    if path.suffix == ".onnx" and importlib.util.find_spec("onnxscript") is None:
+        raise InputError("onnxscript is not installed", "pip install 'densepred[onnx]'")
     program = to_program(model, size)
     with atomic_path(path) as part:
         if path.suffix == ".pt2":

@@ -1,10 +1,8 @@
-"""Ways from feature maps to the image: counts from the papers, peers' outputs, exact interpolation and unpooling."""
+"""Ways from feature maps to the image: counts from the papers, peers' outputs, exact interpolation, any size."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 
 from densepred.models.adapters import imports
 from densepred.models.blocks import Style
+from densepred.models.build import initialize
 from densepred.models.decoders.base import Decoder
 from densepred.models.decoders.deconvnet import DeconvNetDecoder, FullyConnected
 from densepred.models.decoders.deeplab import DeepLabV3PlusDecoder
@@ -25,9 +24,7 @@ from densepred.models.encoders.plain import PlainEncoder
 from densepred.models.encoders.resnet import ResNetEncoder
 from densepred.models.encoders.vgg import VGGEncoder
 from densepred.models.layers import CONVOLUTIONS, conv
-from densepred.models.upsampling import enlarge, pool_with_switches, unpool
 
-POOLS = {2: (F.max_pool2d, F.max_unpool2d), 3: (F.max_pool3d, F.max_unpool3d)}
 RELU = Style("batch", "relu")
 
 
@@ -44,88 +41,6 @@ def seeded(module: nn.Module, scale: float = 0.1) -> nn.Module:
             if tensor.ndim > 1:
                 tensor.data = torch.randn(tensor.shape, generator=generator) * scale
     return module.eval()
-
-
-# Unpooling
-
-
-@pytest.mark.parametrize(
-    ("size", "kernel"), [((7, 10), 2), ((5, 9), (1, 3)), ((6, 7), (3, 2)), ((5, 7, 8), 2), ((3, 7, 9), (1, 2, 3))]
-)
-def test_pooling_and_unpooling_are_torchs(size: tuple[int, ...], kernel: int | tuple[int, ...]) -> None:
-    pool, max_unpool = POOLS[len(size)]
-    x = torch.randn(2, 3, *size)
-    pooled, switches = pool_with_switches(x, kernel)
-    theirs, indices = pool(x, kernel, ceil_mode=True, return_indices=True)
-    assert switches.dtype == torch.uint8
-    assert torch.equal(pooled, theirs)
-    assert torch.equal(
-        unpool(pooled + 1, switches, kernel, size), max_unpool(theirs + 1, indices, kernel, output_size=size)
-    )
-
-
-def test_unpooling_puts_each_maximum_back_in_place() -> None:
-    x = torch.randperm(5 * 7 * 9).view(1, 1, 5, 7, 9).float() + 1
-    pooled, switches = pool_with_switches(x, 2)
-    back = unpool(pooled, switches, 2, (5, 7, 9))
-    assert torch.equal(pool_with_switches(back, 2)[1], switches)
-    kept = back > 0
-    assert torch.equal(back[kept], x[kept])
-    assert int(kept.sum()) == pooled.numel() == 3 * 4 * 5
-
-
-@pytest.mark.parametrize(
-    ("window", "place"),
-    [([1.0, 5.0, 2.0, 3.0], 1), ([4.0, 1.0, 4.0, 4.0], 0), ([1.0, 9.0, math.nan, 2.0], 2), ([-math.inf] * 4, 0)],
-)
-def test_switches_count_the_windows_voxels_row_by_row(window: list[float], place: int) -> None:
-    pooled, switches = pool_with_switches(torch.tensor(window).view(1, 1, 2, 2), 2)
-    torch.testing.assert_close(pooled.item(), window[place], equal_nan=True)
-    assert switches.item() == place
-
-
-def test_gradients_of_pooling_and_unpooling() -> None:
-    x = torch.randn(1, 2, 5, 6, dtype=torch.float64, requires_grad=True)
-
-    def both(x: Tensor) -> Tensor:
-        pooled, switches = pool_with_switches(x, 2)
-        return unpool(pooled.square(), switches, 2, (5, 6))
-
-    assert torch.autograd.gradcheck(both, (x,))
-
-
-def test_a_window_has_at_most_256_voxels() -> None:
-    assert pool_with_switches(torch.arange(256.0).view(1, 1, 16, 16), 16)[1].item() == 255
-    with pytest.raises(ValueError, match="at most 256 voxels"):
-        pool_with_switches(torch.zeros(1, 1, 8, 8, 8), (4, 8, 9))
-
-
-class PoolAndBack(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        pooled, switches = pool_with_switches(x, (1, 2, 3))
-        return unpool(pooled * 2, switches, (1, 2, 3), x.shape[2:])
-
-
-def onnx_outputs(model: nn.Module, example: Tensor, others: list[Tensor], path: Path) -> list[Tensor]:
-    """What onnxruntime makes of other sizes after an export with dynamic ones."""
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    dynamic = {axis: torch.export.Dim.DYNAMIC for axis in range(example.ndim) if axis != 1}
-    program = torch.onnx.export(
-        model, (example,), dynamo=True, dynamic_shapes=(dynamic,), opset_version=18, verbose=False
-    )
-    assert program is not None
-    program.save(str(path))
-    session = onnxruntime.InferenceSession(str(path))
-    name = session.get_inputs()[0].name
-    return [torch.from_numpy(session.run(None, {name: x.numpy()})[0]) for x in others]
-
-
-def test_unpooling_exports_with_dynamic_sizes(tmp_path: Path) -> None:
-    others = [torch.randn(3, 2, *(n + i for n in (3, 6, 7))) for i in (0, 1, 4)]
-    found = onnx_outputs(PoolAndBack().eval(), torch.randn(2, 2, 3, 6, 7), others, tmp_path / "unpool.onnx")
-    for x, out in zip(others, found, strict=True):
-        torch.testing.assert_close(out, PoolAndBack()(x), atol=1e-4, rtol=1e-4)
 
 
 # Interpolation
@@ -150,7 +65,7 @@ def test_upsampling_is_torchs_interpolation(ratio: tuple[int, ...], learn: bool)
 def test_fcn_keeps_constants_and_ramps(size: tuple[int, ...], learn: bool) -> None:
     dims = len(size)
     decoder = FCNDecoder(dims, (1, 1, 1), [(s,) * dims for s in (2, 4, 8)], 1, 8, learn_upsampling=learn)
-    nn.init.ones_(decoder.scoring[-1].weight)  # the finer maps' scores stay zero
+    nn.init.ones_(decoder.score_layers[-1].weight)  # the finer maps' scores stay zero
     grids = [[-(-n // s) for n in size] for s in (2, 4, 8)]
     constant = decoder([torch.full((1, 1, *grid), 3.0) for grid in grids], size)[0]
     torch.testing.assert_close(constant, torch.full((1, 1, *size), 3.0))
@@ -162,12 +77,6 @@ def test_fcn_keeps_constants_and_ramps(size: tuple[int, ...], learn: bool) -> No
         inner = slice(8, int(centres[-1]) - 4)  # the outermost coarse voxels are extended as constants
         expected = (torch.arange(n) + 0.5).view(shape).expand(size)
         torch.testing.assert_close(out[0, 0].movedim(axis, 0)[inner], expected.movedim(axis, 0)[inner])
-
-
-def test_enlarging_does_not_stretch_odd_sizes() -> None:
-    x = torch.tensor([[[[1.0, 2.0, 3.0]]]])
-    assert enlarge(x, (1, 2), (1, 5), "nearest").tolist() == [[[[1, 1, 2, 2, 3]]]]
-    assert enlarge(x, (1, 2), (1, 5)).tolist() == [[[[1, 1.25, 1.75, 2.25, 2.75]]]]
 
 
 # Counts
@@ -305,7 +214,7 @@ ENCODERS = [vgg, pooling, striding, resnet, dilated]
 
 def fcn(dims: int, encoder: Encoder) -> Decoder:
     decoder = FCNDecoder(dims, encoder.channels, encoder.strides, 2, 8, fc_channels=3, fc_kernel=3, style=encoder.style)
-    for layer in decoder.scoring:  # as after a step of training
+    for layer in decoder.score_layers:  # as after a step of training
         nn.init.normal_(layer.weight)
     return decoder
 
@@ -373,16 +282,6 @@ def test_gradients_reach_every_layer(
     assert not used
 
 
-@pytest.mark.parametrize("decoder", [fcn, deconvnet])
-def test_export_with_dynamic_sizes(decoder: Callable[[int, Encoder], Decoder], tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = Both(2, VGGEncoder(2, 1, "vgg11_bn", width=2, depth=3, taps="pools"), decoder).eval()
-    others = [torch.randn(1, 1, 27, 22), torch.randn(3, 1, 40, 33)]
-    found = onnx_outputs(model, torch.randn(2, 1, 33, 38), others, tmp_path / "model.onnx")
-    for x, out in zip(others, found, strict=True):
-        torch.testing.assert_close(out, model(x), atol=1e-4, rtol=1e-4)
-
-
 def test_scores_before_the_last_interpolation_are_the_same_function() -> None:
     torch.manual_seed(0)
     encoder = resnet(2)
@@ -403,11 +302,21 @@ def test_fcn_scores_start_at_zero_and_at_once_scales_the_finer_maps() -> None:
     strides = [(2, 2), (4, 4), (8, 8)]
     assert not FCNDecoder(2, (1, 1, 1), strides, 1, 8)(maps, (16, 16))[0].any()
     decoder = FCNDecoder(2, (1, 1, 1), strides, 1, 8, at_once=True)
-    for layer, weight in zip(decoder.scoring, (3.0, 5.0, 7.0), strict=True):
+    for layer, weight in zip(decoder.score_layers, (3.0, 5.0, 7.0), strict=True):
         nn.init.constant_(layer.weight, weight)
     torch.testing.assert_close(decoder(maps, (16, 16))[0], torch.full((1, 1, 16, 16), 7 + 5 * 0.01 + 3 * 0.0001))
     decoder.reset_parameters()
     assert not decoder(maps, (16, 16))[0].any()
+
+
+def test_fcn_keeps_its_start_where_networks_are_filled_with_random_weights() -> None:
+    decoder = FCNDecoder(2, (1, 1), [(2, 2), (4, 4)], 2, 16, fc_channels=3)
+    before = {name: parameter.clone() for name, parameter in decoder.named_parameters()}
+    initialize(decoder, seed=0)
+    changed = {
+        name.partition(".")[0] for name, parameter in decoder.named_parameters() if (parameter != before[name]).any()
+    }
+    assert changed == {"fc"}
 
 
 def test_deconvnet_unpools_where_the_encoder_pools() -> None:

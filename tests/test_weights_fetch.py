@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from densepred.errors import InputError, ResourceError, UnsafeError
+from densepred.errors import DensepredError, InputError, ResourceError, UnsafeError
 from densepred.models.adapters.source import IMAGENET, Source
 from densepred.models.encoders.resnet import ResNetEncoder
 from densepred.models.weights import (
@@ -41,7 +41,9 @@ def test_a_pickle_that_could_run_code_is_not_opened(tmp_path: Path) -> None:
         torch.save(
             {"weight": torch.zeros(2), "more": Runs(tmp_path / "ran")}, file, _use_new_zipfile_serialization=legacy
         )
-        with pytest.raises(UnsafeError, match=r"could run code; it is not opened\n  fix: use its safetensors form"):
+        with pytest.raises(
+            UnsafeError, match=r"needs getattr and could run code; it is not opened\n  fix: use its safetensors form"
+        ):
             read_state(file)
     assert not (tmp_path / "ran").exists()
 
@@ -75,6 +77,15 @@ def test_old_files_and_wrapped_ones_are_read(tmp_path: Path) -> None:
     """torchvision's VGGs are in the form of before torch 1.6."""
     torch.save({"model": {"a": torch.ones(2)}, "epoch": 4}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert read_state(tmp_path / "old.pth")["a"].tolist() == [1, 1]
+    torch.save({"a": torch.ones(5000)}, tmp_path / "cut.pth", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "cut.pth").read_bytes()
+    for count in (20, len(whole) // 2, len(whole) - 3):
+        (tmp_path / "cut.pth").write_bytes(whole[:count])
+        with pytest.raises(InputError, match="not a whole file of weights"):
+            read_state(tmp_path / "cut.pth")
+    (tmp_path / "cut.pth").write_bytes(whole[: whole.index(b"_rebuild_tensor") + 4])  # within a name
+    with pytest.raises(DensepredError, match=r"not a whole file of weights|a pickle that needs"):
+        read_state(tmp_path / "cut.pth")
     torch.save([torch.ones(2)], tmp_path / "list.pth")
     with pytest.raises(InputError, match="holds no named tensors but list"):
         read_state(tmp_path / "list.pth")

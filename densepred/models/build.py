@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -43,6 +43,7 @@ from densepred.models.weights import load_weights
 from densepred.registry import lookup
 
 Heads = Mapping[str, HeadSpec] | int
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def _style(config: ModelConfig, norm: str, activation: str) -> Style:
@@ -273,7 +274,7 @@ def create_model(
     return model
 
 
-def initialize(model: nn.Module, seed: int | None = None, smooth: bool = False) -> Model:
+def initialize(model: Network, seed: int | None = None, smooth: bool = False) -> Network:
     """Fill the convolutions: He et al. 2015 for leaky ReLU of slope 0.01, biases zero. Changes and returns `model`.
 
     Parts that bring an initialisation of their own, as other libraries' do, keep it. The numbers depend on the seed

@@ -8,7 +8,12 @@ from torch import Tensor, nn
 
 from densepred.models.decoders.base import Decoder
 from densepred.models.encoders.base import Encoder
-from densepred.models.heads import HeadSpec, Segmentation, build_head
+from densepred.models.heads import Classification, HeadSpec, Scalar, Segmentation, build_head
+
+
+def _covariates(spec: HeadSpec) -> int:
+    """How many a head takes."""
+    return spec.covariates if isinstance(spec, Classification | Scalar) else 0
 
 
 class Model(nn.Module):
@@ -23,7 +28,8 @@ class Model(nn.Module):
     def __init__(self, dims: int, in_channels: int, heads: Mapping[str, HeadSpec] | int) -> None:
         super().__init__()
         self.dims, self.in_channels = dims, in_channels
-        self.specs = {"segmentation": Segmentation(heads)} if isinstance(heads, int) else dict(heads)
+        named: Mapping[str, HeadSpec] = {"segmentation": Segmentation(heads)} if isinstance(heads, int) else heads
+        self.specs: dict[str, HeadSpec] = dict(named)
         if not self.specs:
             raise ValueError("heads must name at least one output, got none")
 
@@ -42,7 +48,7 @@ class Model(nn.Module):
     @property
     def takes_covariates(self) -> bool:
         """Whether a head does."""
-        return any(not spec.dense and spec.covariates > 0 for spec in self.specs.values())
+        return any(_covariates(spec) > 0 for spec in self.specs.values())
 
     def check_input(self, x: Tensor) -> None:
         """Is `x` (B, C, *spatial) what the model takes?
@@ -127,7 +133,7 @@ class DensePredictor(Model):
         outputs = self._dense_outputs(features, x.shape[2:], switches) if self.dense else {}
         for name, spec in self.specs.items():
             if not spec.dense:
-                outputs[name] = self.heads[name](features[-1], covariates if spec.covariates else None)
+                outputs[name] = self.heads[name](features[-1], covariates if _covariates(spec) else None)
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
     def _encode(self, x: Tensor) -> tuple[list[Tensor], list[Tensor | None] | None]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
@@ -28,6 +27,7 @@ from densepred.models.layers import CHANNELS_LAST, to_channels_last
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, Encoder, Decoder)
 Form = Literal["auto", "plain", "fast", "lean"]
 Network = TypeVar("Network", bound=nn.Module)
+_MADE: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 def set_form(model: Network, form: Form, device: torch.device) -> Network:
@@ -78,12 +78,13 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
-    return kind if issubclass(kind, _Checkpointed) else _subclass(kind)
-
-
-@cache
-def _subclass(kind: type[nn.Module]) -> type[nn.Module]:
-    return type(kind.__name__, (_Checkpointed, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
+    """The class of a block that keeps its input alone; one for each class, so that copies share it."""
+    if issubclass(kind, _Checkpointed):
+        return kind
+    if kind not in _MADE:
+        names = {"__module__": kind.__module__, "__doc__": kind.__doc__}
+        _MADE[kind] = type(kind.__name__, (_Checkpointed, kind), names)
+    return _MADE[kind]
 
 
 class _Checkpointed(nn.Module):

@@ -22,6 +22,7 @@ from densepred.models.tracing.call import Call, Effect, Traced
 from densepred.models.tracing.known import Known
 from densepred.models.tracing.layout import Steps, blank, of_image
 from densepred.models.tracing.rules import effects
+from densepred.models.tracing.unpooling import Unpooling
 
 Field = tuple[int | None, ...]
 
@@ -70,7 +71,7 @@ class Tracer(TorchDispatchMode):
         self.nodes = [Node((), frozenset(), (1,) * self.dims, tuple(image.shape[2:]))]
         self._traced = {id(image): Traced(0, of_image(image.shape))}
         self._alive = [image]  # an id is unique only among living tensors
-        self._known = Known()
+        self._known, self._unpooling = Known(), Unpooling()
         self._written: dict[int, int] = {}  # storages of which parts were overwritten, and the node of what was written
 
     def __torch_dispatch__(
@@ -86,7 +87,8 @@ class Tracer(TorchDispatchMode):
         inputs = [traced for t in tree_leaves((args, kwargs)) if (traced := self._look_up(t)) is not None]
         if inputs and tensors:
             call = Call(func, args, kwargs, tensors, inputs, self._look_up, self._known.get, self._put)
-            for tensor, effect in zip(tensors, effects(call), strict=True):
+            unpooled = self._unpooling.effect(call)
+            for tensor, effect in zip(tensors, [unpooled] if unpooled else effects(call), strict=True):
                 if effect is not None:
                     self._traced[id(tensor)] = Traced(self._put(effect), effect.layout)
             if func._schema.is_mutable:

@@ -107,17 +107,28 @@ def summarize(model: Model, size: Sequence[int]) -> Summary:
     image = torch.empty((1, model.in_channels, *size), device="meta")
     state = {name: value.to("meta") for name, value in (*model.named_parameters(), *model.named_buffers())}
     tracer = Tracer(image)
-    with _evaluating(model), _watching(model, tracer) as rows, torch.no_grad(), tracer:
-        outputs = tree_leaves(torch.func.functional_call(model, state, (image,)))
-    field = tracer.receptive_field(next(out for out in outputs if isinstance(out, Tensor)))
+    with evaluating(model), _watching(model, tracer) as rows, torch.no_grad(), tracer:
+        output = main_output(torch.func.functional_call(model, state, inputs(model, image)))
+    field = tracer.receptive_field(output)
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
     trainable = sum(n for n, learns in counts if learns)
     return Summary(tuple(size), tuple(rows), sum(n for n, _ in counts), trainable, tracer.flops, field)
 
 
+def inputs(model: Model, image: Tensor) -> tuple[Tensor, ...]:
+    """What the model takes with an image (B, C, *spatial): itself, and covariates of zero for heads that need any."""
+    counts = [getattr(spec, "covariates", 0) for spec in model.specs.values()]
+    return (image, image.new_zeros(image.shape[0], max(counts))) if max(counts) else (image,)
+
+
+def main_output(outputs: object) -> Tensor:
+    """The first tensor of what a model gives."""
+    return next(out for out in tree_leaves(outputs) if isinstance(out, Tensor))
+
+
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """In evaluation, since some layers cannot be trained with one image alone."""
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation, in which all layers take one image alone; afterwards as it was."""
     training = [layer for layer in model.modules() if layer.training]
     model.eval()
     try:
@@ -161,10 +172,10 @@ class _Watch:
         flops, in_rows = self._running.pop()
         own = self.tracer.flops - flops - (self._in_rows - in_rows)
         new = {id(p): p.numel() for p in layer.parameters(recurse=False) if id(p) not in self._counted}
-        out = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
         bare = not isinstance(layer, nn.Identity) and not any(True for _ in layer.children())
-        if out is None or not (own or bare or any(True for _ in layer.parameters(recurse=False))):
+        if not (own or bare or any(True for _ in layer.parameters(recurse=False))):
             return
+        out = main_output(output)
         self._counted |= new.keys()
         self._in_rows += own
         stride, field = self.tracer.stride(out), self.tracer.receptive_field(out)

@@ -54,9 +54,9 @@ class Engine:
         return float(loss.detach()), float(norm)
 
     def update(self, rate: float) -> None:
-        """Step with this learning rate and clear the gradients."""
+        """Step with this learning rate, times a group's own `lr_factor` where it has one, and clear the gradients."""
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_factor", 1.0)
         self.optimizer.step()
         self.discard()
 

@@ -14,6 +14,7 @@ from monai.networks.nets.mednext import create_mednext
 from torch import Tensor, nn
 
 from densepred.models.adapters.wrapped import built, dry_run
+from densepred.models.dense import Model
 from densepred.models.layers import Size, fit, to_tuple, upsample
 from densepred.registry import lookup
 
@@ -123,7 +124,7 @@ def names() -> list[str]:
     return list(KINDS)
 
 
-class MonaiNetwork(nn.Module):
+class MonaiNetwork(Model):
     """A network of MONAI for images of any size.
 
     Images are padded at their far ends, their last voxels repeated, to whole numbers of `divisor` voxels, and the
@@ -146,13 +147,18 @@ class MonaiNetwork(nn.Module):
     def __init__(
         self, network: nn.Module, dims: int, in_channels: int, classes: int, divisor: int | tuple[int, ...]
     ) -> None:
-        super().__init__()
-        self.network, self.dims, self.in_channels, self.classes = network, dims, in_channels, classes
+        super().__init__(dims, in_channels, classes)
+        self.network = network
         self.divisor = to_tuple(divisor, dims, "divisor")
         self._takes_one = self._runs_on_one()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *spatial) -> logits (B, K, *spatial)."""
+        """(B, C, *spatial) -> logits (B, K, *spatial).
+
+        Raises:
+            ValueError: the input has another number of axes or channels than the network.
+        """
+        self.check_input(x)
         size = x.shape[2:]
         counts = [-(-n // d) for n, d in zip(size, self.divisor, strict=True)]
         # an exported program is for images larger than one voxel at the coarsest, or it would be for one size only
@@ -169,9 +175,7 @@ class MonaiNetwork(nn.Module):
         return True
 
 
-def monai_network(
-    name: str, dims: int, in_channels: int, classes: int, options: Options | None = None
-) -> MonaiNetwork:
+def monai_network(name: str, dims: int, in_channels: int, classes: int, options: Options | None = None) -> MonaiNetwork:
     """A network of MONAI, with fresh weights.
 
     Arguments are MONAI's defaults, and where it has none: for `UNet` and `AttentionUnet` channels 16 to 256 with four
@@ -202,12 +206,13 @@ def monai_network(
     if unknown:
         raise ValueError(f"options of monai.{name} must be among {', '.join(allowed)}, got {', '.join(unknown)}")
     shape = {"spatial_dims": dims, "in_channels": in_channels, "out_channels": classes}
-    bound = signature.bind(**{**kind.defaults(dims, given), **given, **shape})
-    bound.apply_defaults()
+    arguments = {**kind.defaults(dims, given), **given, **shape}
     try:
-        network = built(lambda: kind.create(**bound.arguments))
+        network = built(lambda: kind.create(**arguments))
     except (TypeError, ValueError, AssertionError, KeyError) as error:
         raise ValueError(f"monai.{name} with {in_channels} channels and options {given}: {error}") from error
+    bound = signature.bind(**arguments)
+    bound.apply_defaults()
     return MonaiNetwork(network, dims, in_channels, classes, kind.divisor(bound.arguments))
 
 

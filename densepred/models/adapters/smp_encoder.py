@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from densepred.models.adapters import imports
 from densepred.models.adapters.source import HALF, IMAGENET, Source
-from densepred.models.adapters.wrapped import PROBES, WrappedEncoder, built, check_depth, check_request, probe, shapes
+from densepred.models.adapters.wrapped import WrappedEncoder, built, check_depth, check_request, drop_unused, probe
 from densepred.registry import lookup
 
 _DPN = (124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3
@@ -55,13 +55,12 @@ def smp_encoder(
         raise ValueError(f"options of smp.{name} must be among output_stride, got {', '.join(unknown)}")
     stride = (options or {}).get("output_stride", 32)
     network = _network(name, in_channels, _DEEPEST, stride)
-    count = len(probe(network, in_channels))
-    wanted = check_depth(depth, count)
-    if wanted < count:
-        network = _network(name, in_channels, max(_DEEPEST - (count - wanted), 1), stride)
-    maps = probe(network, in_channels)[:wanted]
-    _drop_unused(network, in_channels)
-    return WrappedEncoder(in_channels, network, maps, rename=lambda key: f"encoder.{key}")
+    maps = probe(network, in_channels)
+    wanted = check_depth(depth, len(maps))
+    if wanted < len(maps):
+        network = _network(name, in_channels, max(_DEEPEST - (len(maps) - wanted), 1), stride)
+    drop_unused(network, in_channels, wanted)
+    return WrappedEncoder(in_channels, network, maps[:wanted], rename=lambda key: f"encoder.{key}")
 
 
 class _Maps(nn.Module):
@@ -83,18 +82,6 @@ def _network(name: str, in_channels: int, depth: int, output_stride: object) -> 
         return _Maps(
             built(lambda: get_encoder(name, in_channels=in_channels, depth=depth, output_stride=output_stride))
         )
-
-
-def _drop_unused(network: nn.Module, in_channels: int) -> None:
-    """Put nothing in the place of layers with weights that no map depends on: SMP builds them all at any depth."""
-    called: set[nn.Module] = set()
-    hooks = [layer.register_forward_hook(lambda layer, _, __: called.add(layer)) for layer in network.modules()]
-    shapes(network, in_channels, PROBES[0])
-    for hook in hooks:
-        hook.remove()
-    for name, layer in list(network.named_modules()):
-        if layer not in called and next(layer.parameters(recurse=False), None) is not None:
-            network.set_submodule(name, nn.Identity())
 
 
 def weights_of(name: str, weights: str | None = None) -> Source:

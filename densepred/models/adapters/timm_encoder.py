@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from torch import nn
+from typing import Any
 
 from densepred.models.adapters import imports
 from densepred.models.adapters.source import Source
-from densepred.models.adapters.wrapped import PROBES, Map, WrappedEncoder, built, check_depth, check_request, probe
-
-_ONE_STRIDE = frozenset(
-    "beit cait deit eva mlp_mixer naflexvit tnt vision_transformer vision_transformer_hybrid "
-    "vision_transformer_relpos vision_transformer_sam vitamin volo xcit".split()
+from densepred.models.adapters.wrapped import (
+    PROBES,
+    Map,
+    WrappedEncoder,
+    adapt_first_convolution,
+    built,
+    check_depth,
+    check_request,
+    drop_unused,
+    probe,
 )
-_NO_MAPS = frozenset("coat convit convmixer crossvit visformer".split())
-_ONE_SIZE = frozenset("efficientformer efficientformer_v2 efficientvit_msra gcvit hiera levit nest pit".split())
-_NO_TRIAL = frozenset(["efficientvit_mit"])  # its autocast knows no tensors without data
+
+_REFUSED = {
+    "its feature maps all have one stride, a decoder needs several": "beit cait deit eva mlp_mixer naflexvit tnt "
+    "vision_transformer vision_transformer_hybrid vision_transformer_relpos vision_transformer_sam vitamin volo xcit",
+    "timm offers no intermediate feature maps of it": "coat convit convmixer crossvit visformer",
+    "it takes images of one size only": "efficientformer efficientformer_v2 efficientvit_msra gcvit "
+    "hiera levit nest pit",
+    "its strides are no whole numbers for every image": "sequencer",
+    "it does not run without data, so its maps cannot be measured": "efficientvit_mit",
+}
+"""Why the networks of these modules of timm cannot be an encoder."""
+
+_ONE_SIZE = ("coatne", "botnet", "eca_botnext", "halo2botnet", "lamhalobotnet", "lambda_resnet26rpt", "sebotnet")
+"""Beginnings of names within other modules: they attend over the whole image, with a learned bias for each distance."""
+
 _ANY_SIZE = {
     "swin_transformer": {"strict_img_size": False},
     "swin_transformer_v2": {"strict_img_size": False},
@@ -28,17 +44,27 @@ _ANY_SIZE = {
 def names() -> list[str]:
     """The networks of timm that can be an encoder.
 
-    Left out: those without intermediate maps, those whose maps all have one stride (plain vision transformers) and
-    those that take images of one size only.
+    Left out: those without intermediate maps, those whose maps all have one stride (plain vision transformers), those
+    that take images of one size only.
 
     Example:
         >>> "convnext_atto" in names(), "vit_base_patch16_224" in names()
         (True, False)
     """
+    return [name for name, module in _modules().items() if not _refusal(name, module)]
+
+
+def _modules() -> dict[str, str]:
+    """The name of each network of timm -> the module it is in."""
     models = imports.timm().models
-    without = [m for m in models.list_modules() if m in _ONE_STRIDE | _NO_MAPS | _ONE_SIZE | _NO_TRIAL]
-    hidden = {name for module in without for name in models.list_models(module=module)}
-    return [name for name in models.list_models() if name not in hidden]
+    return {name: module for module in models.list_modules() for name in models.list_models(module=module)}
+
+
+def _refusal(name: str, module: str) -> str:
+    """Why a network cannot be an encoder, or nothing."""
+    if name.startswith(_ONE_SIZE):
+        return "it takes images of one size only"
+    return next((reason for reason, modules in _REFUSED.items() if module in modules.split()), "")
 
 
 def timm_encoder(
@@ -65,49 +91,36 @@ def timm_encoder(
         >>> encoder.channels, [stride[0] for stride in encoder.strides]
         ((40, 80, 160, 320), [4, 8, 16, 32])
     """
-    _refuse_hidden(name)
+    module = _modules().get(name, "")
+    refusal = _refusal(name, module)
+    if refusal:
+        raise ValueError(f"timm.{name} cannot be an encoder: {refusal}; take convnext_tiny, say, or pvt_v2_b2")
     check_request(name, names(), "timm", dims, options)
-    given = {**_fixed(name), **(options or {})}
+    given = {**_ANY_SIZE.get(module, {}), **(options or {})}
     network = _network(name, in_channels, given)
     if depth is not None:
         count = check_depth(depth, len(network.feature_info.out_indices))
         network = _network(name, in_channels, {**given, "out_indices": tuple(range(count))})
     maps, multiple = _probed(name, network, in_channels)
+    drop_unused(network, in_channels, len(maps))
     own = {key.removeprefix("model.").replace(".", "_"): key for key in network.state_dict()}
     return WrappedEncoder(in_channels, network, maps, multiple, lambda key: own.get(key.replace(".", "_"), key))
 
 
-def _module_of(name: str) -> str:
-    models = imports.timm().models
-    return next((module for module in models.list_modules() if models.is_model_in_modules(name, [module])), "")
-
-
-def _fixed(name: str) -> Mapping[str, object]:
-    return _ANY_SIZE.get(_module_of(name), {})
-
-
-def _refuse_hidden(name: str) -> None:
-    reasons = {
-        "its feature maps all have one stride, a decoder needs several": _ONE_STRIDE,
-        "timm offers no intermediate feature maps of it": _NO_MAPS,
-        "it takes images of one size only": _ONE_SIZE,
-        "it does not run without data, so its maps cannot be measured": _NO_TRIAL,
-    }
-    for reason, modules in reasons.items():
-        if _module_of(name) in modules:
-            raise ValueError(f"timm.{name} cannot be an encoder: {reason}; take convnext_tiny, say, or pvt_v2_b2")
-
-
-def _network(name: str, in_channels: int, options: Mapping[str, object]) -> nn.Module:
+def _network(name: str, in_channels: int, options: Mapping[str, object]) -> Any:
     create = imports.timm().create_model
-    given = {"in_chans": in_channels, "features_only": True, "pretrained": False, **options}
+    pruned = name.endswith("_pruned")  # timm reads their widths from a list that knows three input channels
+    given = {"in_chans": 3 if pruned else in_channels, "features_only": True, "pretrained": False, **options}
     try:
-        return built(lambda: create(name, **given))
+        network = built(lambda: create(name, **given))
+        if pruned:
+            adapt_first_convolution(network, in_channels)
+        return network
     except (TypeError, RuntimeError, AssertionError) as error:
         raise ValueError(f"timm cannot build {name} as an encoder: {error}") from error
 
 
-def _probed(name: str, network: nn.Module, in_channels: int) -> tuple[list[Map], int | None]:
+def _probed(name: str, network: Any, in_channels: int) -> tuple[list[Map], int | None]:
     """The maps, and what sizes of images have to be multiples of where it is not the coarsest stride."""
     trained = network.pretrained_cfg["input_size"][-1]
     failure: Exception | None = None
@@ -142,7 +155,9 @@ def weights_of(name: str, weights: str | None = None) -> Source:
     published = {key: cfg for key, cfg in models.get_arch_pretrained_cfgs(name).items() if cfg.hf_hub_id}
     tags = {key.partition(".")[2] or "default": cfg for key, cfg in published.items()}
     if not tags or (weights is not None and weights not in tags):
-        raise ValueError(f"weights of timm.{name} must be one of {', '.join(tags) or '(none published)'}, got {weights!r}")
+        raise ValueError(
+            f"weights of timm.{name} must be one of {', '.join(tags) or '(none published)'}, got {weights!r}"
+        )
     tag = weights or next(iter(tags))
     cfg = tags[tag]
     url = f"https://huggingface.co/{cfg.hf_hub_id}/resolve/main/{cfg.hf_hub_filename or 'model.safetensors'}"

@@ -67,11 +67,11 @@ def torchvision_encoder(
     model = _classifier(name, options or {})
     adapt_first_convolution(model, in_channels)
     steps = _chain(model)
-    strides = [m.stride for m in probe(Steps(dict(model.named_children()), steps, range(len(steps))), in_channels)]
-    taps = [i for i, stride in enumerate(strides) if strides[i + 1 : i + 2] != [stride]]
+    maps = probe(Steps(dict(model.named_children()), steps, range(len(steps))), in_channels)
+    taps = [i for i, m in enumerate(maps) if i + 1 == len(maps) or maps[i + 1].stride != m.stride]
     taps = taps[: check_depth(depth, len(taps))]
-    network = Steps(_kept(model, steps[: taps[-1] + 1]), steps[: taps[-1] + 1], taps)
-    return WrappedEncoder(in_channels, network, probe(network, in_channels))
+    kept = steps[: taps[-1] + 1]
+    return WrappedEncoder(in_channels, Steps(_kept(model, kept), kept, taps), [maps[i] for i in taps])
 
 
 def _classifier(name: str, options: Mapping[str, object]) -> nn.Module:
@@ -121,7 +121,9 @@ def weights_of(name: str, weights: str | None = None) -> Source:
     """
     check_request(name, names(), "torchvision", 2, None)
     enum = imports.torchvision().models.get_model_weights(name)
-    entry = enum.DEFAULT if weights is None else lookup(dict(enum.__members__), weights, f"weights of torchvision.{name}")
+    entry = (
+        enum.DEFAULT if weights is None else lookup(dict(enum.__members__), weights, f"weights of torchvision.{name}")
+    )
     transforms = entry.transforms()
     mean, std = tuple(transforms.mean), tuple(transforms.std)
     if name in _AUXILIARY:  # torchvision brings images from the usual normalisation to this inside the network

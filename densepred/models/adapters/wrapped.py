@@ -22,6 +22,10 @@ from densepred.models.blocks import Style
 from densepred.models.encoders.base import Encoder
 from densepred.models.layers import CONVOLUTIONS, fit
 
+_RESERVED = {"pretrained", "weights", "features_only", "in_chans", "in_channels", "out_indices", "depth", "num_classes"}
+_RESERVED |= {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "scriptable", "feature_cls"}
+"""Arguments that adapters set themselves, or that would load weights from somewhere."""
+
 PROBES = (256, 320)  # sizes of two trial images; their difference is a whole number of any usual stride
 
 
@@ -152,7 +156,7 @@ def dry_run(network: nn.Module, make: Callable[[], object], training: bool = Fal
 
 def _on_meta(network: nn.Module) -> dict[str, Tensor]:
     """Its parameters and buffers without their values, each under one name: replaced twice, it would not come back."""
-    state = {}
+    state: dict[str, Tensor] = {}
     for path, module in network.named_modules():
         own = [*module.named_parameters(path, recurse=False), *module.named_buffers(path, recurse=False)]
         state |= {name: torch.empty_like(tensor, device="meta") for name, tensor in own}
@@ -177,9 +181,42 @@ def probe(network: nn.Module, in_channels: int, sizes: tuple[int, int] = PROBES)
         axis = 1 if last else 2
         stride, rest = divmod(sizes[1] - sizes[0], max(b[axis] - a[axis], 1))
         if rest or sizes[0] % stride:
-            raise ValueError(f"images of {sizes[0]} and {sizes[1]} give maps of {a[axis]} and {b[axis]}: no whole stride")
+            raise ValueError(
+                f"images of {sizes[0]} and {sizes[1]} give maps of {a[axis]} and {b[axis]}: no whole stride"
+            )
         maps.append(Map(a[3] if last else a[1], stride, sizes[0] // stride - a[axis], last))
     return maps
+
+
+def drop_unused(network: nn.Module, in_channels: int, count: int) -> None:
+    """Put nothing in the place of modules that the first `count` maps do not depend on, in place.
+
+    Libraries build layers beyond the maps asked for; training in parallel stumbles over weights without a gradient.
+    """
+    network.eval()
+    with torch.device("meta"):
+        state = {name: tensor.requires_grad_(tensor.is_floating_point()) for name, tensor in _on_meta(network).items()}
+        outputs = functional_call(network, state, (torch.empty(1, in_channels, *PROBES[:1] * 2),), tie_weights=False)
+    network.train()
+    used = _leaves(outputs[:count])
+    for path, module in list(network.named_modules()):
+        names = [f"{path}.{name}" for name, _ in module.named_parameters()]
+        if path and names and not any(state[name] in used for name in names if name in state):
+            network.set_submodule(path, nn.Identity())
+
+
+def _leaves(outputs: Sequence[Tensor]) -> set[Tensor]:
+    """The tensors that autograd would give gradients to."""
+    nodes, seen, leaves = [output.grad_fn for output in outputs], set(), set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(node.variable)
+        nodes += [following for following, _ in node.next_functions]
+    return leaves
 
 
 def _least(network: nn.Module, in_channels: int, maps: Sequence[Map], multiple: int) -> int:
@@ -242,12 +279,14 @@ def adapt_first_convolution(network: nn.Module, in_channels: int) -> None:
 
 
 def _with_in_channels(layer: nn.Module, in_channels: int) -> nn.Module:
-    options = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    options = ("kernel_size", "stride", "padding", "dilation", "groups")
     given = {option: getattr(layer, option) for option in options}
     return type(layer)(in_channels, layer.out_channels, bias=layer.bias is not None, **given)
 
 
-def check_request(name: str, names: Iterable[str], source: str, dims: int, options: Mapping[str, object] | None) -> None:
+def check_request(
+    name: str, names: Iterable[str], source: str, dims: int, options: Mapping[str, object] | None
+) -> None:
     """Can `source` build the network `name` in `dims` dimensions?
 
     Raises:
@@ -260,15 +299,9 @@ def check_request(name: str, names: Iterable[str], source: str, dims: int, optio
         near = difflib.get_close_matches(name, known, n=3)
         hint = f"; nearest: {', '.join(near)}" if near else ""
         raise ValueError(f"encoder must be one of the {len(known)} names of {source}, got {source}.{name}{hint}")
-    taken = sorted(set(options or {}) & RESERVED)
+    taken = sorted(set(options or {}) & _RESERVED)
     if taken:
         raise ValueError(f"options may not hold what the adapter sets itself, got {', '.join(taken)}")
-
-
-RESERVED = frozenset(
-    "pretrained weights weights_backend features_only in_chans in_channels out_indices depth num_classes checkpoint_path "
-    "pretrained_cfg pretrained_cfg_overlay cache_dir scriptable exportable feature_cls output_fmt".split()
-)
 
 
 def check_depth(depth: int | None, count: int) -> int:

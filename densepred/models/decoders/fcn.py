@@ -36,6 +36,8 @@ class LinearUpsampling(nn.Module):
         [[[[0.0, 1.0, 3.0]]]]
     """
 
+    own_initialization = True
+
     def __init__(self, dims: int, channels: int, ratio: tuple[int, ...], learn: bool) -> None:
         super().__init__()
         self.ratio = ratio
@@ -58,6 +60,10 @@ class LinearUpsampling(nn.Module):
         """Back to linear interpolation."""
         if self.layer is not None:
             fill_bilinear_(self.layer)
+
+
+class _ScoreLayers(nn.ModuleList):
+    own_initialization = True
 
 
 class FCNDecoder(Decoder):
@@ -119,7 +125,7 @@ class FCNDecoder(Decoder):
             fc7 = ConvBlock(dims, fc_channels, fc_channels, 1, style=style)
             self.fc = nn.Sequential(fc6, nn.Dropout(FC_DROPOUT), fc7, nn.Dropout(FC_DROPOUT))
             inputs[-1] = fc_channels
-        self.scoring = nn.ModuleList(conv(dims, c, outputs, 1) for c in inputs)
+        self.score_layers = _ScoreLayers(conv(dims, c, outputs, 1) for c in inputs)
         ratios = [stride_ratio(coarse, fine) for fine, coarse in pairwise(grids)]
         self.ups = nn.ModuleList(LinearUpsampling(dims, outputs, ratio, learn_upsampling) for ratio in ratios)
         self.step_scale = 0.01 if at_once else 1.0
@@ -128,7 +134,7 @@ class FCNDecoder(Decoder):
 
     def reset_parameters(self) -> None:
         """Start the scores from zero and the upsampling from linear interpolation, as published."""
-        for module in [*self.scoring, *self.ups]:
+        for module in [*self.score_layers, *self.ups]:
             if isinstance(module, LinearUpsampling):
                 module.reset_parameters()
             elif isinstance(module, CONVOLUTIONS):
@@ -140,13 +146,13 @@ class FCNDecoder(Decoder):
         self, features: list[Tensor], size: Sequence[int], switches: Sequence[Tensor | None] | None = None
     ) -> list[Tensor]:
         """[(B, C_i, *spatial_i)] finest first, and the image's size -> [(B, K, *size)]."""
-        *finer, coarsest = features[-len(self.scoring) :]
-        x: Tensor = self.scoring[-1](self.fc(coarsest))
+        *finer, coarsest = features[-len(self.score_layers) :]
+        x: Tensor = self.score_layers[-1](self.fc(coarsest))
         scale = 1.0
         for i in reversed(range(len(finer))):
             scale *= self.step_scale
             feature = finer[i] * scale if scale < 1 else finer[i]
-            x = self.ups[i + 1](x, feature.shape[2:]) + self.scoring[i](feature)
+            x = self.ups[i + 1](x, feature.shape[2:]) + self.score_layers[i](feature)
         return [self.ups[0](x, size)]
 
 

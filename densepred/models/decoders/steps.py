@@ -199,7 +199,11 @@ class AttentionGate(nn.Module):
         """(B, C, *fine), (B, G, *coarse) -> (B, C, *fine)."""
         alpha = torch.relu(fit(self.theta(skip), gating.shape[2:]) + self.phi(gating))
         alpha = torch.sigmoid(self.psi(alpha))
-        return skip * fit(_stretch(alpha, self.ratio), skip.shape[2:])
+        alpha = _stretch(alpha, self.ratio)
+        for axis, n in enumerate(skip.shape[2:], start=2):  # torch.compile at free sizes has no views of one channel
+            places = torch.arange(n, device=alpha.device).clamp(max=alpha.shape[axis] - 1)
+            alpha = alpha.index_select(axis, places)
+        return skip * alpha
 
 
 def _stretch(x: Tensor, ratio: tuple[int, ...]) -> Tensor:

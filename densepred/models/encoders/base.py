@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from densepred.models.blocks import Style
+
+if TYPE_CHECKING:
+    from densepred.models.weights.report import Pretraining
 
 
 class Encoder(nn.Module):
@@ -18,6 +23,7 @@ class Encoder(nn.Module):
         switch_channels: for each map, the channels of the switches that lead from its grid to the next finer one (the
             image's for the first), or None where there are none. Empty for encoders that do not pool.
         own_initialization: whether its weights start as constructed, rather than as `build.initialize` fills them.
+        pretraining: where its weights come from and how images were normalised then, once `load_weights` has filled it.
     """
 
     channels: tuple[int, ...]
@@ -25,6 +31,7 @@ class Encoder(nn.Module):
     style: Style
     switch_channels: tuple[int | None, ...] = ()
     own_initialization: bool = False
+    pretraining: Pretraining | None = None
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, C, *spatial) -> [(B, channels[i], *ceil(spatial / strides[i])) for each i]."""

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-_MOST = 2**16
+_MOST = 2**22
 _WHOLE = (torch.int32, torch.int64, torch.uint8, torch.bool)
 
 
 class Known:
-    """The values of small tensors of whole numbers.
+    """The values of tensors of whole numbers.
 
     Example:
         >>> known = Known()

@@ -50,10 +50,13 @@ def size(dim: Dim) -> int:
     return total
 
 
-def settle(layout: Layout) -> tuple[Layout, Steps]:
-    """Make each dimension one atom, and say what that does along the axes.
+def axis_of(dim: Dim) -> int:
+    """The axis that a dimension is all of; NONE if it goes along none, or is a product."""
+    return dim[0].axis if len(dim) == 1 else NONE
 
-    An axis that is not all of its dimension but for repetitions of its voxels is left out of the new layout.
+
+def settle(layout: Layout) -> tuple[Layout, Steps]:
+    """Make one atom of each dimension that is an axis with its voxels repeated, and say what that does along the axes.
 
     Example:
         >>> settle(((Atom(0, 4), Atom(NONE, 2)),))[0]
@@ -66,7 +69,7 @@ def settle(layout: Layout) -> tuple[Layout, Steps]:
         if len(rest) > 1 and rest[0].axis != NONE and not axes(tuple(rest[1:])):
             steps[rest[0].axis] = grow(size(tuple(rest[1:])))
             rest = [Atom(rest[0].axis, size(dim))]
-        dims.append(tuple(rest) if len(rest) == 1 else blank(size(dim)))
+        dims.append(tuple(rest) if axes(tuple(rest)) else blank(size(dim)))
     return tuple(dims), steps
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from densepred.models.tracing import views, windows
 from densepred.models.tracing.call import Call, Effect, Traced
-from densepred.models.tracing.layout import Atom, Dim, Layout, Steps, axes, blank, size
+from densepred.models.tracing.layout import NONE, Atom, Dim, Layout, Steps, axes, axis_of, blank, size
 from densepred.models.tracing.steps import shift
 
 aten = torch.ops.aten
@@ -85,10 +86,10 @@ def _reduced(call: Call) -> Result:
     """A value for all of some dimensions."""
     if (traced := call.only) is None:
         return None
-    given = call.arg(2, "dim") if call.func.overloadpacket is aten.linalg_vector_norm else call.arg(1, "dim")
-    if isinstance(given, float) or (given and isinstance(given, list | tuple) and isinstance(given[0], float)):
-        return None
-    places = range(len(traced.layout)) if given is None or given == [] else _places(given, len(traced.layout))
+    given = call.arg(2 if call.func.overloadpacket is aten.linalg_vector_norm else 1, "dim")
+    if isinstance(given, bool | Tensor):
+        return None  # another overload, such as the larger of two tensors
+    places = _places(given, len(traced.layout)) if given not in (None, []) else range(len(traced.layout))
     if len(call.shape) == len(traced.layout):
         layout = tuple(blank(1) if i in places else dim for i, dim in enumerate(traced.layout))
     else:
@@ -152,19 +153,14 @@ def _concatenated(call: Call) -> Effect:
     tensors = [t for t in call.args[0] if t.numel() or t.ndim > 1]
     place = call.arg(1, "dim", 0) % len(call.shape)
     inputs: list[Traced] = []
-    along: set[int] = set()
     start = 0
     for tensor in tensors:
         if (traced := call.look_up(tensor)) is not None:
             traced = call.settled(traced)
             dims = list(traced.layout)
-            atom = dims[place][0]
-            dims[place] = blank(call.shape[place])
-            steps: Steps = {}
-            if atom.axis >= 0:
-                along.add(atom.axis)
-                dims[place] = (Atom(atom.axis, call.shape[place]),)
-                steps = {atom.axis: shift(-start)}
+            axis = axis_of(dims[place])
+            dims[place] = (Atom(axis, call.shape[place]),)
+            steps: Steps = {axis: shift(-start)} if axis != NONE else {}
             inputs.append(Traced(call.put(Effect(tuple(dims), [(traced.node, steps)])), tuple(dims)))
         start += tensor.shape[place]
     return _joined(call, inputs, call.shape)
@@ -181,16 +177,24 @@ def _stacked(call: Call) -> Effect:
     return _joined(call, inputs, call.shape)
 
 
+def _from_list(call: Call) -> Effect | None:
+    """Elements of a list, by numbers that depend on the image."""
+    table, indices = call.args[0], call.args[1]
+    if call.look_up(table) is not None or table.ndim != 1 or len(indices) != 1:
+        return None
+    return _pointwise(call)
+
+
 def _places(given: int | list[int], count: int) -> set[int]:
     return {place % count for place in ([given] if isinstance(given, int) else given)}
 
 
 _MEANS = "mean sum amax amin max min any all argmax argmin var std var_mean std_mean logsumexp prod linalg_vector_norm"
-_MIXING = "_softmax _safe_softmax _log_softmax cumsum cumprod sort"
+_MIXING = "_softmax _safe_softmax _log_softmax cumsum cumprod"
 _PRODUCTS = "mm addmm bmm baddbmm"
 _UNTAGGED = """native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training native_layer_norm
     _batch_norm_with_update native_group_norm native_dropout _prelu_kernel hardswish rrelu_with_noise
-    clone _to_copy detach alias lift_fresh copy"""
+    floor_divide clone _to_copy detach alias lift_fresh copy"""
 _POINTWISE = frozenset(_UNTAGGED.split())
 """Pointwise, without torch's tag for it. The statistics of norms are left out."""
 _FRESH = ("new_", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like")
@@ -200,6 +204,7 @@ RULES: dict[str, Callable[[Call], Result]] = {
     **dict.fromkeys(_MIXING.split(), _mixed),
     **dict.fromkeys(_PRODUCTS.split(), _multiplied),
     **views.RULES,
+    "index": lambda call: _from_list(call) or views.RULES["index"](call),
     **windows.RULES,
     "roll": _rolled,
     "glu": _halved,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from densepred.models.tracing.call import Call, Effect, Traced
-from densepred.models.tracing.layout import Atom, Dim, Layout, axes, blank, reshape, size
+from densepred.models.tracing.layout import NONE, Atom, Dim, Layout, axes, axis_of, blank, reshape, size
 from densepred.models.tracing.steps import Window, shift
 
 aten = torch.ops.aten
@@ -74,9 +74,9 @@ def _taken(call: Call, traced: Traced, place: int, step: Window, shape: Sequence
         return Effect(traced.layout, [(traced.node, {})])
     traced = call.settled(traced) if axes(traced.layout[place]) else traced
     dims = list(traced.layout)
-    axis = dims[place][0].axis
+    axis = axis_of(dims[place])
     dims[place] = (Atom(axis, shape[place]),)
-    return Effect(tuple(dims), [(traced.node, {axis: step} if axis >= 0 else {})])
+    return Effect(tuple(dims), [(traced.node, {axis: step} if axis != NONE else {})])
 
 
 def _split(call: Call) -> list[Effect] | None:
@@ -139,7 +139,8 @@ def border_start(places: Sequence[int], n: int) -> int | None:
         (1, -2, None)
     """
     period = max(2 * (n - 1), 1)
-    for start in sorted({place - i for i, place in enumerate(places)}, key=abs):
+    starts = {place - i for i, place in enumerate(places)}
+    for start in sorted(starts, key=lambda start: max(start, 0) - min(start + len(places), n)):
         straight = range(start, start + len(places))
         mirrored = [min(i % period, period - i % period) for i in straight]
         if [min(max(i, 0), n - 1) for i in straight] == list(places) or mirrored == list(places):

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from densepred.models.tracing.call import Call, Effect
-from densepred.models.tracing.layout import Atom, blank
+from densepred.models.tracing.layout import NONE, Atom, axis_of, blank
 from densepred.models.tracing.steps import Kind, Resample, Step, Window, grow, shift, shrink
 
 
@@ -24,8 +24,8 @@ def _moved(call: Call, steps: Sequence[Step | None]) -> Effect | None:
         dims[place] = traced.layout[place]
     taken: dict[int, Step] = {}
     for place, step in enumerate(steps, start=first):
-        axis = traced.layout[place][0].axis
-        if axis >= 0:
+        axis = axis_of(traced.layout[place])
+        if axis != NONE:
             dims[place] = (Atom(axis, call.shape[place]),)
             if step is not None:
                 taken[axis] = step
@@ -94,9 +94,9 @@ def _padded(call: Call) -> Effect | None:
     dims, steps = list(traced.layout), {}
     for i, before in enumerate(call.args[1][::2]):
         place = len(dims) - 1 - i
-        axis = dims[place][0].axis
+        axis = axis_of(dims[place])
         dims[place] = (Atom(axis, call.shape[place]),)
-        if axis >= 0:
+        if axis != NONE:
             steps[axis] = shift(-before)
     return Effect(tuple(dims), [(traced.node, dict[int, Step](steps))])
 

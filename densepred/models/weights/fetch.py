@@ -4,15 +4,15 @@ knows of files, and it fetches only what was asked for by name."""
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from densepred.errors import InputError, ResourceError, UnsafeError
+from densepred.errors import DensepredError, InputError, ResourceError, UnsafeError
 from densepred.files import atomic_path, sha256, writable_folder
 from densepred.models.adapters.source import Source
 
@@ -85,17 +85,17 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     try:
         kind = _kind(path, path, "choose a file of weights (.safetensors, .pth)")
         content = load_file(path) if kind == "safetensors" else torch.load(path, "cpu", weights_only=True)
-    except SafetensorError as error:
-        raise InputError(f"not a whole safetensors file ({error})", "fetch or write it again", path) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except DensepredError:
+        raise
+    except Exception as error:  # whatever the readers trip over in a damaged file
+        if type(error).__name__ == "UnpicklingError":  # its module is not imported here
+            fix = "use its safetensors form, or let its author save the weights alone (torch.save(model.state_dict()))"
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            needs = found[1] if found else "more than tensors"
+            what = f"a pickle that needs {needs} and could run code; it is not opened"
+            raise UnsafeError(what, fix, path) from error
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"not a whole file of weights ({reason})", "fetch or write it again", path) from error
-    except Exception as error:
-        if type(error).__name__ != "UnpicklingError":  # its module is not imported here
-            raise
-        fix = "use its safetensors form, or let its author save the state_dict alone (torch.save(model.state_dict()))"
-        what = "a pickle that needs more than tensors and could run code; it is not opened"
-        raise UnsafeError(what, fix, path) from error
     return _tensors(content, path)
 
 

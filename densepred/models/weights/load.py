@@ -135,7 +135,7 @@ def _sorted(
         (report.loaded if fits else report.refused)[key] = target.numel()
         if fits:
             values[key] = value
-    for key in state.keys() - own.keys():
+    for key in [key for key in state if key not in own]:
         (report.classifier if is_classifier(key) else report.unexpected)[key] = state[key].numel()
     return values, report
 

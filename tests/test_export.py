@@ -1,0 +1,96 @@
+"""Networks leave as programs: torch.export's and ONNX's, of free batch and spatial sizes, with the same outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from densepred.errors import InputError
+from densepred.export import export, to_program
+from densepred.models import catalog
+from densepred.models.build import create_model
+from densepred.models.dense import Model
+
+TRACED = {2: (65, 70), 3: (65, 70, 66)}
+OTHERS = {2: [(1, (64, 96)), (3, (77, 66))], 3: [(1, (64, 64, 64)), (3, (67, 80, 71))]}
+BODIES: dict[str, dict[str, Any]] = {
+    "plain": {"channels": (4, 6, 8)},
+    "residual": {"channels": (4, 6, 8)},
+    "vgg11_bn": {"width": 4},
+    "resnet18": {"width": 4},
+    "resnet50": {"width": 4, "depth": 3},
+    "resnext50_32x4d": {"width": 16, "depth": 2},
+    "se_resnet18": {"width": 4, "depth": 3},
+    "convnext_tiny": {"width": 4, "depth": 2},
+    "convnextv2_tiny": {"width": 4, "depth": 2},
+    "lenet5": {},
+}
+"""One encoder of each body; fewer maps where more would only repeat the same blocks."""
+PAIRS = [(encoder, "unet") for encoder in BODIES]
+PAIRS += [("resnet18", decoder) for decoder in catalog.DECODERS if decoder != "unet"]
+PAIRS += [("vgg11_bn", "deconvnet"), ("vgg11_bn", "fcn8s")]
+
+
+def model_of(encoder: str, decoder: str, dims: int) -> Model:
+    """With weights and running statistics such that outputs are neither tiny nor huge."""
+    model = create_model(encoder, decoder, dims, 2, 3, seed=0, **BODIES[encoder])
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _ in range(3):
+            model.train()(torch.randn(2, 2, *TRACED[dims], generator=generator))
+        for name, parameter in model.named_parameters():
+            if "score" in name:  # zero to begin with
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 10)
+    return model.eval()
+
+
+def agrees(found: np.ndarray, expected: torch.Tensor) -> None:
+    scale = max(float(expected.abs().max()), 1.0)
+    np.testing.assert_allclose(found / scale, expected.numpy() / scale, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), PAIRS)
+def test_onnx_runtime_agrees_at_other_sizes(encoder: str, decoder: str, tmp_path: Path) -> None:
+    check_onnx(model_of(encoder, decoder, 2), 2, tmp_path)
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), [("plain", "unet"), ("vgg11_bn", "deconvnet")])
+def test_onnx_runtime_agrees_in_3d(encoder: str, decoder: str, tmp_path: Path) -> None:
+    check_onnx(model_of(encoder, decoder, 3), 3, tmp_path)
+
+
+def check_onnx(model: Model, dims: int, folder: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    path = export(model, folder / "model.onnx", TRACED[dims])
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for batch, size in OTHERS[dims]:
+        x = torch.randn(batch, 2, *size)
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        with torch.no_grad():
+            expected = model(x)
+        assert isinstance(expected, torch.Tensor)
+        agrees(found, expected)
+
+
+@pytest.mark.parametrize("encoder", BODIES)
+def test_programs_agree_in_3d(encoder: str, tmp_path: Path) -> None:
+    model = model_of(encoder, "unet", 3)
+    program = torch.export.load(export(model, tmp_path / "model.pt2", TRACED[3])).module()
+    batch, size = OTHERS[3][1]
+    x = torch.randn(batch, 2, *size)
+    with torch.no_grad():
+        torch.testing.assert_close(program(x), model(x), atol=1e-5, rtol=1e-5)
+
+
+def test_other_requests_are_refused(tmp_path: Path) -> None:
+    model: Any = create_model(dims=2, channels=(4, 8))
+    with pytest.raises(InputError, match=r"cannot export to \.h5"):
+        export(model, tmp_path / "model.h5", (32, 32))
+    with pytest.raises(ValueError, match=r"size must be 2 numbers, got \(32, 32, 32\)"):
+        to_program(model, (32, 32, 32))
+    assert model.training
+    assert not list(tmp_path.iterdir())
