@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from densepred.models.dense import Model
-from densepred.models.receptive import Field
-from densepred.models.summary import evaluating, inputs, main_output, summarize
+from densepred.models.summary import evaluating, inputs, main_output, summarize, trace
 
 SHARE = 0.95
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class EffectiveField:
 
     Attributes:
         gradient: (*size), the mean magnitude of the gradient, summed over the channels of the image; the largest is 1.
-        theoretical: voxels it can depend on, along each axis; None where that may be the whole axis.
-        extent: voxels along each axis that hold `SHARE` of the gradient: the shortest stretch that does.
-        start: the first of these voxels, along each axis.
+        effective: the shortest stretch along each axis that holds `SHARE` of the gradient: its first voxel and one past
+            its last.
+        theoretical: likewise the voxels that it can depend on; None where that may be the whole axis. They may lie
+            beyond the image's ends.
     """
 
     gradient: np.ndarray
-    theoretical: Field
-    extent: tuple[int, ...]
-    start: tuple[int, ...]
+    effective: tuple[Span, ...]
+    theoretical: tuple[Span | None, ...]
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -44,10 +44,20 @@ class EffectiveField:
         return tuple(self.gradient.shape)
 
     @property
+    def extent(self) -> tuple[int, ...]:
+        """Voxels of the effective field, along each axis."""
+        return tuple(last - first for first, last in self.effective)
+
+    @property
+    def possible(self) -> tuple[Span, ...]:
+        """The theoretical field, as much of it as is within the image."""
+        spans = zip(self.theoretical, self.size, strict=True)
+        return tuple((0, n) if span is None else (max(span[0], 0), min(span[1], n)) for span, n in spans)
+
+    @property
     def fraction(self) -> float:
-        """Volume of `extent` relative to that of the theoretical field, as much of it as is within the image."""
-        within = [n if field is None else min(n, field) for n, field in zip(self.size, self.theoretical, strict=True)]
-        return math.prod(self.extent) / math.prod(within)
+        """Volume of the effective field relative to that of the theoretical one within the image."""
+        return math.prod(self.extent) / math.prod(last - first for first, last in self.possible)
 
 
 def effective_receptive_field(
@@ -75,12 +85,13 @@ def effective_receptive_field(
         >>> from densepred.models.build import create_model
         >>> model = create_model(dims=2, channels=(4, 8), seed=0)
         >>> field = effective_receptive_field(model, (32, 32))
-        >>> field.theoretical, all(n <= 15 for n in field.extent)
-        ((15, 15), True)
+        >>> field.theoretical, all(n <= 13 for n in field.extent)
+        (((10, 23), (10, 23)), True)
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples!r}")
-    theoretical = summarize(model, size).receptive_field
+    tracer, output = trace(model, size)
+    theoretical = tracer.region(output, [n // 2 for n in output.shape[2:]] or [0] * model.dims)
     generator = torch.Generator("cpu").manual_seed(seed)
     where = _place(model) if device is None else torch.device(device)
     total = torch.zeros(tuple(size), dtype=torch.float64)
@@ -94,11 +105,8 @@ def effective_receptive_field(
     if not total.isfinite().all() or not total.any():
         raise ValueError("no finite gradient reaches the image from the middle of the output")
     gradient_map = (total / total.max()).numpy()
-    spans = [
-        _shortest(gradient_map.sum(tuple(a for a in range(model.dims) if a != axis))) for axis in range(model.dims)
-    ]
-    starts, extents = zip(*spans, strict=True)
-    return EffectiveField(gradient_map, theoretical, extents, starts)
+    profiles = [gradient_map.sum(tuple({*range(model.dims)} - {axis})) for axis in range(model.dims)]
+    return EffectiveField(gradient_map, tuple(map(_shortest, profiles)), theoretical)
 
 
 def _place(model: nn.Module) -> torch.device:
@@ -112,14 +120,13 @@ def _middle(output: Tensor) -> Tensor:
     return output[0]
 
 
-def _shortest(profile: np.ndarray) -> tuple[int, int]:
-    """Start and length of the shortest stretch that holds `SHARE` of a profile; of equally short ones the fullest."""
+def _shortest(profile: np.ndarray) -> Span:
+    """The shortest stretch that holds `SHARE` of a profile; of equally short ones the fullest."""
     total = np.concatenate([[0.0], np.cumsum(profile)])
-    goal = SHARE * total[-1] * (1 - 1e-12)
-    for length in range(1, len(profile) + 1):
+    for length in range(1, len(profile)):
         held = total[length:] - total[:-length]
-        if held.max() >= goal:
-            return int(held.argmax()), length
+        if held.max() >= SHARE * total[-1]:
+            return int(held.argmax()), int(held.argmax()) + length
     return 0, len(profile)
 
 
@@ -140,7 +147,7 @@ class Checkerboard:
     period: tuple[int, ...]
     response: np.ndarray
     pattern: np.ndarray
-    measured: tuple[tuple[int, int], ...]
+    measured: tuple[Span, ...]
 
 
 def checkerboard(
@@ -195,7 +202,7 @@ def checkerboard(
     return Checkerboard(unevenness, period, output[worst] / level, patterns[worst] / level, spans)
 
 
-def _span(n: int, period: int, field: int | None) -> tuple[int, int]:
+def _span(n: int, period: int, field: int | None) -> Span:
     """Whole periods in the middle of n voxels: those that the border does not reach, or all but half a period."""
     for margin in ((field or n) // 2 + period, period // 2):
         first, last = -(-margin // period) * period, (n - margin) // period * period
@@ -204,7 +211,7 @@ def _span(n: int, period: int, field: int | None) -> tuple[int, int]:
     raise AssertionError(f"{n} voxels hold no period of {period}")
 
 
-def _patterns(output: np.ndarray, period: Sequence[int], spans: Sequence[tuple[int, int]]) -> np.ndarray:
+def _patterns(output: np.ndarray, period: Sequence[int], spans: Sequence[Span]) -> np.ndarray:
     """(K, *spatial) -> (K, *period): the mean at each phase of what is left when the mean of a period is taken off."""
     smooth = output
     for axis, p in enumerate(period, start=1):

@@ -8,7 +8,7 @@ as is usual (Araujo et al. 2019, "Computing receptive fields of convolutional ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from densepred.models.tracing.call import Call, Effect, Traced
 from densepred.models.tracing.known import Known
 from densepred.models.tracing.layout import Steps, blank, of_image
 from densepred.models.tracing.rules import effects
+from densepred.models.tracing.steps import Range
 from densepred.models.tracing.unpooling import Unpooling
 
 Field = tuple[int | None, ...]
@@ -137,12 +138,29 @@ class Tracer(TorchDispatchMode):
             return (0,) * self.dims
         return tuple(self._extent(traced.node, axis) for axis in range(self.dims))
 
-    def _extent(self, last: int, axis: int) -> int | None:
+    def region(self, tensor: Tensor, voxel: Sequence[int]) -> tuple[tuple[int, int] | None, ...]:
+        """The first and one past the last voxel of the image that one voxel depends on, along each axis.
+
+        They may lie beyond the image's ends. None where it may be the whole axis, as in `receptive_field`.
+
+        Args:
+            tensor: a tensor (B, C, *spatial) that depends on the image.
+            voxel: its place in `tensor`, along each axis.
+        """
+        traced = self._look_up(tensor)
+        assert traced is not None
+        ends = [self._reach(traced.node, axis, np.array([place])) for axis, place in enumerate(voxel)]
+        return tuple(None if end is None else (int(end[0][0]), int(end[1][0]) + 1) for end in ends)
+
+    def _extent(self, node: int, axis: int) -> int | None:
+        phases = max(other.stride[axis] or 1 for other in self.nodes[: node + 1])
+        ends = self._reach(node, axis, np.arange(max(phases, self.nodes[node].size[axis] or 1)))
+        return None if ends is None else int((ends[1] - ends[0]).max()) + 1
+
+    def _reach(self, last: int, axis: int, voxels: np.ndarray) -> Range | None:
         """Go back from a node's voxels to the image, keeping the first and last voxel needed of each node."""
         if axis in self.nodes[last].whole:
             return None
-        phases = max(node.stride[axis] or 1 for node in self.nodes[: last + 1])
-        voxels = np.arange(max(phases, self.nodes[last].size[axis] or 1))
         needed = {last: (voxels, voxels)}
         for index in range(last, 0, -1):
             if index not in needed:
@@ -154,8 +172,7 @@ class Tracer(TorchDispatchMode):
                 if parent in needed:
                     first, final = np.minimum(needed[parent][0], first), np.maximum(needed[parent][1], final)
                 needed[parent] = first, final
-        low, high = needed[0]
-        return int((high - low).max()) + 1
+        return needed[0]
 
 
 def _storage(tensor: Tensor) -> int:

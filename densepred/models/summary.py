@@ -102,17 +102,29 @@ def summarize(model: Model, size: Sequence[int]) -> Summary:
         >>> summarize(create_model(channels=(8, 16)), (32, 32, 32)).receptive_field
         (15, 15, 15)
     """
+    with _watching(model) as watch:
+        tracer, output = trace(model, size, watch)
+    rows, field = watch.rows, tracer.receptive_field(output)
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    trainable = sum(n for n, learns in counts if learns)
+    return Summary(tuple(size), tuple(rows), sum(n for n, _ in counts), trainable, tracer.flops, field)
+
+
+def trace(model: Model, size: Sequence[int], watch: _Watch | None = None) -> tuple[Tracer, Tensor]:
+    """Follow one image of `size` through the model, and say what became of it: the first output, on the meta device.
+
+    Raises:
+        ValueError: as `summarize`.
+    """
     if len(size) != model.dims or min(size) < 1:
         raise ValueError(f"size must be {model.dims} positive numbers for a {model.dims}D model, got {tuple(size)}")
     image = torch.empty((1, model.in_channels, *size), device="meta")
     state = {name: value.to("meta") for name, value in (*model.named_parameters(), *model.named_buffers())}
     tracer = Tracer(image)
-    with evaluating(model), _watching(model, tracer) as rows, torch.no_grad(), tracer:
-        output = main_output(torch.func.functional_call(model, state, inputs(model, image)))
-    field = tracer.receptive_field(output)
-    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    trainable = sum(n for n, learns in counts if learns)
-    return Summary(tuple(size), tuple(rows), sum(n for n, _ in counts), trainable, tracer.flops, field)
+    if watch is not None:
+        watch.tracer = tracer
+    with evaluating(model), torch.no_grad(), tracer:
+        return tracer, main_output(torch.func.functional_call(model, state, inputs(model, image)))
 
 
 def inputs(model: Model, image: Tensor) -> tuple[Tensor, ...]:
@@ -139,16 +151,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _watching(model: nn.Module, tracer: Tracer) -> Iterator[list[Row]]:
-    """A list that grows by a row for each layer that has run."""
-    rows: list[Row] = []
-    watch = _Watch(tracer, rows)
+def _watching(model: nn.Module) -> Iterator[_Watch]:
+    """While active, layers that run add their rows."""
+    watch = _Watch()
     hooks = []
     for name, layer in model.named_modules():
         hooks.append(layer.register_forward_pre_hook(watch.start))
         hooks.append(layer.register_forward_hook(lambda layer, _, out, name=name: watch.end(name, layer, out)))
     try:
-        yield rows
+        yield watch
     finally:
         for hook in hooks:
             hook.remove()
@@ -157,8 +168,10 @@ def _watching(model: nn.Module, tracer: Tracer) -> Iterator[list[Row]]:
 class _Watch:
     """Tells layers' FLOPs from those of their parts, and makes their rows."""
 
-    def __init__(self, tracer: Tracer, rows: list[Row]) -> None:
-        self.tracer, self.rows = tracer, rows
+    tracer: Tracer
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
         self._running: list[tuple[int, int]] = []  # FLOPs, and those in rows, when each layer around the present began
         self._in_rows = 0
         self._counted: set[int] = set()

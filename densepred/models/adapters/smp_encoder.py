@@ -13,7 +13,7 @@ from densepred.models.adapters.wrapped import WrappedEncoder, built, check_depth
 from densepred.registry import lookup
 
 _DPN = (124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3
-_DEEPEST = 5
+_DEEPEST, _SHALLOWEST = 5, 2  # what every encoder of SMP can be built to
 
 
 def names() -> list[str]:
@@ -58,7 +58,7 @@ def smp_encoder(
     maps = probe(network, in_channels)
     wanted = check_depth(depth, len(maps))
     if wanted < len(maps):
-        network = _network(name, in_channels, max(_DEEPEST - (len(maps) - wanted), 1), stride)
+        network = _network(name, in_channels, max(_DEEPEST - (len(maps) - wanted), _SHALLOWEST), stride)
     drop_unused(network, in_channels, wanted)
     return WrappedEncoder(in_channels, network, maps[:wanted], rename=lambda key: f"encoder.{key}")
 

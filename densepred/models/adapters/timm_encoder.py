@@ -102,7 +102,7 @@ def timm_encoder(
         count = check_depth(depth, len(network.feature_info.out_indices))
         network = _network(name, in_channels, {**given, "out_indices": tuple(range(count))})
     maps, multiple = _probed(name, network, in_channels)
-    drop_unused(network, in_channels, len(maps))
+    drop_unused(network, in_channels, len(maps), multiple or PROBES[0])
     own = {key.removeprefix("model.").replace(".", "_"): key for key in network.state_dict()}
     return WrappedEncoder(in_channels, network, maps, multiple, lambda key: own.get(key.replace(".", "_"), key))
 

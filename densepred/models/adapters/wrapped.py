@@ -159,7 +159,8 @@ def _on_meta(network: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for path, module in network.named_modules():
         own = [*module.named_parameters(path, recurse=False), *module.named_buffers(path, recurse=False)]
-        state |= {name: torch.empty_like(tensor, device="meta") for name, tensor in own}
+        for name, tensor in own:
+            state[name] = torch.empty_like(tensor, device="meta", requires_grad=tensor.requires_grad)
     return state
 
 
@@ -188,21 +189,36 @@ def probe(network: nn.Module, in_channels: int, sizes: tuple[int, int] = PROBES)
     return maps
 
 
-def drop_unused(network: nn.Module, in_channels: int, count: int) -> None:
+def drop_unused(network: nn.Module, in_channels: int, count: int, n: int = PROBES[0]) -> None:
     """Put nothing in the place of modules that the first `count` maps do not depend on, in place.
 
-    Libraries build layers beyond the maps asked for; training in parallel stumbles over weights without a gradient.
+    Libraries build layers beyond the maps asked for; training in parallel stumbles over weights without a gradient. A
+    network that looks into such layers is left whole. The trial image has n x n voxels.
     """
+    unused = _unused(network, in_channels, count, n)
+    for path in unused:
+        network.set_submodule(path, nn.Identity())
+    try:
+        shapes(network, in_channels, n)
+    except (RuntimeError, TypeError, AttributeError):
+        for path, module in unused.items():
+            network.set_submodule(path, module)
+
+
+def _unused(network: nn.Module, in_channels: int, count: int, n: int) -> dict[str, nn.Module]:
+    """The outermost modules with weights of which none has a part in the first `count` maps."""
     network.eval()
     with torch.device("meta"):
-        state = {name: tensor.requires_grad_(tensor.is_floating_point()) for name, tensor in _on_meta(network).items()}
-        outputs = functional_call(network, state, (torch.empty(1, in_channels, *PROBES[:1] * 2),), tie_weights=False)
+        state = _on_meta(network)
+        outputs = functional_call(network, state, (torch.empty(1, in_channels, n, n),), tie_weights=False)
     network.train()
     used = _leaves(outputs[:count])
-    for path, module in list(network.named_modules()):
-        names = [f"{path}.{name}" for name, _ in module.named_parameters()]
-        if path and names and not any(state[name] in used for name in names if name in state):
-            network.set_submodule(path, nn.Identity())
+    unused: dict[str, nn.Module] = {}
+    for path, module in network.named_modules():
+        weights = [state[name] for name, _ in module.named_parameters(path) if name in state]
+        if path and weights and not used.intersection(weights) and not any(path.startswith(f"{p}.") for p in unused):
+            unused[path] = module
+    return unused
 
 
 def _leaves(outputs: Sequence[Tensor]) -> set[Tensor]:
