@@ -55,10 +55,11 @@ def receptive_field_figure(field: EffectiveField) -> Figure:
         _rectangle(axes, field.effective[row], field.effective[column], color=COLORS[1])
     _bar(figure, image, planes, "mean |gradient|, relative to the largest")
     theoretical = _voxels(["all" if span is None else span[1] - span[0] for span in field.theoretical])
+    within = "" if field.possible == field.theoretical else " within the image"
     _title(
         figure,
         f"effective receptive field {_voxels(field.extent)} voxels",
-        f"{_percent(field.fraction)} of the theoretical {theoretical}",
+        f"{_percent(field.fraction)} of the theoretical {theoretical}{within}",
     )
     lines = [
         Line2D([], [], color=COLORS[1], label="95 % of the gradient, along each axis"),
@@ -93,7 +94,7 @@ def checkerboard_figure(result: Checkerboard) -> Figure:
     tiled = np.tile(result.pattern, repeats)
     figure, planes = _planes(size, rows=2)
     count = len(planes) // 2
-    spread = float(np.abs(tiled).max()) or 1e-12
+    spread = max(float(np.abs(tiled).max()), _LEAST)
     inner = result.response[tuple(slice(*span) for span in result.measured)]
     middle, reach = float(inner.mean()), max(3 * float(inner.std()), 1e-6)
     for axes, (row, column) in planes[:count]:

@@ -16,8 +16,8 @@ from densepred.models.dense import DensePredictor, Model
 SIZES = {2: (65, 70), 3: (33, 30, 37)}
 CHANNELS = (1, 2, 3, 4, 12)
 SMALL: dict[str, dict[str, Any]] = {
-    "plain": {"channels": (4, 6, 8)},
-    "residual": {"channels": (4, 6, 8)},
+    "plain": {"channels": (4, 6, 8, 10)},
+    "residual": {"channels": (4, 6, 8, 10)},
     "vgg11": {"width": 4},
     "vgg11_bn": {"width": 4},
     "resnet18": {"width": 4},
@@ -30,7 +30,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "lenet5": {},
     "timm.mobilenetv3_small_050": {},
     "torchvision.squeezenet1_1": {},
-    "smp.timm-mobilenetv3_small_minimal_100": {},
+    "smp.mobilenet_v2": {},
 }
 """One of each body, at small width: these are computed. The deeper variants are built and followed on the meta device."""
 WIDE = {"fpn": {"decoder_channels": 8}, "deeplabv3plus": {"decoder_channels": 8}}
@@ -46,6 +46,8 @@ def in_channels(encoder: str, decoder: str) -> int:
 
 
 def exists(encoder: str, decoder: str, dims: int) -> bool:
+    if encoder == "lenet5" and decoder in ("smp.PAN", "smp.UPerNet"):
+        return False  # they need a map of stride 8, and say so
     entries = catalog.find("encoder", encoder), catalog.find("decoder", decoder)
     return all(entry is not None and dims in entry.dims for entry in entries)
 

@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from densepred.models.adapters import imports
 from densepred.models.blocks import Style
 from densepred.models.build import DensePredictor, create_model
 from densepred.models.decoders.unet import UNetDecoder
 from densepred.models.encoders.base import Encoder
 from densepred.models.encoders.plain import PlainEncoder
 from densepred.models.encoders.resnet import ResNetEncoder
+from densepred.models.heads import Classification, Regression, Scalar, Segmentation
 from densepred.models.receptive import Tracer
 from densepred.models.summary import Row, summarize
 
@@ -149,3 +151,77 @@ def test_table_lists_every_layer_and_the_totals() -> None:
 def test_wrong_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"size must be 3 positive numbers for a 3D model, got \(32, 32\)"):
         summarize(create_model(channels=(2, 3)), (32, 32))
+
+
+@pytest.mark.parametrize(("name", "classifier"), [("resnet50", 2048 * 1000), ("convnext_tiny", 768 * 1000)])
+def test_flops_are_those_torchvision_publishes(name: str, classifier: int) -> None:
+    """In billions of multiply-adds for an image of 224 x 224, the classifier's among them, to two or three digits."""
+    published = imports.torchvision().models.get_model_weights(name).DEFAULT.meta["_ops"]
+    with torch.device("meta"):
+        model = create_model(name, dims=2, in_channels=3, heads={"kind": Classification(1000)})
+    assert summarize(model, (224, 224)).flops / 2e9 == pytest.approx(published, abs=6e-3)
+    assert summarize(model, (224, 224)).rows[-1].flops == 2 * classifier
+
+
+def test_several_heads_and_no_decoder() -> None:
+    heads = {"age": Scalar(covariates=2), "mask": Segmentation(2), "distance": Regression()}
+    model = create_model(dims=2, channels=(4, 8), heads=heads)
+    summary = summarize(model, (20, 24))
+    shapes = {row.name: (row.shape, row.stride, row.receptive_field) for row in summary.rows}
+    assert shapes["heads.mask.conv"] == ((2, 20, 24), (1, 1), (15, 15))
+    assert shapes["heads.distance.conv"] == ((1, 20, 24), (1, 1), (15, 15))
+    assert shapes["heads.age.linear"] == ((1,), (None, None), (None, None))
+    assert shapes["heads.age.wide"] == ((1,), (None, None), (0, 0))  # sees covariates only
+    assert summary.receptive_field == (15, 15)
+    alone = summarize(create_model("resnet18", dims=3, width=4, heads={"age": Scalar()}), (20, 24, 28))
+    assert alone.receptive_field == (None, None, None)
+    assert "the whole image" in alone.table().splitlines()[-1]
+    assert alone.table().splitlines()[-5].split()[-2:] == ["-", "whole"]
+
+
+def test_matrix_products_between_layers_are_counted_where_they_are() -> None:
+    model = create_model("torchvision.swin_t", dims=2, in_channels=3)
+    summary = summarize(model, (224, 224))
+    assert sum(row.flops for row in summary.rows) == summary.flops
+    assert sum(row.parameters for row in summary.rows) == summary.parameters
+    first = next(row for row in summary.rows if row.kind == "ShiftedWindowAttention")
+    windows, tokens, channels = (56 // 7) ** 2, 49, 96
+    # queries with keys, and the result with values
+    products = 2 * windows * tokens**2 * channels * 2
+    linear = 2 * windows * tokens * channels * (3 + 1) * channels  # functional, though its weights are layers'
+    assert first.flops == products + linear
+
+
+def test_weights_used_twice_are_counted_once() -> None:
+    model = joined(PlainEncoder(2, 1, (2, 3), style=LINEAR), 2)
+    model.encoder.stages[1].append(model.encoder.stages[1][-2])
+    summary = summarize(model, (16, 16))
+    again = [row for row in summary.rows if row.name == "encoder.stages.1.1.conv"]
+    assert [row.parameters for row in again] == [84, 0]
+    assert again[0].flops == again[1].flops
+    assert sum(row.parameters for row in summary.rows) == summary.parameters
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "whole"),
+    [
+        ({"network": "unet2015"}, (65, 70), False),
+        ({"network": "unet3d2016"}, (33, 30, 37), False),
+        ({"network": "nnunet_residual"}, (33, 30, 37), False),
+        ({"network": "monai.SegResNet"}, (65, 70), False),
+        ({"network": "monai.SwinUNETR"}, (33, 30, 37), True),
+        ({"encoder": "convnextv2_atto", "decoder": "deeplabv3plus"}, (33, 30, 37), True),
+        ({"encoder": "se_resnet18", "decoder": "unetplusplus"}, (65, 70), True),
+        ({"encoder": "vgg11_bn", "decoder": "deconvnet"}, (33, 30, 37), False),
+        ({"encoder": "timm.pvt_v2_b0", "decoder": "smp.Segformer"}, (65, 70), True),
+    ],
+)
+def test_any_network_can_be_summarized(options: dict[str, str], size: tuple[int, ...], whole: bool) -> None:
+    with torch.device("meta"):
+        model = create_model(dims=len(size), **options)
+    summary = summarize(model, size)
+    assert summary.parameters == sum(row.parameters for row in summary.rows)
+    maps = [row for row in summary.rows if len(row.shape) > len(size) and min(row.shape[1:]) > 1]
+    assert all(None not in row.stride for row in maps if any(n != 0 for n in row.receptive_field))
+    assert all((n is None) == whole for n in summary.receptive_field)
+    assert len(summary.table().splitlines()) == len(summary.rows) + 5

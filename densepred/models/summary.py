@@ -23,7 +23,7 @@ class Row:
         name: where it is in the model, such as `encoder.stages.0.0.conv`.
         kind: its class.
         shape: output (C, *spatial) for one image.
-        parameters: numbers it learns, where it runs first.
+        parameters: numbers it learns, where it runs first; with those of parts that it uses without running them.
         flops: operations for one image; convolutions and matrix products only, a multiply-add counting two. Those of
             its parts that have rows of their own are not counted again.
         stride: voxels of the image per voxel of the output, along each axis; None where it does not extend along it.
@@ -181,12 +181,12 @@ class _Watch:
         self._running.append((self.tracer.flops, self._in_rows))
 
     def end(self, name: str, layer: nn.Module, output: Any) -> None:
-        """A layer is done: a row if it has weights of its own, no parts, or computes something beside them."""
+        """A layer is done: a row if it has no parts, or has FLOPs or weights that are in no row yet."""
         flops, in_rows = self._running.pop()
         own = self.tracer.flops - flops - (self._in_rows - in_rows)
-        new = {id(p): p.numel() for p in layer.parameters(recurse=False) if id(p) not in self._counted}
+        new = {id(p): p.numel() for p in layer.parameters() if id(p) not in self._counted}
         bare = not isinstance(layer, nn.Identity) and not any(True for _ in layer.children())
-        if not (own or bare or any(True for _ in layer.parameters(recurse=False))):
+        if not (own or bare or new):
             return
         out = main_output(output)
         self._counted |= new.keys()

@@ -149,6 +149,7 @@ class MonaiNetwork(Model):
     ) -> None:
         super().__init__(dims, in_channels, classes)
         self.network = network
+        self.network.own_initialization = True  # type: ignore[assignment]
         self.divisor = to_tuple(divisor, dims, "divisor")
         self._takes_one = self._runs_on_one()
 

@@ -9,11 +9,13 @@ from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from densepred.models.adapters import imports
-from densepred.models.adapters.wrapped import dry_run
+from densepred.models.adapters.wrapped import dry_run, whole
 from densepred.models.decoders.base import Decoder
 from densepred.models.layers import fit, upsample
+from densepred.models.norms import BatchNorm
 from densepred.registry import lookup
 
 
@@ -90,6 +92,8 @@ class SMPDecoder(Decoder):
         torch.Size([1, 16, 5, 7])
     """
 
+    own_initialization = True
+
     def __init__(
         self,
         decoder: nn.Module,
@@ -112,13 +116,9 @@ class SMPDecoder(Decoder):
         self, features: list[Tensor], size: Sequence[int], switches: Sequence[Tensor | None] | None = None
     ) -> list[Tensor]:
         """[(B, C_i, Y_i, X_i)] finest first, and the image's size -> [(B, channels[0], *size)]."""
-        padded = [self._padded(n) for n in size]
+        padded = [whole(n, self._coarsest, self._least) for n in size]
         out = self.decoder(self._listed(features, padded))
         return [fit(upsample(out, padded) if self._coarse else out, size)]
-
-    def _padded(self, n: int) -> int:
-        count = -(-n // self._coarsest)
-        return (count if self._least == 1 else torch.sym_max(count, self._least)) * self._coarsest
 
     def _listed(self, features: Sequence[Tensor], size: Sequence[int]) -> list[Tensor]:
         """What SMP expects: a map at every position, one without channels where the encoder has none."""
@@ -215,6 +215,9 @@ def _decoder(name: str, kind: Kind, channels: list[int], options: Mapping[str, o
     given = {key: value for key, value in fixed.items() if key in accepted}
     decoder = create(**{**given, **(kind.defaults or {}), **options})
     library.base.initialization.initialize_decoder(decoder)
+    for module in decoder.modules():
+        if isinstance(module, _BatchNorm):  # SMP's pooled branches hold one value per channel: fatal for a batch of one
+            module.__class__ = BatchNorm
     if name == "DeepLabV3Plus":
         decoder.up.scale_factor = float(2**deepest // 4)  # SMP knows coarsest strides of 8 and 16 only
     return decoder

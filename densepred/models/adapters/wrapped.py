@@ -63,6 +63,8 @@ class WrappedEncoder(Encoder):
         (((2, 2),), torch.Size([1, 1, 3, 4]))
     """
 
+    own_initialization = True
+
     def __init__(
         self,
         in_channels: int,
@@ -83,18 +85,13 @@ class WrappedEncoder(Encoder):
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, C, Y, X) -> [(B, channels[i], ceil(Y / strides[i]), ceil(X / strides[i])) for each i]."""
         size = x.shape[2:]
-        padded = [self._padded(n) for n in size]
+        padded = [whole(n, self.multiple, self._least) for n in size]
         features = []
         for m, feature in zip(self.maps, self.network(fit(x, padded)), strict=False):
             feature = feature.permute(0, 3, 1, 2) if m.channels_last else feature
             feature = _centred(feature, [n // m.stride for n in padded], m.missing)
             features.append(fit(feature, [-(-n // m.stride) for n in size]))
         return features
-
-    def _padded(self, n: int) -> int:
-        count = -(-n // self.multiple)
-        # where one will do there is nothing to compare, and an exported program takes any size
-        return (count if self._least == 1 else torch.sym_max(count, self._least)) * self.multiple
 
     def published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Published weights under this encoder's names; also those that it has no layer for, as a classifier's.
@@ -105,6 +102,18 @@ class WrappedEncoder(Encoder):
             ['network.conv1.weight']
         """
         return {f"network.{self._rename(name)}": tensor for name, tensor in state.items()}
+
+
+def whole(n: int, multiple: int, least: int = 1) -> int:
+    """The next whole number of multiples, and no fewer than `least` of them.
+
+    Example:
+        >>> whole(33, 32), whole(1, 32, least=2)
+        (64, 64)
+    """
+    count = -(-n // multiple)
+    # where one will do there is nothing to compare, and an exported program takes any size
+    return (count if least == 1 else torch.sym_max(count, least)) * multiple
 
 
 class Steps(nn.Module):
@@ -197,12 +206,20 @@ def drop_unused(network: nn.Module, in_channels: int, count: int, n: int = PROBE
     """
     unused = _unused(network, in_channels, count, n)
     for path in unused:
-        network.set_submodule(path, nn.Identity())
+        network.set_submodule(path, _Nothing())
     try:
         shapes(network, in_channels, n)
     except (RuntimeError, TypeError, AttributeError):
         for path, module in unused.items():
             network.set_submodule(path, module)
+
+
+class _Nothing(nn.Module):
+    """Stands where a module is not needed, whatever it is called with."""
+
+    def forward(self, x: Tensor, *_: object, **__: object) -> Tensor:
+        """(B, C, Y, X) -> the same."""
+        return x
 
 
 def _unused(network: nn.Module, in_channels: int, count: int, n: int) -> dict[str, nn.Module]:

@@ -94,9 +94,10 @@ def _unpooled(call: Call, scattered: _Scattered) -> Effect | None:
     astray, cut = torch.zeros(places.shape, dtype=torch.bool), torch.zeros(sources.shape, dtype=torch.bool)
     for atom, n in reversed(list(zip(grid, spatial, strict=True))):
         place, source = places % n, sources % atom.size
-        window = int(place[:, source == 1].min()) if atom.size > 1 else int(place.max()) + 1
-        if window < 1:
+        first = (source == 0) & ~cut
+        if not first.any():
             return None
+        window = int(place[:, first].max()) + 1
         astray |= place // window != source
         cut |= (source + 1) * window > n
         steps[atom.axis] = grow(window)
