@@ -27,7 +27,7 @@ demo: setup
 	@echo "Pictures:    $(DEMO)/scores"
 
 test: setup
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical
 
 lint: setup
 	$(BIN)/ruff check .

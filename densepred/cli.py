@@ -7,14 +7,17 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from densepred.allocator import tune_allocator
 from densepred.errors import BUG, DensepredError, InputError
+
+if TYPE_CHECKING:
+    from densepred.models.dense import Model
 
 app = typer.Typer(
     help="Train, apply and judge networks that predict something for every voxel.",
@@ -126,22 +129,69 @@ def evaluate(
 
 
 @app.command()
-def summary(config: Recipe, overrides: Overrides = None) -> None:
+def summary(
+    config: Annotated[
+        Path, typer.Argument(help="the YAML of the recipe, or a training's folder", metavar="CONFIG|RUN")
+    ],
+    overrides: Overrides = None,
+    pictures: Annotated[Path | None, typer.Option(help="folder for pictures: receptive field, checkerboard")] = None,
+) -> None:
     """Show the layers of a network, its size and its cost."""
+    model, size = _trained(config) if config.is_dir() else _untrained(config, overrides or (), pictures is None)
+    from densepred.models.summary import summarize
+
+    _show(summarize(model, size).table())
+    if pictures is not None:
+        from densepred.files import writable_folder
+        from densepred.model_figures import draw_checkerboard, draw_receptive_field
+        from densepred.models.inspect import checkerboard, effective_receptive_field
+
+        folder = writable_folder(pictures)
+        field = effective_receptive_field(model, size)
+        _show(str(draw_receptive_field(field, folder / "receptive_field.png")))
+        _show(str(draw_checkerboard(checkerboard(model, size), folder / "checkerboard.png")))
+
+
+def _trained(run: Path) -> tuple[Model, tuple[int, ...]]:
+    from densepred.inference.predictor import load
+
+    predictor = load(run)
+    return predictor.model, predictor.config.patch.size
+
+
+def _untrained(path: Path, overrides: Sequence[str], meta: bool) -> tuple[Model, tuple[int, ...]]:
+    """The network of a recipe; on the meta device nothing is allocated."""
     from densepred.config import load
 
-    recipe = load(config, overrides or ())
+    recipe = load(path, overrides)
     import torch
 
     from densepred.cases.names import channel_names, class_names
     from densepred.models.build import build
-    from densepred.models.summary import summarize
 
     channels = _count(lambda: len(channel_names(recipe.data)), 1, "channels")
     classes = _count(lambda: len(set(class_names(recipe.data).values())), 2, "classes")
-    with torch.device("meta"):
-        model = build(recipe.model, channels, classes)
-    _show(summarize(model, recipe.patch.size).table())
+    with torch.device("meta" if meta else "cpu"):
+        return build(recipe.model, channels, classes, recipe.training.seed), recipe.patch.size
+
+
+@app.command()
+def models(
+    pattern: Annotated[str | None, typer.Argument(help="part of a name, or a glob such as 'timm.*next*'")] = None,
+    encoders: Annotated[bool, typer.Option("--encoders", help="encoders only")] = False,
+    decoders: Annotated[bool, typer.Option("--decoders", help="decoders only")] = False,
+    networks: Annotated[bool, typer.Option("--networks", help="whole networks only")] = False,
+) -> None:
+    """List the networks that can be built, with their dimensions and parameters."""
+    from densepred.models.listing import rows
+
+    asked = {"encoder": encoders, "decoder": decoders, "network": networks}
+    kinds = [kind for kind, wanted in asked.items() if wanted or not any(asked.values())]
+    found = [row for kind in kinds for row in rows(kind, pattern)]
+    if not found:
+        raise InputError(f"no network matches {pattern!r}", "densepred models lists those of our own")
+    columns = ("name", "kind", "dims", "parameters", "remark")
+    _table(columns, [[r.name, r.kind, *r.cells(), r.remark] for r in found])
 
 
 @app.command()

@@ -67,8 +67,14 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"encoder": "timm.resnet18"}, "timm.resnet18 exists in 2D only, model.dims is 3"),
     ({"encoder": "plain", "width": 8}, "width: no option of plain with unet; it belongs to vgg11"),
     ({"decoder": "fpn", "deep_supervision": 1}, "deep_supervision: no option of plain with fpn; it belongs to unet"),
-    ({"encoder": "resnet18", "decoder": "deconvnet", "unpooling": "switches"}, "unpooling='switches' needs 5 poolings to reverse.*the encoder has 0"),
-    ({"encoder": "resnet18", "decoder_channels": (8, 16)}, "widths must have a positive int for each of the 5 steps, got"),
+    (
+        {"encoder": "resnet18", "decoder": "deconvnet", "unpooling": "switches"},
+        "unpooling='switches' needs 5 poolings to reverse.*the encoder has 0",
+    ),
+    (
+        {"encoder": "resnet18", "decoder_channels": (8, 16)},
+        "widths must have a positive int for each of the 5 steps, got",
+    ),
     ({"encoder": "resnext50_32x4d", "width": 4}, "width must be at least 16"),
     ({"encoder": "vgg11", "norm": "batch"}, "norm must be none for vgg11, got 'batch'; try 'vgg11_bn'"),
     ({"channels": (4, 8), "deep_supervision": 1}, "deep_supervision: at most 0 coarser decoder stages exist"),
@@ -125,7 +131,13 @@ def test_a_smooth_start_repeats_voxels() -> None:
 
 
 def test_whole_networks_go_by_name() -> None:
-    for name, dims in (("unet2015", 2), ("unet3d2016", 3), ("nnunet", 3), ("nnunet_residual", 2), ("monai.SegResNet", 3)):
+    for name, dims in (
+        ("unet2015", 2),
+        ("unet3d2016", 3),
+        ("nnunet", 3),
+        ("nnunet_residual", 2),
+        ("monai.SegResNet", 3),
+    ):
         with torch.device("meta"):
             model = create_model(network=name, dims=dims, in_channels=2, classes=4)
             assert model(torch.empty(1, 2, *(65, 70, 37)[:dims])).shape == (1, 4, *(65, 70, 37)[:dims])

@@ -32,7 +32,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "torchvision.squeezenet1_1": {},
     "smp.mobilenet_v2": {},
 }
-"""One of each body, at small width: these are computed. The deeper variants are built and followed on the meta device."""
+"""One of each body, at small width: these are computed. Deeper variants are built and followed on the meta device."""
 WIDE = {"fpn": {"decoder_channels": 8}, "deeplabv3plus": {"decoder_channels": 8}}
 SMP = ("Linknet", "MAnet", "PAN", "UPerNet")
 

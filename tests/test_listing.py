@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -101,3 +103,8 @@ def test_matrix_is_the_registries() -> None:
     networks = {name: dims for names, dims in lines[len(body) + 4 :] for name in names.split(", ")}
     assert networks["`unet2015`"] == "2D"
     assert len(networks) == len(catalog.NETWORKS) + len(catalog.ADAPTERS["network"])
+
+
+def test_the_readme_holds_the_matrix() -> None:
+    """Print it anew with python -c 'from densepred.models.listing import matrix; print(matrix())'."""
+    assert matrix() in (Path(__file__).parent.parent / "README.md").read_text()

@@ -280,7 +280,7 @@ def test_wrong_options_name_what_is_allowed_and_what_came() -> None:
         create_model(decoder="net")
     with pytest.raises(ValueError, match=r"activation: there is no 'leakyrelu' \(did you mean 'leaky_relu'\?\)"):
         create_model(activation="leakyrelu")
-    with pytest.raises(ValueError, match="strides: 2 stages, but model.channels has 3"):
+    with pytest.raises(ValueError, match=r"strides: 2 stages, but model\.channels has 3"):
         create_model(channels=SMALL, strides=(1, 2))
     with pytest.raises(ValueError, match=r"kernels: kernels are odd, so that the grid stays where it is, got \[4\]"):
         create_model(channels=SMALL, kernels=(3, 4, 3))

@@ -80,10 +80,10 @@ def tokens(x: Tensor) -> Tensor:
 
 
 def neighbours(x: Tensor) -> Tensor:
-    """A voxel and the fifth after it, by slices, pads and a sum in place."""
+    """A voxel and the fifth after it, by slices, pads and changes in place."""
     y = F.pad(x[:, :, 5:], [0, 0, 0, 5])
     y += x
-    return y
+    return y.view(1, -1).mul_(2).view_as(x).add_(x)
 
 
 OPERATIONS: dict[str, tuple[Function, tuple[int, ...]]] = {
@@ -145,6 +145,19 @@ def written(x: Tensor) -> Tensor:
     return out
 
 
+def filled(x: Tensor) -> Tensor:
+    out = torch.zeros_like(x)
+    out.view(-1).copy_(x.flatten())
+    return out
+
+
+def kept_aside(x: Tensor) -> Tensor:
+    y = x * 2
+    aside = y.view(-1).view_as(y)
+    y += x.mean((2, 3), keepdim=True)
+    return aside
+
+
 def assembled(x: Tensor) -> Tensor:
     out = x.clone()
     out[:, :, 2:] += x[:, :, :-2]
@@ -161,6 +174,8 @@ WHOLE: dict[str, Function] = {
     "fft": lambda x: torch.fft.rfft2(x).abs(),
     "sorted by values": lambda x: x.flatten(2)[:, :, x.flatten().argsort()],
     "written": written,
+    "written by another name": filled,
+    "changed by another name": kept_aside,
     "added to a part": assembled,
     "rolled": lambda x: x.roll((2, 1), (2, 3)),
     "largest of all": lambda x: torch.max(x, x.max()),

@@ -25,6 +25,7 @@ from densepred.files import sha256
 from densepred.inference.resample import resample_slabs
 from densepred.inference.sliding_window import Progress, SlidingWindowInferer
 from densepred.models.build import build
+from densepred.models.dense import Model
 from densepred.models.layers import to_channels_last
 from densepred.volumes import Volume, label_dtype, open_volume, open_writer
 
@@ -121,7 +122,7 @@ class Predictor:
         weights_hash: SHA-256 of the weights' file, for the records.
     """
 
-    def __init__(self, model: nn.Module, config: Config, plan: Plan, weights_hash: str) -> None:
+    def __init__(self, model: Model, config: Config, plan: Plan, weights_hash: str) -> None:
         self.config, self.plan, self.weights_hash = config, plan, weights_hash
         settings = config.inference
         self.device = pick_device(settings.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -38,12 +38,11 @@ from densepred.models.encoders.resnet import ResNetEncoder
 from densepred.models.encoders.vgg import VARIANTS as VGG
 from densepred.models.encoders.vgg import VGGEncoder
 from densepred.models.heads import HeadSpec
-from densepred.models.layers import CONVOLUTIONS, TRANSPOSED, fill_nearest_
+from densepred.models.layers import CONVOLUTIONS, TRANSPOSED, Network, fill_nearest_
 from densepred.models.weights import load_weights
 from densepred.registry import lookup
 
 Heads = Mapping[str, HeadSpec] | int
-Network = TypeVar("Network", bound=nn.Module)
 
 
 def _style(config: ModelConfig, norm: str, activation: str) -> Style:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,10 @@ from torch.utils.checkpoint import checkpoint
 
 from densepred.models.decoders.base import Decoder
 from densepred.models.encoders.base import Encoder
-from densepred.models.layers import CHANNELS_LAST, to_channels_last
+from densepred.models.layers import CHANNELS_LAST, Network, to_channels_last
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, Encoder, Decoder)
 Form = Literal["auto", "plain", "fast", "lean"]
-Network = TypeVar("Network", bound=nn.Module)
 _MADE: dict[type[nn.Module], type[nn.Module]] = {}
 
 

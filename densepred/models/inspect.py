@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from densepred.models.dense import Model
 from densepred.models.summary import evaluating, inputs, main_output, summarize, trace
@@ -224,7 +225,7 @@ def _patterns(output: np.ndarray, period: Sequence[int], spans: Sequence[Span]) 
     return left
 
 
-_MAP_NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm)
+_MAP_NORMS = (_InstanceNorm, nn.GroupNorm)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ No other module names `Conv2d` or `Conv3d`. Shapes: (B, C, *spatial), spatial = 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 Size = int | Sequence[int]
 Kinds = dict[int, Callable[..., nn.Module]]
+Network = TypeVar("Network", bound=nn.Module)
 _CONV: Kinds = {2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: Kinds = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _MAX_POOL: Kinds = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
@@ -287,7 +288,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def to_channels_last(model: nn.Module) -> nn.Module:
+def to_channels_last(model: Network) -> Network:
     """Lay the convolution weights of a model out channels-last, in place; its feature maps follow."""
     for parameter in model.parameters():
         layout = CHANNELS_LAST.get(parameter.ndim - 2)

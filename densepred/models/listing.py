@@ -49,6 +49,10 @@ class Row:
     parameters: tuple[int, ...] | None = None
     remark: str = ""
 
+    def cells(self) -> tuple[str, str]:
+        """Dimensions and parameters as text, such as ("2D, 3D", "11,170,240 / 33,144,640")."""
+        return _dims(self.dims), " / ".join(f"{count:,}" for count in self.parameters or ())
+
 
 def rows(kind: str, pattern: str | None = None) -> list[Row]:
     """The encoders, decoders or networks whose names match.

@@ -73,7 +73,8 @@ class Tracer(TorchDispatchMode):
         self._traced = {id(image): Traced(0, of_image(image.shape))}
         self._alive = [image]  # an id is unique only among living tensors
         self._known, self._unpooling = Known(), Unpooling()
-        self._written: dict[int, int] = {}  # storages of which parts were overwritten, and the node of what was written
+        self._noted: dict[int, int] = {}  # how many tensors there had been when one was followed last
+        self._written: dict[int, tuple[int, int]] = {}  # storages that were written to: likewise when, and the node
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -91,19 +92,27 @@ class Tracer(TorchDispatchMode):
             unpooled = self._unpooling.effect(call)
             for tensor, effect in zip(tensors, [unpooled] if unpooled else effects(call), strict=True):
                 if effect is not None:
-                    self._traced[id(tensor)] = Traced(self._put(effect), effect.layout)
-            if func._schema.is_mutable:
-                self._written |= {_storage(t): self._traced[id(t)].node for t in tensors if _is_part(t)}
+                    self._note(tensor, effect, func._schema.is_mutable)
         return out
+
+    def _note(self, tensor: Tensor, effect: Effect, overwritten: bool) -> None:
+        node, now = self._put(effect), len(self._alive)
+        before = self._traced.get(id(tensor))
+        if overwritten and (before is None or before.node != node):
+            self._written[_storage(tensor)] = now, node
+        self._traced[id(tensor)], self._noted[id(tensor)] = Traced(node, effect.layout), now
 
     def _look_up(self, value: Any) -> Traced | None:
         traced = self._traced.get(id(value)) if isinstance(value, Tensor) else None
-        if not self._written or not isinstance(value, Tensor) or _storage(value) not in self._written:
+        if not isinstance(value, Tensor) or not self._written:
             return traced
-        # what was written into a part reaches those who read the rest of it in ways that are not followed
-        node = self._written[_storage(value)] if traced is None else traced.node
+        time, node = self._written.get(_storage(value), (0, 0))
+        if time <= self._noted.get(id(value), 0):
+            return traced
+        # something was written into it by another name, a slice say: in ways that are not followed
         layout = tuple(map(blank, value.shape)) if traced is None else traced.layout
-        return Traced(self._put(Effect(layout, [(node, {})], set(range(self.dims)))), layout)
+        nodes = {node} if traced is None else {node, traced.node}
+        return Traced(self._put(Effect(layout, [(n, {}) for n in nodes], set(range(self.dims)))), layout)
 
     def _put(self, effect: Effect) -> int:
         """Add a node for what an effect says, or find the one that is the same."""
@@ -177,7 +186,3 @@ class Tracer(TorchDispatchMode):
 
 def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
-
-
-def _is_part(tensor: Tensor) -> bool:
-    return tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()

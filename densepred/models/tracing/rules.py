@@ -38,9 +38,9 @@ def _rule(call: Call, name: str) -> Result:
     rule = RULES.get(name)
     if rule is not None:
         return rule(call)
-    plain = getattr(aten, name, call.func.overloadpacket)
-    pointwise = any(torch.Tag.pointwise in getattr(plain, o).tags for o in plain.overloads())
-    return _pointwise(call) if pointwise or name in _POINTWISE else None
+    kept = getattr(getattr(aten, name, None), call.func._overloadname, call.func)  # the form that does not overwrite
+    pointwise = torch.Tag.pointwise in {*call.func.tags, *kept.tags} or name in _POINTWISE
+    return _pointwise(call) if pointwise else None
 
 
 def unfollowed(call: Call, shape: tuple[int, ...]) -> Effect:
