@@ -2,12 +2,15 @@
 
     python scripts/bench_models.py            # all, on the GPU if there is one
     python scripts/bench_models.py --only 3d --repeats 5
+    python scripts/bench_models.py --run runs/hippo --images data/hippocampus/imagesTr
 
 2D: a ResNet-34 U-Net at 512x512, decoder widths 256-128-64-32-16 as in segmentation_models_pytorch.
 3D: nnU-Net's plain shape, 32-64-128-256-320 at 96x96x96, as in MONAI's DynUNet and nnU-Net's own
 dynamic_network_architectures. The peers run in float32, their default. Ours runs in float32 too, and in the form and
 precision that it picks for the device. The models take turns within each repeat, so that a slow machine is slow for
 all; medians are given, and ratios to ours in float32. Needs the extra `dev`.
+
+With a trained run instead: how often its labels in bfloat16 equal those in float32, and the speed of both.
 """
 
 from __future__ import annotations
@@ -17,12 +20,15 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from densepred.allocator import tune_allocator
 from densepred.device import pick_device, pick_precision
+from densepred.errors import InputError
+from densepred.inference.predictor import load
 from densepred.models.build import create_model
 from densepred.models.forms import Form, in_form, set_form
 from densepred.models.layers import CHANNELS_LAST, to_channels_last
@@ -74,6 +80,17 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Maker]]] = {
         {"densepred": ours_3d, "monai.DynUNet": dynunet, "PlainConvUNet": plain_conv_unet},
     ),
 }
+
+
+def installed(name: str, make: Maker) -> bool:
+    """Can it be built here? A line says so where it cannot."""
+    try:
+        with torch.device("meta"):
+            make()
+    except (ImportError, InputError) as error:
+        print(f"without {name}: {error}")
+        return False
+    return True
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[None]:
@@ -141,6 +158,7 @@ def show(title: str, medians: dict[str, float]) -> None:
 
 def compare(case: str, device: torch.device, repeats: int, compiled: bool) -> None:
     image, batch, makers = CASES[case]
+    makers = {name: make for name, make in makers.items() if installed(name, make)}
     best = pick_precision("auto", device)
     x = torch.randn(image, device=device)
     runs = {name if name != "densepred" else "densepred float32": make() for name, make in makers.items()}
@@ -161,18 +179,44 @@ def compare(case: str, device: torch.device, repeats: int, compiled: bool) -> No
     show(f"{case}: training step of {'x'.join(map(str, batch))}", take_turns(runs, repeats, device))
 
 
+def agreement(run: Path, images: Path, count: int = 20) -> None:
+    """Predict images in both precisions, turn by turn."""
+    paths = sorted(path for path in images.iterdir() if path.name.endswith((".nii", ".nii.gz")))[:count]
+    predictors = {p: load(run, [f"inference.precision={p}"]) for p in ("float32", "bfloat16")}
+    seconds = dict.fromkeys(predictors, 0.0)
+    same = voxels = 0
+    for predictor in predictors.values():
+        predictor.predict(paths[0])  # to warm up
+    for path in paths:
+        labels = {}
+        for precision, predictor in predictors.items():
+            start = time.perf_counter()
+            labels[precision] = predictor.predict(path)[:]
+            seconds[precision] += time.perf_counter() - start
+        same, voxels = same + int((labels["float32"] == labels["bfloat16"]).sum()), voxels + labels["float32"].size
+    ratio = seconds["float32"] / seconds["bfloat16"]
+    print(
+        f"{len(paths)} images: labels equal in {same / voxels:.4%} of {voxels:,} voxels, bfloat16 {ratio:.2f} x as fast"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=sorted(CASES))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--compile", action="store_true", help="measure the compiled training step too")
+    parser.add_argument("--run", type=Path, help="a trained run, whose precisions are compared instead")
+    parser.add_argument("--images", type=Path, help="folder of images for it")
     arguments = parser.parse_args()
     tune_allocator()
     torch.manual_seed(0)
     device = pick_device(arguments.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{name}, torch {torch.__version__}", flush=True)
+    if arguments.run is not None:
+        agreement(arguments.run, arguments.images)
+        return
     for case in CASES:
         if arguments.only in (None, case):
             compare(case, device, arguments.repeats, arguments.compile)

@@ -1,4 +1,5 @@
-"""Everything that needs a GPU in one call: the GPU tests, then the speed of training steps and of the inferer.
+"""Everything that needs a GPU in one call: the GPU tests, then the speed of training steps, of the inferer and of networks
+beside other libraries' (those that are installed).
 
     python scripts/gpu.py
 
@@ -12,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -86,6 +88,8 @@ def main() -> None:
     for form in ("auto", *(("fast",) if arguments.compile else ())):
         bench_training(device, arguments.steps, form)
     bench_inference(device, arguments.size, arguments.window)
+    models = [sys.executable, str(Path(__file__).with_name("bench_models.py")), "--device", str(device)]
+    subprocess.run([*models, *(["--compile"] if arguments.compile else [])])
     raise SystemExit(tests.returncode)
 
 

@@ -12,7 +12,8 @@ from densepred.augment.volume import Augmenter
 from densepred.config import AugmentConfig, LossConfig, ModelConfig, OptimizerConfig
 from densepred.inference.sliding_window import SlidingWindowInferer
 from densepred.losses import SegmentationLoss
-from densepred.models.build import build, initialize
+from densepred.models.build import build, create_model, initialize
+from densepred.models.forms import Form, set_form
 from densepred.training.engine import Engine
 from densepred.training.optim import make_optimizer
 
@@ -53,7 +54,7 @@ def test_two_trainings_give_the_same_bits_and_learn(precision: torch.dtype):
     ends, losses, criterion = [], [], SegmentationLoss(LossConfig())
     for _ in range(2):
         model = network()
-        engine = Engine(model, make_optimizer(model, OptimizerConfig()), torch.device("cuda"), precision, False)
+        engine = Engine(model, make_optimizer(model, OptimizerConfig()), torch.device("cuda"), precision, "auto")
         generator = torch.Generator().manual_seed(1)
         image = torch.randn(2, 1, 24, 24, 24, generator=generator).cuda()
         label = (image[:, 0] > 0.5).long() + (image[:, 0] > 1.5).long()
@@ -78,3 +79,50 @@ def test_memory_of_the_inferer_does_not_grow_with_depth(tmp_path: Path):
             pass
         peaks.append(torch.cuda.max_memory_allocated())
     assert peaks[1] == pytest.approx(peaks[0], rel=0.01)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(
+    ("encoder", "decoder"),
+    [("resnet18", "unet"), ("vgg11_bn", "deconvnet"), ("convnext_tiny", "fpn"), ("se_resnet18", "deeplabv3plus")],
+)
+def test_networks_give_what_they_give_on_the_cpu(encoder: str, decoder: str, dims: int):
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    options = {"decoder_channels": 8} if decoder in ("fpn", "deeplabv3plus") else {}
+    model = create_model(encoder, decoder, dims=dims, in_channels=2, width=8, seed=0, **options)
+    x = torch.randn(2, 2, *(65, 70, 37)[:dims], generator=torch.Generator().manual_seed(0))
+    results = []
+    for device in ("cpu", "cuda"):
+        model.to(device).zero_grad()
+        out = model(x.to(device))
+        out.square().mean().backward()
+        norms = [p.grad.norm().cpu() for p in model.parameters()]
+        results.append((out.detach().cpu(), torch.stack(norms)))
+    scale = results[0][0].abs().max()
+    torch.testing.assert_close(results[1][0] / scale, results[0][0] / scale, atol=1e-3, rtol=0)
+    torch.testing.assert_close(results[1][1], results[0][1], atol=1e-4, rtol=2e-2)
+
+
+@pytest.mark.parametrize("form", ["plain", "fast", "lean"])
+def test_forms_train_alike(form: Form):
+    device, losses = torch.device("cuda"), []
+    for chosen in ("plain", form):
+        model = create_model(channels=(8, 16, 24), seed=0).to(device)
+        engine = Engine(model, make_optimizer(model, OptimizerConfig()), device, torch.float32, chosen)  # type: ignore[arg-type]
+        x = torch.randn(2, 1, 24, 24, 24, generator=torch.Generator().manual_seed(1)).to(device)
+        for _ in range(3):
+            loss, _ = engine.gradient(x, lambda out: out.square().mean(), 12.0)
+            engine.update(0.01)
+        losses.append(loss)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
+def test_checkpointing_needs_less_memory():
+    peaks = []
+    for form in ("plain", "lean"):
+        model = set_form(create_model(seed=0).cuda(), form, torch.device("cuda"))  # type: ignore[arg-type]
+        torch.cuda.reset_peak_memory_stats()
+        model(torch.randn(1, 1, 96, 96, 96, device="cuda")).square().mean().backward()
+        peaks.append(torch.cuda.max_memory_allocated())
+        del model
+    assert peaks[1] < 0.8 * peaks[0]
