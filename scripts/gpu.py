@@ -1,5 +1,5 @@
-"""Everything that needs a GPU in one call: the GPU tests, then the speed of training steps, of the inferer and of networks
-beside other libraries' (those that are installed).
+"""Everything that needs a GPU in one call: the GPU tests, then the speed of training, of the inferer and of networks
+beside those of other libraries (the ones that are installed).
 
     python scripts/gpu.py
 
