@@ -204,3 +204,20 @@ def test_memory_running_out_is_said_so(root: Path, monkeypatch):
     with pytest.raises(ResourceError, match="memory is exhausted") as caught:
         train(load(root), root / "run")
     assert "patch.size" in caught.value.fix
+
+
+def test_a_training_starts_from_weights_of_another_kind_and_keeps_where_they_came_from(root: Path, caplog):
+    flat = dp.create_model("resnet18", dims=2, in_channels=3, width=4, seed=5)
+    path = root / "flat.pth"
+    torch.save(flat.encoder.state_dict(), path)
+    recipe = RECIPE.replace("{channels: [4, 8]}", f"{{encoder: resnet18, width: 4, pretrained: {path}}}")
+    (root / "recipe.yaml").write_text(recipe)
+    with caplog.at_level(logging.INFO, "densepred"):
+        train(load(root, "optimizer.lr=1e-9", "optimizer.weight_decay=0", "training.epochs=1"), root / "run")
+    assert "inflated" in caplog.text
+    predictor = dp.load(root / "run")
+    assert predictor.model.encoder.pretraining.source == "flat.pth"
+    found, given = (m.encoder.layer1[0].conv1.weight.detach() for m in (predictor.model, flat))
+    torch.testing.assert_close(found, given.unsqueeze(2).expand_as(found) / 3, atol=1e-6, rtol=1e-4)
+    path.unlink()  # what was started can be resumed without it
+    assert resume(root / "run", ["training.epochs=2"]).rows[-1]["epoch"] == 2

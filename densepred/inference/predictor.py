@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,9 +28,11 @@ from densepred.inference.sliding_window import Progress, SlidingWindowInferer
 from densepred.models.build import build
 from densepred.models.dense import Model
 from densepred.models.layers import to_channels_last
+from densepred.models.weights import Pretraining
 from densepred.volumes import Volume, label_dtype, open_volume, open_writer
 
 WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
+PRETRAINING = "pretraining.json"
 LabelSlab = tuple[int, int, NDArray[Any]]
 _LOG = logging.getLogger(__name__)
 
@@ -67,7 +70,21 @@ def load(run: str | Path, overrides: Sequence[str] = (), weights: str = "last") 
     path = folder / WEIGHTS[weights]
     model = build(config.model, len(plan.channels), len(plan.classes))
     load_weights(model, read_weights(path), path)
+    if (folder / PRETRAINING).is_file():
+        model.get_submodule("encoder").pretraining = _pretraining(folder / PRETRAINING)  # type: ignore[assignment]
     return Predictor(model, config, plan, sha256(path))
+
+
+def _pretraining(path: Path) -> Pretraining:
+    """What the run notes of the weights it started from.
+
+    Raises:
+        InputError: the note is damaged.
+    """
+    try:
+        return Pretraining(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"damaged ({error})", "copy the run directory again", path) from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
