@@ -1,12 +1,14 @@
 """Image files as `Volume`, one module a format, chosen by suffix.
 
-A format is a module with two functions: `read(path, axes) -> Volume` and
-`open_writer(path, like, dtype, channels, labels)`, a context manager giving a `SlabWriter`.
+A format is a module with two functions: `read(path, axes, part) -> Volume` and
+`open_writer(path, like, dtype, channels, labels)`, a context manager giving a `SlabWriter`. `part` is what stands in
+brackets behind the path: `mosaic.fits[SCI,2]`, `cells.h5[raw]`.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +29,7 @@ __all__ = [
     "label_dtype",
     "open_volume",
     "open_writer",
+    "split_part",
     "stack",
     "suffix_of",
 ]
@@ -60,11 +63,24 @@ def suffix_of(path: str | Path) -> str:
     raise InputError(what, f"{fix}convert it to one of {', '.join(FORMATS)}", path)
 
 
+def split_part(path: str | Path) -> tuple[Path, str | None]:
+    """A path and what stands in brackets behind it, where that is not part of an existing file's name.
+
+    Example:
+        >>> split_part("mosaic.fits[SCI,2]")
+        (PosixPath('mosaic.fits'), 'SCI,2')
+    """
+    found = re.fullmatch(r"(.+?)\[([^\[\]]+)\]", str(path))
+    if found is None or Path(path).exists():
+        return Path(path), None
+    return Path(found[1]), found[2]
+
+
 def open_volume(path: str | Path, axes: str | None = None) -> Volume:
     """Open an image file; voxels are read when they are asked for.
 
     Args:
-        path: the file.
+        path: the file; in brackets behind it which of its images, where it holds several.
         axes: what its axes hold, where that is not plain; "xyzc" for a NIfTI file with channels along its fourth axis.
 
     Returns:
@@ -73,10 +89,10 @@ def open_volume(path: str | Path, axes: str | None = None) -> Volume:
     Raises:
         InputError: the file is missing, unreadable, of an unknown type, truncated, or its header makes no sense.
     """
-    path = Path(path)
+    path, part = split_part(path)
     try:
         path.stat()
-        return _format(path).read(path, axes)
+        return _format(path).read(path, axes, part)
     except FileNotFoundError:
         raise InputError("no such file", "check the path", path) from None
     except OSError as error:

@@ -27,18 +27,21 @@ from densepred.volumes.volume import Key, Volume, check_memory, full_key, span
 _BLOCK = 1 << 23  # bytes that are scaled, or read back, at once
 
 
-def read(path: str | Path, axes: str | None = None) -> Volume:
+def read(path: str | Path, axes: str | None = None, part: str | None = None) -> Volume:
     """Open a file: its header is read and checked, its voxels are left for later.
 
     Args:
         path: a `.nii` or `.nii.gz`; where content and name disagree about gzip, the content counts, with a warning.
         axes: None, or what the axes hold: "xyzc" for a fourth axis of channels (all of `nifti_header.AXES`).
+        part: None: a file holds one image.
 
     Raises:
-        InputError: no NIfTI file, truncated, or a header that makes no sense.
+        InputError: no NIfTI file, truncated, or a header that makes no sense; a part of it was asked for.
         OSError: it cannot be opened.
     """
     path = Path(path)
+    if part is not None:
+        raise InputError(f"a NIfTI file holds one image, not a part [{part}]", "leave the brackets out", path)
     source = open_bytes(path)
     header = nifti_header.parse(source.head(nifti_header.HEAD_BYTES), path)
     gzipped = isinstance(source, GzipBytes)
