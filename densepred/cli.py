@@ -189,7 +189,8 @@ def models(
     kinds = [kind for kind, wanted in asked.items() if wanted or not any(asked.values())]
     found = [row for kind in kinds for row in rows(kind, pattern)]
     if not found:
-        raise InputError(f"no network matches {pattern!r}", "densepred models lists those of our own")
+        which = " or ".join(kinds)
+        raise InputError(f"no {which} matches {pattern!r}", "`densepred models` lists all of our own and the libraries")
     columns = ("name", "kind", "dims", "parameters", "remark")
     _table(columns, [[r.name, r.kind, *r.cells(), r.remark] for r in found])
 

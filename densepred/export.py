@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,12 +37,15 @@ def to_program(model: Model, size: Sequence[int]) -> torch.export.ExportedProgra
     if len(size) != model.dims:
         raise ValueError(f"size must be {model.dims} numbers, got {tuple(size)}")
     parameter = next(model.parameters())
-    image = torch.zeros(2, model.in_channels, *size, dtype=parameter.dtype, device=parameter.device)
-    free = dict.fromkeys((0, *range(2, model.dims + 2)), torch.export.Dim.DYNAMIC)
+    inputs = [torch.zeros(2, model.in_channels, *size, dtype=parameter.dtype, device=parameter.device)]
+    free = [dict.fromkeys((0, *range(2, model.dims + 2)), torch.export.Dim.DYNAMIC)]
+    if model.covariates:
+        inputs.append(inputs[0].new_zeros(2, model.covariates))
+        free.append({0: torch.export.Dim.DYNAMIC})
     training = model.training
     try:
         with torch.no_grad():
-            return torch.export.export(model.eval(), (image,), dynamic_shapes={"x": free})
+            return torch.export.export(model.eval(), tuple(inputs), dynamic_shapes=tuple(free))
     finally:
         model.train(training)
 
@@ -49,7 +54,7 @@ def export(model: Model, path: str | Path, size: Sequence[int]) -> Path:
     """Write the forward pass to `path`: `.pt2` for torch.export.load, `.onnx` for ONNX Runtime, OpenVINO and others.
 
     Batch and spatial sizes stay free, as in `to_program`. The inputs and outputs are the model's own: normalised images
-    in, logits out.
+    in (and covariates, where a head takes them), logits out. Outputs bear the names of the heads.
 
     Raises:
         InputError: another suffix, or onnxscript is missing.
@@ -65,7 +70,37 @@ def export(model: Model, path: str | Path, size: Sequence[int]) -> Path:
         if path.suffix == ".pt2":
             torch.export.save(program, part)
         else:
-            onnx = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
+            onnx = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                verbose=False,
+                output_names=_output_names(model, program),
+                custom_translation_table=_translations(),
+            )
             assert onnx is not None
             onnx.save(part)
     return path
+
+
+def _output_names(model: Model, program: torch.export.ExportedProgram) -> list[str]:
+    """Those of the heads, and of their coarser outputs."""
+    spec = program.call_spec.out_spec
+    assert spec is not None
+    outputs = spec.unflatten(range(spec.num_leaves))
+    return list(outputs) if isinstance(outputs, dict) else list(model.specs)
+
+
+def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Where torch's own translations to ONNX are wrong.
+
+    ONNX divides whole numbers towards zero and torch's translation leaves it there, so that -(-77 // 32), the voxels of
+    a coarser grid, would be 2. ONNX's remainder has the sign of the divisor, as Python's.
+    """
+    from onnxscript import INT64, opset18
+
+    def floordiv(number: INT64, divisor: INT64) -> INT64:
+        whole = opset18.Sub(number, opset18.Mod(number, divisor))
+        return opset18.Div(whole, divisor)
+
+    return {operator.floordiv: floordiv}

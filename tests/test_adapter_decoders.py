@@ -89,5 +89,8 @@ def test_a_decoder_that_cannot_be():
         decoders.smp_decoder("DPT", (8, 8, 8), quarter)
     with pytest.raises(ValueError, match=r"options of smp.Unet must be among decoder_channels, use_norm"):
         decoders.smp_decoder("Unet", (8, 8, 8), quarter, {"width": 3})
+    for option in ({"interpolation_mode": "x"}, {"decoder_channels": 8}, {"attention_type": "os.system"}):
+        with pytest.raises(ValueError, match=r"smp.Unet with options|Attention os.system is not"):
+            decoders.smp_decoder("Unet", (8, 8, 8), quarter, option)
     with pytest.raises(ValueError, match="did you mean 'Unet'"):
         decoders.smp_decoder("UNet", (8, 8, 8), quarter)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from densepred.errors import InputError, NetworkError
+from densepred.models import catalog
 from densepred.models.build import create_model
 from densepred.models.heads import Classification, Regression, Scalar, Segmentation
 
@@ -73,8 +74,12 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"encoder": "resnet18", "decoder_channels": (8, 16)},
-        "widths must have a positive int for each of the 5 steps, got",
+        r"decoder_channels must be 5 numbers for unet on resnet18, .*\[32, 64, 64, 128, 256\]\), got \(8, 16\)",
     ),
+    ({"encoder": "resnet18", "decoder_channels": 8}, "decoder_channels must be 5 numbers for unet on resnet18"),
+    ({"widht": 8}, r"widht: unknown key \(did you mean 'width'\?\)"),
+    ({"dims": 4}, "dims: input should be 2 or 3, got 4"),
+    ({"strides": (1, 2), "channels": (4, 8), "norm": "bath"}, "norm: .*got 'bath'"),
     ({"encoder": "resnext50_32x4d", "width": 4}, "width must be at least 16"),
     ({"encoder": "vgg11", "norm": "batch"}, "norm must be none for vgg11, got 'batch'; try 'vgg11_bn'"),
     ({"channels": (4, 8), "deep_supervision": 1}, "deep_supervision: at most 0 coarser decoder stages exist"),
@@ -141,3 +146,70 @@ def test_whole_networks_go_by_name() -> None:
         with torch.device("meta"):
             model = create_model(network=name, dims=dims, in_channels=2, classes=4)
             assert model(torch.empty(1, 2, *(65, 70, 37)[:dims])).shape == (1, 4, *(65, 70, 37)[:dims])
+
+
+GIVEN: dict[str, Any] = {
+    "channels": (8, 16, 24),
+    "strides": (1, 1, 2, 2, 2),
+    "kernels": (1, 3, 3, 3, 3),
+    "convs_per_stage": 3,
+    "pool": "max",
+    "width": 48,
+    "depth": 3,
+    "output_stride": 8,
+    "stochastic_depth": 0.3,
+    "norm": "group",
+    "activation": "elu",
+    "dropout": 0.25,
+    "decoder_convs": 3,
+    "upsampling": "interpolate",
+    "residual": True,
+    "attention": True,
+    "fc_channels": 24,
+    "deep_supervision": 1,
+}
+PAIRS = [
+    *(
+        (encoder, "unet")
+        for encoder in ("plain", "residual", "vgg11_bn", "resnet18", "convnextv2_atto", "timm.resnet18")
+    ),
+    *(("lenet5", decoder) for decoder in catalog.DECODERS),
+]
+NETWORKS: list[dict[str, Any]] = [
+    *({"encoder": encoder, "decoder": decoder} for encoder, decoder in PAIRS),
+    *({"network": name} for name in ("nnunet", "nnunet_residual")),
+]
+FIVE = (32, 64, 128, 256, 320)
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: "-".join(network.values()))
+def test_every_option_a_network_takes_changes_it(network: dict[str, Any]) -> None:
+    entries = [catalog.find(kind, name) for kind, name in network.items()]
+    taken = frozenset[str]().union(*(entry.options for entry in entries if entry is not None))
+    stages = {"channels": FIVE} if "network" in network else {}  # as many as the strides and kernels above
+    with torch.device("meta"):
+        usual = repr(create_model(dims=2, **network, **stages))
+        changed = {
+            name: repr(create_model(dims=2, **{**network, **stages, name: GIVEN[name]}))
+            for name in taken & GIVEN.keys()
+        }
+    assert changed
+    assert [name for name, text in changed.items() if text == usual] == []
+
+
+def test_a_finest_stage_with_a_stride_has_one_more_map_to_supervise() -> None:
+    model = create_model(channels=(4, 8, 8), strides=(2, 2, 2), dims=2, deep_supervision=2)
+    assert list(model(torch.zeros(1, 1, 16, 16))) == ["segmentation", "segmentation@2", "segmentation@4"]
+
+
+@pytest.mark.parametrize("decoder", ["deconvnet", "fcn32s", "deeplabv3plus"])
+def test_layers_that_see_a_single_voxel_have_no_instance_norm(decoder: str) -> None:
+    """It would be constant there, with gradients of 1e8 and more."""
+    model = create_model("vgg11_bn", decoder, dims=2, width=8, norm="instance", seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "score" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 10)
+    model(torch.randn(2, 1, 64, 64, generator=generator)).square().mean().backward()
+    assert all(float(p.grad.norm()) < 1e4 for p in model.parameters() if p.grad is not None)

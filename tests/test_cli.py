@@ -123,6 +123,29 @@ def test_summary_counts_the_network_of_the_recipe(recipe: Path):
 
 
 @pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("{encoder: resnet18, width: 4, deep_supervision: 9}", "deep_supervision must be 0 to 4"),
+        ("{encoder: resnet18, pretrained: imagnet}", "did you mean 'imagenet'?"),
+        ("{encoder: resnet18, pretrained: none.pth}", "none.pth: no such file of weights"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused_before_data_are_touched(
+    recipe: Path, tmp_path: Path, capsys, monkeypatch, options: str, says: str
+):
+    monkeypatch.setattr(
+        sys, "argv", ["densepred", "train", str(recipe), f"model={options}", "--run", f"{tmp_path}/run"]
+    )
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    said = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert says in said
+    assert "\n  fix: " in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     "locale", [{"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}, {"LC_ALL": "tr_TR.UTF-8"}]
 )
 def test_messages_come_through_in_any_locale(recipe: Path, locale: dict[str, str]):

@@ -23,7 +23,7 @@ from densepred.models.encoders.base import Encoder
 from densepred.models.encoders.plain import PlainEncoder
 from densepred.models.encoders.resnet import ResNetEncoder
 from densepred.models.encoders.vgg import VGGEncoder
-from densepred.models.layers import CONVOLUTIONS, conv
+from densepred.models.layers import CONVOLUTIONS
 
 RELU = Style("batch", "relu")
 
@@ -77,38 +77,6 @@ def test_fcn_keeps_constants_and_ramps(size: tuple[int, ...], learn: bool) -> No
         inner = slice(8, int(centres[-1]) - 4)  # the outermost coarse voxels are extended as constants
         expected = (torch.arange(n) + 0.5).view(shape).expand(size)
         torch.testing.assert_close(out[0, 0].movedim(axis, 0)[inner], expected.movedim(axis, 0)[inner])
-
-
-# Counts
-
-
-@pytest.mark.parametrize(
-    ("stride", "without", "ups"), [(32, 134_346_581, 1_806_336), (16, 134_357_354, 458_640), (8, 134_362_751, 127_008)]
-)
-def test_fcn_on_vgg16_has_the_published_number_of_parameters(stride: int, without: int, ups: int) -> None:
-    with torch.device("meta"):
-        encoder = VGGEncoder(2, 3, "vgg16", taps="pools")
-        decoder = FCNDecoder(2, encoder.channels, encoder.strides, 21, stride, 4096, style=encoder.style)
-        frozen = FCNDecoder(2, encoder.channels, encoder.strides, 21, stride, 4096, learn_upsampling=False)
-    assert count(decoder.ups) == ups  # surgery on the released prototxt: k4 s2, k4 s2, k16 s8 / k32 s16 / k64 s32
-    assert count(encoder, decoder) == without + ups
-    assert count(encoder, frozen) == without
-
-
-def test_deconvnet_on_vgg16_has_the_published_number_of_parameters() -> None:
-    with torch.device("meta"):
-        encoder = VGGEncoder(2, 3, "vgg16_bn", taps="pools")
-        arguments = (encoder.channels, encoder.strides, encoder.switch_channels)
-        decoder = DeconvNetDecoder(2, *arguments, style=encoder.style, unpooling="switches", fc_channels=4096)
-        score = conv(2, decoder.channels[0], 21, 1)
-    assert count(encoder, decoder, score) == 251_805_653
-    norms = [m for part in (encoder, decoder) for m in part.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    assert len(norms) == 29
-    assert count(*norms) == 33_408
-    assert count(decoder.middle.fc6_deconv.conv) == 102_760_960
-    deconvs = [b.conv for stage in decoder.stages[::-1] for b in stage.blocks if hasattr(b, "conv")]
-    mirrored = [512] * 5 + [256] * 3 + [128] * 2 + [64] * 3  # deconv5-1 to deconv1-2
-    assert [layer.out_channels for layer in deconvs] == mirrored
 
 
 # Peers

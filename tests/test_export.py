@@ -14,6 +14,7 @@ from densepred.export import export, to_program
 from densepred.models import catalog
 from densepred.models.build import create_model
 from densepred.models.dense import Model
+from densepred.models.heads import Regression, Scalar, Segmentation
 
 TRACED = {2: (65, 70), 3: (65, 70, 66)}
 OTHERS = {2: [(1, (64, 96)), (3, (77, 66))], 3: [(1, (64, 64, 64)), (3, (67, 80, 71))]}
@@ -35,9 +36,24 @@ PAIRS += [("resnet18", decoder) for decoder in catalog.DECODERS if decoder != "u
 PAIRS += [("vgg11_bn", "deconvnet"), ("vgg11_bn", "fcn8s")]
 
 
+LIBRARIES = [
+    *((encoder, "unet") for encoder in ("timm.resnet18", "torchvision.squeezenet1_1")),
+    *(("smp.resnet18", decoder) for decoder in ("smp.Unet", "smp.FPN")),
+]
+NETWORKS: dict[str, dict[str, Any]] = {
+    "unet2015": {},
+    "nnunet_residual": {"channels": (4, 6, 8)},
+    "monai.SegResNet": {"options": {"init_filters": 8}},
+}
+
+
 def model_of(encoder: str, decoder: str, dims: int) -> Model:
     """With weights and running statistics such that outputs are neither tiny nor huge."""
-    model = create_model(encoder, decoder, dims, 2, 3, seed=0, **BODIES[encoder])
+    return stirred(create_model(encoder, decoder, dims, 2, 3, seed=0, **BODIES.get(encoder, {})))
+
+
+def stirred(model: Model) -> Model:
+    dims = model.dims
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for _ in range(3):
@@ -61,6 +77,34 @@ def test_onnx_runtime_agrees_at_other_sizes(encoder: str, decoder: str, tmp_path
 @pytest.mark.parametrize(("encoder", "decoder"), [("plain", "unet"), ("vgg11_bn", "deconvnet")])
 def test_onnx_runtime_agrees_in_3d(encoder: str, decoder: str, tmp_path: Path) -> None:
     check_onnx(model_of(encoder, decoder, 3), 3, tmp_path)
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), LIBRARIES)
+def test_onnx_runtime_agrees_for_networks_of_libraries(encoder: str, decoder: str, tmp_path: Path) -> None:
+    """They are fed whole multiples of their stride: the sizes in between are cut out again."""
+    check_onnx(model_of(encoder, decoder, 2), 2, tmp_path)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_onnx_runtime_agrees_for_whole_networks(network: str, tmp_path: Path) -> None:
+    model = create_model(network=network, dims=2, in_channels=2, seed=0, **NETWORKS[network])
+    check_onnx(stirred(model), 2, tmp_path)
+
+
+def test_onnx_outputs_bear_the_heads_names(tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    heads = {"mask": Segmentation(3), "age": Scalar(covariates=2), "depth": Regression(positive=True)}
+    model = create_model("plain", "unet", 2, 2, heads=heads, seed=0, channels=(4, 6, 8), deep_supervision=1).eval()
+    path = export(model, tmp_path / "model.onnx", TRACED[2])
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    assert names == ["mask", "depth", "mask@2", "depth@2", "age"]
+    x, covariates = torch.randn(3, 2, 77, 66), torch.randn(3, 2)
+    found = session.run(None, {"x": x.numpy(), "covariates": covariates.numpy()})
+    with torch.no_grad():
+        expected = model(x, covariates)
+    for name, output in zip(names, found, strict=True):
+        agrees(output, expected[name])
 
 
 def check_onnx(model: Model, dims: int, folder: Path) -> None:

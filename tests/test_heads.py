@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from densepred.losses import gaussian_nll
 from densepred.models.heads import (
     HEADS,
     Classification,
@@ -200,6 +202,14 @@ def test_predictions_of_numbers(spec: HeadSpec, size: tuple[int, ...]):
     assert torch.equal(found["mean"], mean)
     torch.testing.assert_close(found["variance"], variance)
     assert set(predictions(dataclasses.replace(spec, variance=False), mean)) == {"mean"}
+
+
+def test_a_predicted_variance_is_the_losss_and_never_zero():
+    outputs = torch.tensor([[1.0, -1e4]])
+    variance = predictions(Scalar(variance=True), outputs)["variance"]
+    torch.testing.assert_close(variance, torch.tensor([[math.exp(-20)]]))
+    loss = gaussian_nll(outputs, torch.tensor([[1.0 + 1e-3]]))
+    torch.testing.assert_close(loss, 0.5 * (variance.log() + 1e-6 / variance).squeeze(), rtol=1e-3, atol=0)
 
 
 def test_predictions_are_made_in_float32_and_check_their_input():

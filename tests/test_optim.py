@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from densepred.config import OptimizerConfig
+from densepred.models.encoders.convnext import ConvNeXtEncoder
 from densepred.training.optim import MovingAverage, learning_rate, make_optimizer
 
 
@@ -56,3 +57,12 @@ def test_biases_and_norms_are_not_decayed(name):
     groups = make_optimizer(model, OptimizerConfig(name=name, weight_decay=0.1)).param_groups
     assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(1, 0.1), (3, 0.0)]
     assert math.isclose(groups[0]["lr"], {"sgd": 0.01, "adamw": 0.001}[name])
+
+
+def test_layer_scales_are_not_decayed_either():
+    model = ConvNeXtEncoder(2, 1, "convnext_tiny", width=4)
+    scales = {p for name, p in model.named_parameters() if name.endswith("layer_scale")}
+    kernels, others = (set(g["params"]) for g in make_optimizer(model, OptimizerConfig()).param_groups)
+    assert len(scales) == 3 + 3 + 9 + 3
+    assert scales <= others
+    assert not scales & kernels

@@ -20,23 +20,6 @@ from densepred.models.encoders.resnet import VARIANTS, BasicBlock, Bottleneck, R
 from densepred.models.layers import DropPath
 from densepred.models.upsampling import unpool
 
-COUNTS = {  # torchvision's and timm's numbers of parameters, with ImageNet's 1000 classes
-    "resnet18": 11_689_512,
-    "resnet34": 21_797_672,
-    "resnet50": 25_557_032,
-    "resnet101": 44_549_160,
-    "resnet152": 60_192_808,
-    "resnext50_32x4d": 25_028_904,
-    "resnext101_32x8d": 88_791_336,
-    "resnext101_64x4d": 83_455_272,
-    "wide_resnet50_2": 68_883_240,
-    "wide_resnet101_2": 126_886_696,
-    "se_resnet18": 11_779_624,
-    "se_resnet34": 21_960_416,
-    "se_resnet50": 28_088_024,
-    "se_resnet101": 49_326_872,
-    "se_resnet152": 66_821_848,
-}
 MADE: dict[str, Callable[[int, int], Encoder]] = {
     "resnet18": lambda dims, channels: ResNetEncoder(dims, channels, "resnet18", 4),
     "resnext50_32x4d": lambda dims, channels: ResNetEncoder(dims, channels, "resnext50_32x4d", 16),
@@ -76,14 +59,12 @@ def stages_of(network: Any, x: Tensor) -> list[Tensor]:
     return maps
 
 
-def test_all_variants_have_the_published_names_shapes_and_counts() -> None:
-    assert set(COUNTS) == set(VARIANTS)
-    for variant, total in COUNTS.items():
-        with torch.device("meta"):
-            ours, theirs = ResNetEncoder(2, 3, variant), theirs_of(variant)
-        shapes = {name: w.shape for name, w in weights(theirs).items()}
-        assert {name: w.shape for name, w in ours.state_dict().items()} == shapes
-        assert sum(p.numel() for p in ours.parameters()) == total - 1000 * (ours.channels[-1] + 1)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_all_variants_have_the_published_names_and_shapes(variant: str) -> None:
+    with torch.device("meta"):
+        ours, theirs = ResNetEncoder(2, 3, variant), theirs_of(variant)
+    shapes = {name: w.shape for name, w in weights(theirs).items()}
+    assert {name: w.shape for name, w in ours.state_dict().items()} == shapes
 
 
 @pytest.mark.parametrize(

@@ -19,30 +19,6 @@ from densepred.models.encoders.vgg import VGGEncoder
 from densepred.models.layers import DropPath
 from densepred.models.upsampling import unpool
 
-COUNTS = {  # torchvision's metadata, "num_params"
-    "vgg11": 132_863_336,
-    "vgg11_bn": 132_868_840,
-    "vgg13": 133_047_848,
-    "vgg13_bn": 133_053_736,
-    "vgg16": 138_357_544,
-    "vgg16_bn": 138_365_992,
-    "vgg19": 143_667_240,
-    "vgg19_bn": 143_678_248,
-    "convnext_tiny": 28_589_128,
-    "convnext_small": 50_223_688,
-    "convnext_base": 88_591_464,
-    "convnext_large": 197_767_336,
-    "resnet18": 11_689_512,
-    "resnet34": 21_797_672,
-    "resnet50": 25_557_032,
-    "resnet101": 44_549_160,
-    "resnet152": 60_192_808,
-    "resnext50_32x4d": 25_028_904,
-    "resnext101_32x8d": 88_791_336,
-    "resnext101_64x4d": 83_455_272,
-    "wide_resnet50_2": 68_883_240,
-    "wide_resnet101_2": 126_886_696,
-}
 SIZES = [(65, 70), (33, 30, 37), (7, 7), (1, 1), (2, 3, 1)]
 SMALL = [
     *(("vgg", "vgg11", {"width": 4, "taps": taps}) for taps in ("convs", "pools")),
@@ -75,12 +51,6 @@ def assert_true(encoder: Encoder, maps: list[Tensor], size: tuple[int, ...]) -> 
     assert [tuple(m.shape[1:]) for m in maps] == [(c, *g) for c, g in zip(encoder.channels, grids, strict=True)]
 
 
-@pytest.mark.parametrize("name", COUNTS)
-def test_counts_are_torchvisions(name: str) -> None:
-    with torch.device("meta"):
-        assert count(create_classifier(name)) == COUNTS[name]
-
-
 @pytest.mark.parametrize("name", ["vgg11_bn", "vgg16", "convnext_tiny", "resnet50"])
 def test_logits_are_torchvisions(name: str) -> None:
     torch.manual_seed(0)
@@ -102,7 +72,7 @@ def test_logits_are_torchvisions(name: str) -> None:
     assert expected.std() > 0.1
 
 
-@pytest.mark.parametrize("name", [name for name in COUNTS if "resne" not in name])
+@pytest.mark.parametrize("name", [name for name in CLASSIFIERS if "resne" not in name and "v2" not in name])
 def test_names_and_shapes_are_torchvisions(name: str) -> None:
     imports.torchvision()
     from torchvision import models
@@ -308,7 +278,6 @@ def test_unknown_classifiers() -> None:
         create_classifier("convnext_tny")
     with pytest.raises(ValueError, match="classes must be positive"):
         create_classifier("resnet18", classes=0)
-    assert set(COUNTS) <= set(CLASSIFIERS)
 
 
 @pytest.mark.parametrize("family", ["vgg", "convnext", "lenet"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import http.server
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from densepred.models.weights import (
     read_state,
 )
 from densepred.models.weights.fetch import obtain
-from densepred.models.weights.sources import resolve
+from densepred.models.weights.sources import is_file, resolve
 from tests.random_weights import CLOSE, randomized
 
 
@@ -46,6 +47,23 @@ def test_a_pickle_that_could_run_code_is_not_opened(tmp_path: Path) -> None:
         ):
             read_state(file)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_program_is_not_opened_and_no_advice_to_do_so_is_passed_on(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), str(tmp_path / "a.pt"))
+    with pytest.raises(
+        UnsafeError, match=r"a TorchScript program, which holds code; it is not opened\n  fix: save"
+    ) as e:
+        read_state(tmp_path / "a.pt")
+    assert "weights_only" not in str(e.value)
+
+
+def test_a_dict_that_holds_itself_ends(tmp_path: Path) -> None:
+    state: dict[str, object] = {}
+    state["state_dict"] = state
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(InputError, match="holds no named tensors but the keys state_dict"):
+        read_state(tmp_path / "a.pth")
 
 
 PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
@@ -97,7 +115,7 @@ class Server:
     """Serves one answer and counts the requests."""
 
     def __init__(self) -> None:
-        self.answer, self.requests = b"", 0
+        self.answer, self.requests, self.cut = b"", 0, 0
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -106,7 +124,7 @@ class Server:
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(outer.answer)))
                 self.end_headers()
-                self.wfile.write(outer.answer)
+                self.wfile.write(outer.answer[: len(outer.answer) - outer.cut])
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -158,6 +176,28 @@ def test_a_page_in_the_place_of_weights_is_not_kept(server: Server, cache: Path,
         obtain(source)
     assert f"put it at {cache / 'a.safetensors'}" in str(caught.value)
     assert not list(cache.iterdir())
+
+
+def test_a_download_that_broke_off_is_not_kept(server: Server, cache: Path, content: bytes) -> None:
+    server.answer, server.cut = content, 5
+    with pytest.raises(DensepredError, match=r"not a whole file of weights|cannot be downloaded"):
+        obtain(Source("x", server.url, "a.safetensors", None, *IMAGENET))
+    assert not list(cache.iterdir())
+
+
+def test_an_answer_that_is_no_http_is_a_failed_download(cache: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            connection.recv(4096)
+            connection.sendall(b"garbage\r\n\r\n")
+            connection.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/a.pth"
+        with pytest.raises(ResourceError, match="cannot be downloaded"):
+            obtain(Source("x", url, "a.pth", None, *IMAGENET))
 
 
 def test_other_weights_than_published_are_refused(server: Server, cache: Path, content: bytes) -> None:
@@ -218,6 +258,19 @@ def test_torch_hubs_copy_is_used(server: Server, cache: Path, tmp_path: Path, co
 )
 def test_names_stand_for_published_files(source: str, encoder: str, file: str) -> None:
     assert resolve(source, encoder).file == file
+
+
+def test_a_file_of_a_published_name_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("imagenet", "timm", "mine"):
+        Path(name).touch()
+    assert [is_file(name) for name in ("imagenet", "timm", "./imagenet", "mine", "none")] == [
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(

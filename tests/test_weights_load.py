@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from densepred.errors import InputError
 from densepred.models.adapters import imports
+from densepred.models.adapters.smp_encoder import smp_encoder
 from densepred.models.adapters.source import IMAGENET
 from densepred.models.adapters.timm_encoder import timm_encoder
 from densepred.models.adapters.torchvision_encoder import torchvision_encoder
@@ -136,7 +138,7 @@ def test_the_report_counts_every_tensor_once(saved: Callable) -> None:
     deep = ResNetEncoder(3, 1, width=4, depth=3)
     full = randomized(ResNetEncoder(2, 3, width=4, style=Style("instance", "relu")))
     file = saved(full)
-    report = load_weights(deep, file)
+    report = load_weights(deep, file, strict=False)
     own = {k: v.numel() for k, v in deep.state_dict().items() if not k.endswith("num_batches_tracked")}
     assert report.loaded | report.missing == own
     assert report.missing.keys() == {k for k in own if "running" in k}
@@ -174,6 +176,99 @@ def test_another_architecture_is_refused(saved: Callable) -> None:
         InputError, match=r"none of its .* fits encoder vgg11: the file has .*; the encoder has features.0"
     ):
         load_weights(VGGEncoder(2, 3, "vgg11", width=4), file, "vgg11")
+
+
+RELATED: dict[str, tuple[Callable[[], Encoder], Callable[[], Encoder], str]] = {
+    "too few blocks": (
+        lambda: ResNetEncoder(2, 3, "resnet18", width=4),
+        lambda: ResNetEncoder(2, 3, "resnet34", width=4),
+        r"encoder \w+: the file lacks 80 of its 200 tensors \(layer1\.2\.conv1\.weight, ",
+    ),
+    "too many blocks": (
+        lambda: ResNetEncoder(2, 3, "resnet34", width=4),
+        lambda: ResNetEncoder(2, 3, "resnet18", width=4),
+        r"encoder \w+: it has no place for 70 of the file's \(layer1\.2\.",
+    ),
+    "another depth": (
+        lambda: VGGEncoder(2, 3, "vgg11", width=4),
+        lambda: VGGEncoder(2, 3, "vgg16", width=4),
+        r"the file lacks 24 of its 26 tensors \(features\.2\.weight",
+    ),
+    "no place for parts of blocks": (
+        lambda: ResNetEncoder(2, 3, "se_resnet18", width=16),
+        lambda: ResNetEncoder(2, 3, "resnet18", width=16),
+        r"it has no place for 28 of the file's \(layer1\.0\.se",
+    ),
+    "too many blocks of a later stage": (
+        lambda: ConvNeXtEncoder(2, 3, "convnext_small", width=4),
+        lambda: ConvNeXtEncoder(2, 3, "convnext_tiny", width=4),
+        r"it has no place for 162 of the file's \(features\.5\.\d+\.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RELATED)
+def test_weights_that_fill_a_part_are_refused(case: str, saved: Callable) -> None:
+    theirs, ours, message = RELATED[case]
+    file = saved(theirs())
+    with pytest.raises(InputError, match=message):
+        load_weights(ours(), file)
+    assert load_weights(ours(), file, strict=False).loaded
+
+
+@pytest.mark.parametrize("library", ["torchvision", "smp"])
+def test_densenets_are_published_under_older_names(library: str, tmp_path: Path) -> None:
+    """densenet121-a639ec97.pth has denselayer1.norm.1.weight, which torchvision renames when it loads it."""
+    theirs = imports.torchvision().models.densenet121().state_dict()
+    older = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", key): v for key, v in theirs.items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in older
+    torch.save(older, tmp_path / "a.pth")
+    make = {"torchvision": torchvision_encoder, "smp": smp_encoder}[library]
+    assert load_weights(make("densenet121", 2, 3), tmp_path / "a.pth").complete
+
+
+def test_every_branch_of_a_stem_sees_the_channels(saved: Callable) -> None:
+    theirs, ours = randomized(timm_encoder("repvgg_a0", 2, 3)), timm_encoder("repvgg_a0", 2, 4)
+    assert len(load_weights(ours, saved(theirs)).adapted) == 2
+    grey = torch.rand(1, 1, 64, 64)
+    with torch.no_grad():
+        for one, other in zip(ours.eval()(grey.expand(-1, 4, -1, -1)), theirs(grey.expand(-1, 3, -1, -1)), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_voxels_folded_into_channels_are_not_taken_for_colours(saved: Callable) -> None:
+    """TResNet's first convolution sees blocks of 4 x 4 voxels of 3 colours as 48 channels."""
+    with pytest.raises(InputError, match=r"body_conv1.conv.weight is \(64, 16, 3, 3\), the file has \(64, 48, 3, 3\)"):
+        load_weights(timm_encoder("tresnet_m", 2, 1), saved(timm_encoder("tresnet_m", 2, 3)))
+
+
+NO_WEIGHTS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
+    "integers": (lambda x: x.to(torch.int8), r"conv1.weight holds torch.int8 \(torch.strided\), the encoder"),
+    "complex": (lambda x: x.to(torch.complex64), "conv1.weight holds torch.complex64"),
+    "sparse": (lambda x: x.to_sparse(), "torch.sparse_coo"),
+    "meta": (lambda x: x.to("meta"), "conv1.weight holds no values"),
+    "diverged": (lambda x: x * torch.nan, "conv1.weight holds numbers that are not finite"),
+    "flat": (lambda x: x[:, 0, 0, 0].clone(), r"conv1.weight is \(4, 3, 7, 7\), the file has \(4,\)"),
+    "empty": (lambda x: x[:, :0].clone(), r"the file has \(4, 0, 7, 7\)"),
+}
+
+
+@pytest.mark.parametrize("fault", NO_WEIGHTS)
+def test_tensors_that_are_no_weights_are_refused(fault: str, tmp_path: Path) -> None:
+    spoil, message = NO_WEIGHTS[fault]
+    ours = ResNetEncoder(2, 3, width=4)
+    state = ours.state_dict()
+    torch.save(state | {"conv1.weight": spoil(state["conv1.weight"])}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=message):
+        load_weights(ours, tmp_path / "a.pth")
+
+
+def test_half_precision_is_inflated_in_full(tmp_path: Path) -> None:
+    theirs, ours = ResNetEncoder(2, 3, width=4).half(), ResNetEncoder(3, 3, width=4)
+    torch.save(theirs.state_dict(), tmp_path / "a.pth")
+    load_weights(ours, tmp_path / "a.pth")
+    sums = ours.layer1[0].conv1.weight.sum(2)
+    torch.testing.assert_close(sums, theirs.layer1[0].conv1.weight.float(), atol=1e-7, rtol=1e-6)
 
 
 def test_without_strictness_what_does_not_fit_stays_fresh(saved: Callable) -> None:

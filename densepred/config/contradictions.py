@@ -94,7 +94,8 @@ def _some(names: list[str]) -> str:
 
 
 def _of_stages(model: ModelConfig) -> Iterator[Rule]:
-    stages = len(model.channels)
+    usual = catalog.NNUNET_CHANNELS[model.dims] if model.network else catalog.CHANNELS
+    stages = len(model.channels or usual)
     for path, value in {"model.strides": model.strides, "model.kernels": model.kernels}.items():
         given = value or ()
         yield value is not None and len(given) != stages, path, f"{len(given)} stages, but model.channels has {stages}"
@@ -105,7 +106,8 @@ def _of_stages(model: ModelConfig) -> Iterator[Rule]:
     yield wrong, "model.convs_per_stage", f"{len(convs)} stages, but model.channels has {stages}"
     even = [k for entry in model.kernels or () for k in (entry if isinstance(entry, tuple) else (entry,)) if k % 2 == 0]
     yield bool(even), "model.kernels", f"kernels are odd, so that the grid stays where it is, got {even}"
-    coarser = stages - 2
+    first = (model.strides or (1,))[0]
+    coarser = stages - 2 if (first if isinstance(first, int) else max(first)) == 1 else model.deep_supervision
     yield model.deep_supervision > coarser, "model.deep_supervision", f"at most {coarser} coarser decoder stages exist"
 
 

@@ -56,7 +56,7 @@ def check(data: dict[str, Any], lines: dict[tuple[str, ...], int], name: str) ->
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        faults = _field_faults(error)
+        faults = field_faults(error)
         config = _without(data, [path for path, _ in faults])
     wrong = {path for path, _ in faults}
     faults += [(path, text) for path, text in contradictions(config) if path not in wrong]
@@ -87,10 +87,11 @@ def _line(path: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> int:
     return lines.get(path, 1)
 
 
-def _field_faults(error: ValidationError) -> list[tuple[tuple[str, ...], str]]:
+def field_faults(error: ValidationError, whole: type[BaseModel] = Config) -> list[tuple[tuple[str, ...], str]]:
+    """The faults that validating `whole` found, as (path, message)."""
     faults: dict[tuple[str, ...], str] = {}
     for item in error.errors(include_url=False):
-        section, path = _walk(item["loc"])
+        section, path = _walk(item["loc"], whole)
         if item["type"] == "extra_forbidden":
             known = list(section.model_fields)
             text = f"unknown key{nearest(path[-1], known)}; known: {', '.join(known)}"
@@ -100,9 +101,8 @@ def _field_faults(error: ValidationError) -> list[tuple[tuple[str, ...], str]]:
     return list(faults.items())
 
 
-def _walk(loc: tuple[int | str, ...]) -> tuple[type[BaseModel], tuple[str, ...]]:
+def _walk(loc: tuple[int | str, ...], section: type[BaseModel]) -> tuple[type[BaseModel], tuple[str, ...]]:
     """The section that holds the fault, and its path cut at the last key that stands in the YAML."""
-    section: type[BaseModel] = Config
     path: list[str] = []
     for part in loc:
         path.append(str(part))

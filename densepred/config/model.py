@@ -22,8 +22,8 @@ class ModelConfig(Section):
     """A whole network instead: unet2015, unet3d2016, nnunet, nnunet_residual or monai.NAME."""
     dims: Literal[2, 3] = 3
     """Spatial dimensions."""
-    channels: Annotated[tuple[Positive, ...], Field(strict=False, min_length=2)] = (32, 64, 128, 256, 320)
-    """Feature maps of each stage of a plain or residual encoder, finest first."""
+    channels: Annotated[tuple[Positive, ...], Field(strict=False, min_length=2)] | None = None
+    """Feature maps of each stage, finest first; by default 32, 64, 128, 256, 320, and nnU-Net's own for `nnunet`."""
     strides: PerStage | None = None
     """Downsampling at the start of each plain or residual stage, a number or one per axis; by default 1, then 2."""
     kernels: PerStage | None = None
@@ -43,9 +43,9 @@ class ModelConfig(Section):
     pretrained: str | None = None
     """Weights to start the encoder from: `imagenet` for those of its library, or a file (.safetensors, .pth)."""
     norm: Literal["instance", "batch", "group", "layer", "none"] | None = None
-    """Normalisation layers; by default the family's: instance for plain and residual, batch for ResNets ..."""
+    """Normalisation of our layers; by default the family's: instance for plain and residual, batch for ResNets ..."""
     activation: str | None = None
-    """leaky_relu, relu, elu, gelu, silu or none; by default the family's."""
+    """leaky_relu, relu, elu, gelu, silu or none, in our layers; by default the family's."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Channel dropout after each stage."""
     decoder_channels: Positive | Annotated[tuple[Positive, ...], Field(strict=False)] | None = None

@@ -9,9 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from densepred.losses.known import IGNORE, in_full, known_error, known_labels, known_regions, masked_mean, soft_dice
-
-_LEAST_LOG_VARIANCE = -20.0
-"""Less is taken as this much, so that no residual is blown up beyond float32."""
+from densepred.models.heads import LEAST_LOG_VARIANCE
 
 Loss = Callable[..., Tensor]
 
@@ -169,7 +167,7 @@ def gaussian_nll(outputs: Tensor, targets: Tensor, valid: Tensor | None = None) 
     error, known = known_error(mean, targets, valid)
     log_variance = torch.where(known, log_variance, 0)
     with torch.no_grad():  # the gradient does not notice, so that a variance that fell too low can rise again
-        log_variance.clamp_(min=_LEAST_LOG_VARIANCE)
+        log_variance.clamp_(min=LEAST_LOG_VARIANCE)
     return masked_mean(0.5 * (log_variance + error.square() * (-log_variance).exp()), known)
 
 

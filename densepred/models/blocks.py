@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor, nn
@@ -42,6 +42,10 @@ class Style:
     def bias(self) -> bool:
         """Whether convolutions have one: a norm that follows takes it away again."""
         return self.norm == "none"
+
+    def of_vectors(self) -> Style:
+        """The same for maps that may hold a single voxel, which instance normalisation would wipe out."""
+        return replace(self, norm="none") if self.norm == "instance" else self
 
     def make_norm(self, channels: int) -> nn.Module:
         """A new normalisation layer."""

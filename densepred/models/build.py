@@ -7,10 +7,12 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from densepred.config import ModelConfig
 from densepred.config.contradictions import of_model
+from densepred.config.loading import field_faults
 from densepred.errors import NetworkError
 from densepred.models import presets
 from densepred.models.adapters.smp_decoder import smp_decoder
@@ -18,13 +20,14 @@ from densepred.models.adapters.smp_encoder import smp_encoder
 from densepred.models.adapters.timm_encoder import timm_encoder
 from densepred.models.adapters.torchvision_encoder import torchvision_encoder
 from densepred.models.blocks import Style
+from densepred.models.catalog import CHANNELS
 from densepred.models.decoders.base import Decoder
 from densepred.models.decoders.deconvnet import DeconvNetDecoder
 from densepred.models.decoders.deeplab import DeepLabV3PlusDecoder
 from densepred.models.decoders.fcn import FCNDecoder
 from densepred.models.decoders.fpn import FPNDecoder
 from densepred.models.decoders.steps import UNetOptions
-from densepred.models.decoders.unet import UNetDecoder
+from densepred.models.decoders.unet import UNetDecoder, way_up
 from densepred.models.decoders.unetplusplus import UNetPlusPlusDecoder
 from densepred.models.dense import DensePredictor, Model
 from densepred.models.encoders.base import Encoder
@@ -49,15 +52,21 @@ def _style(config: ModelConfig, norm: str, activation: str) -> Style:
     return Style(config.norm or norm, config.activation or activation, config.dropout)
 
 
+def _own_style(config: ModelConfig, encoder: Encoder) -> Style:
+    """The decoder's: that of the encoder, and what is given for one whose own layers do not take it."""
+    own = encoder.style
+    return Style(config.norm or own.norm, config.activation or own.activation, config.dropout or own.dropout)
+
+
 def _plain(config: ModelConfig, in_channels: int) -> Encoder:
     counts, style = config.convs_per_stage or 2, _style(config, "instance", "leaky_relu")
-    stages = (config.channels, config.strides, config.kernels, counts)
+    stages = (config.channels or CHANNELS, config.strides, config.kernels, counts)
     return PlainEncoder(config.dims, in_channels, *stages, style, config.pool)
 
 
 def _residual(config: ModelConfig, in_channels: int) -> Encoder:
     style = _style(config, "instance", "leaky_relu")
-    stages = (config.channels, config.strides, config.kernels, config.convs_per_stage)
+    stages = (config.channels or CHANNELS, config.strides, config.kernels, config.convs_per_stage)
     return ResidualEncoder(config.dims, in_channels, *stages, style, config.stochastic_depth)
 
 
@@ -109,12 +118,26 @@ _FCN = {"fcn32s": 32, "fcn16s": 16, "fcn8s": 8}
 
 def _unet(make: type[UNetDecoder | UNetPlusPlusDecoder], config: ModelConfig, encoder: Encoder, _: int) -> Decoder:
     kernels = config.kernels if config.encoder in ("plain", "residual") else None
-    widths = (config.decoder_channels,) if isinstance(config.decoder_channels, int) else config.decoder_channels
     options = UNetOptions(
-        widths=widths, upsampling=config.upsampling, residual=config.residual, attention=config.attention
+        widths=_widths(config, encoder),
+        upsampling=config.upsampling,
+        residual=config.residual,
+        attention=config.attention,
     )
     grid = (config.dims, encoder.channels, encoder.strides)
-    return make(*grid, kernels, config.decoder_convs, encoder.style, options)
+    return make(*grid, kernels, config.decoder_convs, _own_style(config, encoder), options)
+
+
+def _widths(config: ModelConfig, encoder: Encoder) -> tuple[int, ...] | None:
+    given = config.decoder_channels
+    widths = (given,) if isinstance(given, int) else given
+    usual = way_up(encoder.channels, encoder.strides, None)[0]
+    if widths is not None and len(widths) != len(usual):
+        raise ValueError(
+            f"decoder_channels must be {len(usual)} numbers for {config.decoder} on {config.encoder}, one for each "
+            f"step, finest first (by default {list(usual)}), got {given}"
+        )
+    return widths
 
 
 def _fc_channels(config: ModelConfig) -> int | None:
@@ -124,13 +147,14 @@ def _fc_channels(config: ModelConfig) -> int | None:
 
 
 def _fcn(config: ModelConfig, encoder: Encoder, outputs: int) -> Decoder:
-    grid = (config.dims, encoder.channels, encoder.strides)
-    return FCNDecoder(*grid, outputs, _FCN[config.decoder], fc_channels=_fc_channels(config), style=encoder.style)
+    grid, style = (config.dims, encoder.channels, encoder.strides), _own_style(config, encoder)
+    return FCNDecoder(*grid, outputs, _FCN[config.decoder], fc_channels=_fc_channels(config), style=style)
 
 
 def _deconvnet(config: ModelConfig, encoder: Encoder, _: int) -> Decoder:
     grid = (config.dims, encoder.channels, encoder.strides, encoder.switch_channels)
-    return DeconvNetDecoder(*grid, style=encoder.style, unpooling=config.unpooling, fc_channels=_fc_channels(config))
+    style, fc_channels = _own_style(config, encoder), _fc_channels(config)
+    return DeconvNetDecoder(*grid, style=style, unpooling=config.unpooling, fc_channels=fc_channels)
 
 
 def _pyramid(
@@ -143,7 +167,8 @@ def _pyramid(
     if isinstance(config.decoder_channels, tuple):
         raise ValueError(f"decoder_channels must be one number for {config.decoder}, got {config.decoder_channels}")
     given = {} if config.decoder_channels is None else widths(config.decoder_channels)
-    return make(config.dims, encoder.channels, encoder.strides, style=encoder.style, outputs=outputs, **given)
+    style = _own_style(config, encoder)
+    return make(config.dims, encoder.channels, encoder.strides, style=style, outputs=outputs, **given)
 
 
 def _smp(config: ModelConfig, encoder: Encoder, _: int) -> Decoder:
@@ -263,14 +288,23 @@ def create_model(
     """
     if classes is not None and heads is not None:
         raise ValueError("give classes or heads, not both")
-    config = ModelConfig.model_validate({"encoder": encoder, "decoder": decoder, "dims": dims, **options})
-    wrong = [f"{path.removeprefix('model.')}: {text}" for broken, path, text in of_model(config) if broken]
-    if wrong:
-        raise NetworkError("; ".join(wrong), "`densepred models` lists what can be built")
+    config = _checked({"encoder": encoder, "decoder": decoder, "dims": dims, **options})
     model = build(config, in_channels, heads if heads is not None else 3 if classes is None else classes, seed)
     if config.pretrained and isinstance(model, DensePredictor):
         load_weights(model.encoder, config.pretrained, config.encoder)
     return model
+
+
+def _checked(options: Mapping[str, Any]) -> ModelConfig:
+    try:
+        config = ModelConfig.model_validate(options)
+    except ValidationError as error:
+        wrong = [f"{'.'.join(path)}: {text}" for path, text in field_faults(error, ModelConfig)]
+        raise NetworkError("; ".join(wrong), "correct the options; `densepred schema` describes them") from error
+    wrong = [f"{path.removeprefix('model.')}: {text}" for broken, path, text in of_model(config) if broken]
+    if wrong:
+        raise NetworkError("; ".join(wrong), "`densepred models` lists what can be built")
+    return config
 
 
 def initialize(model: Network, seed: int | None = None, smooth: bool = False) -> Network:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+CHANNELS = (32, 64, 128, 256, 320)
+"""Of the stages of a plain or residual encoder, where nothing else is given."""
+NNUNET_CHANNELS = {2: (32, 64, 128, 256, 512, 512, 512, 512), 3: (32, 64, 128, 256, 320, 320)}
+"""What nnU-Net plans for large patches, by dimensions."""
 STYLE = frozenset({"norm", "activation", "dropout"})
 """Options of nearly every network of our own."""
 
@@ -31,8 +35,8 @@ _STAGES = ("channels", "strides", "kernels")
 _FAMILY = ("width", "depth", "output_stride", "pretrained")
 
 ENCODERS: dict[str, Entry] = {
-    **_entries("plain", *_STAGES, "convs_per_stage", "pool"),
-    **_entries("residual", *_STAGES, "convs_per_stage", "stochastic_depth"),
+    **_entries("plain", *_STAGES, "convs_per_stage", "pool", "pretrained"),
+    **_entries("residual", *_STAGES, "convs_per_stage", "stochastic_depth", "pretrained"),
     **_entries("vgg11 vgg13 vgg16 vgg19 vgg11_bn vgg13_bn vgg16_bn vgg19_bn", *_FAMILY),
     **_entries("resnet18 resnet34 resnet50 resnet101 resnet152", *_FAMILY, "stochastic_depth"),
     **_entries("resnext50_32x4d resnext101_32x8d resnext101_64x4d", *_FAMILY, "stochastic_depth"),
@@ -50,9 +54,10 @@ _WIDTHS, _SMOOTH = "decoder_channels", ("smooth_start", "deep_supervision")
 DECODERS: dict[str, Entry] = {
     **_entries("unet", _WIDTHS, "decoder_convs", "upsampling", "residual", "attention", *_SMOOTH),
     **_entries("unetplusplus", _WIDTHS, "decoder_convs", "upsampling", "residual", *_SMOOTH),
-    **_entries("fcn32s fcn16s fcn8s", "fc_channels"),
+    **_entries("fcn32s fcn16s fcn8s", "fc_channels", "dropout", style=False),  # scores have no norm
     **_entries("deconvnet", "fc_channels", "unpooling"),
-    **_entries("fpn deeplabv3plus", _WIDTHS),
+    **_entries("fpn", _WIDTHS, "activation", "dropout", style=False),  # its group norm is as published
+    **_entries("deeplabv3plus", _WIDTHS),
 }
 """Decoders of our own."""
 

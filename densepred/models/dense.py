@@ -46,9 +46,9 @@ class Model(nn.Module):
         return spec.classes
 
     @property
-    def takes_covariates(self) -> bool:
-        """Whether a head does."""
-        return any(_covariates(spec) > 0 for spec in self.specs.values())
+    def covariates(self) -> int:
+        """How many numbers beside the image its heads take, F."""
+        return max(map(_covariates, self.specs.values()))
 
     def check_input(self, x: Tensor) -> None:
         """Is `x` (B, C, *spatial) what the model takes?
@@ -127,7 +127,7 @@ class DensePredictor(Model):
             ValueError: the input has another number of axes or channels than the model, or covariates no head takes.
         """
         self.check_input(x)
-        if covariates is not None and not self.takes_covariates:
+        if covariates is not None and not self.covariates:
             raise ValueError(f"covariates {tuple(covariates.shape)} given, but no head takes any")
         features, switches = self._encode(x)
         outputs = self._dense_outputs(features, x.shape[2:], switches) if self.dense else {}

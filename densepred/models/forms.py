@@ -5,7 +5,8 @@ Instance normalisation is always computed as group normalisation (see `norms.Ins
     plain   contiguous tensors, one kernel after the other
     fast    channels-last tensors, and the whole network compiled (`torch.compile`; needs a C++ compiler)
     lean    gradient checkpointing: activations inside a block are computed again in the backward pass, not kept
-            (Chen et al. 2016, arXiv:1604.06174); slower by about a third, in a fraction of the memory
+            (Chen et al. 2016, arXiv:1604.06174); slower by about a third, in a fraction of the memory. Layers outside
+            of blocks, as all of VGG's, are kept as they were
     auto    channels-last on GPUs, plain on CPUs
 """
 
@@ -22,9 +23,11 @@ from torch.utils.checkpoint import checkpoint
 
 from densepred.models.decoders.base import Decoder
 from densepred.models.encoders.base import Encoder
-from densepred.models.layers import CHANNELS_LAST, Network, to_channels_last
+from densepred.models.layers import CHANNELS_LAST, CONVOLUTIONS, Network, to_channels_last
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, Encoder, Decoder)
+_MOST = 12
+"""Convolutions and linear layers of a block: more and its own activations would be what fills the memory."""
 Form = Literal["auto", "plain", "fast", "lean"]
 _MADE: dict[type[nn.Module], type[nn.Module]] = {}
 
@@ -68,12 +71,20 @@ def in_form(image: Tensor, form: Form) -> Tensor:
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The outermost modules below the containers that are no single layers: stages' blocks, decoder steps."""
+    """The outermost modules below the containers that are no single layers: stages' blocks, decoder steps.
+
+    Other libraries' networks and stages are containers too, if they hold many layers.
+    """
     for child in module.children():
-        if isinstance(child, _CONTAINERS):
+        if isinstance(child, _CONTAINERS) or _layers(child) > _MOST:
             yield from _blocks(child)
         elif any(True for _ in child.children()):
             yield child
+
+
+def _layers(module: nn.Module) -> int:
+    """How many convolutions and linear layers it holds."""
+    return sum(isinstance(layer, (*CONVOLUTIONS, nn.Linear)) for layer in module.modules())
 
 
 def _checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
@@ -89,14 +100,24 @@ def _checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
 class _Checkpointed(nn.Module):
     """Mixed into a block: keeps its input alone in training. A copy of the block does the same."""
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **options: Any) -> Any:
         if not (self.training and torch.is_grad_enabled()):
-            return super().__call__(*args)
+            return super().__call__(*args, **options)
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), _untracked(self)
 
-        return checkpoint(super().__call__, *args, use_reentrant=False, context_fn=contexts)
+        args = tuple(list(arg) if isinstance(arg, list) else arg for arg in args)  # the caller may add to its own
+        return checkpoint(super().__call__, *args, use_reentrant=False, context_fn=contexts, **options)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        kind = next(kind for kind in type(self).__mro__ if not issubclass(kind, _Checkpointed))
+        return _revived, (kind,), self.__getstate__()
+
+
+def _revived(kind: type[nn.Module]) -> nn.Module:
+    """An empty block of a class, for pickle and copy to fill."""
+    return nn.Module.__new__(_checkpointed(kind))
 
 
 @contextmanager

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from densepred.models.layers import conv, global_pool
 
+LEAST_LOG_VARIANCE = -20.0
+"""A predicted log-variance below is taken as this, in the loss and in predictions: residuals stay within float32."""
+
 
 def _at_least(least: int, value: int, name: str) -> None:
     if not isinstance(value, int) or value < least:
@@ -77,7 +80,8 @@ class Regression(_Numbers):
         unit: what they are measured in, for people.
         positive: the mean is above zero, by a softplus.
         variance: predict the noise too: K log-variances, in the logarithm of the unit squared, follow the K means
-            (heteroscedastic aleatoric uncertainty; Kendall & Gal 2017, arXiv:1703.04977, section 2.2).
+            (heteroscedastic aleatoric uncertainty; Kendall & Gal 2017, arXiv:1703.04977, section 2.2). Choose a unit in
+            which the noise is not tiny: below exp(-20) of its square variances are not told apart.
 
     Raises:
         ValueError: `outputs` is below 1.
@@ -297,7 +301,7 @@ def predictions(spec: HeadSpec, outputs: Tensor) -> dict[str, Tensor]:
         raise ValueError(f"outputs must have {spec.channels} channels for {spec!r}, got {tuple(outputs.shape)}")
     outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
     if isinstance(spec, _Numbers):
-        mean, log_variance = outputs[:, : spec.outputs], outputs[:, spec.outputs :]
+        mean, log_variance = outputs[:, : spec.outputs], outputs[:, spec.outputs :].clamp(min=LEAST_LOG_VARIANCE)
         return {"mean": mean} | ({"variance": log_variance.exp()} if spec.variance else {})
     if isinstance(spec, Segmentation) and spec.regions:
         return {"probabilities": outputs.sigmoid(), "labels": outputs > 0}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from densepred.models.blocks import Style
+from densepred.models.catalog import NNUNET_CHANNELS
 from densepred.models.decoders.unet import UNetDecoder, UNetOptions
 from densepred.models.dense import DensePredictor
 from densepred.models.encoders.plain import PlainEncoder
@@ -17,9 +18,6 @@ from densepred.models.valid import ValidPredictor
 
 Heads = Mapping[str, HeadSpec] | int
 Border = Literal["valid", "mirror"]
-
-NNUNET_CHANNELS = {2: (32, 64, 128, 256, 512, 512, 512, 512), 3: (32, 64, 128, 256, 320, 320)}
-"""nnU-Net doubles the channels up to 512 in 2D and 320 in 3D; these are its stages for 512^2 and 128^3 voxels."""
 
 
 def unet2015(in_channels: int = 1, heads: Heads = 2, padding: Border = "valid") -> ValidPredictor | Mirrored:

@@ -232,14 +232,20 @@ def parameter_groups(
         if name in stages:
             factor = pretrained_lr_factor * layer_decay ** (last - stages[name])
             part = f"encoder.{stages[name]}" if layer_decay < 1 else "encoder"
-        decays = _is_decayed(name, parameter)
+        decays = is_decayed(name, parameter)
         key = part if decays else f"{part}, not decayed"
         settings = {"lr": base_lr * factor, "weight_decay": weight_decay if decays else 0.0, "lr_factor": factor}
         groups.setdefault(key, {"params": [], **settings, "name": key})["params"].append(parameter)
     return list(groups.values())
 
 
-def _is_decayed(name: str, parameter: Tensor) -> bool:
+def is_decayed(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay is for this parameter: not for norms, biases and layer scales.
+
+    Example:
+        >>> is_decayed("conv.weight", torch.zeros(4, 1, 3, 3)), is_decayed("layer_scale", torch.zeros(4, 1, 1))
+        (True, False)
+    """
     leaf = name.rpartition(".")[2]
     return parameter.ndim > 1 and "bias" not in leaf and leaf != "layer_scale"
 

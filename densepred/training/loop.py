@@ -15,6 +15,7 @@ from densepred.errors import InputError
 from densepred.files import locked, sweep_parts, writable_folder
 from densepred.models.weights.sources import is_file
 from densepred.progress import progress
+from densepred.training.finetune import rehearse
 from densepred.training.run import CONFIG, PLAN, Run
 from densepred.training.trainer import Trainer
 
@@ -38,6 +39,8 @@ def train(config: Config | str | Path, run: str | Path, overrides: tuple[str, ..
     """
     if not isinstance(config, Config):
         config = configuration.load(config, overrides)
+    config = _anchored(config)
+    rehearse(config.model)
     folder = writable_folder(run)
     with locked(folder):
         if any((folder / "checkpoints").glob("step-*")):
@@ -46,7 +49,6 @@ def train(config: Config | str | Path, run: str | Path, overrides: tuple[str, ..
                 f"go on with it (densepred train --resume {folder}) or choose another folder",
                 folder,
             )
-        config = _anchored(config)
         cases = collect(config.data)
         made = Run(folder, config, make_plan(config, split(cases, config.data)[0]))
         made.save_recipe()

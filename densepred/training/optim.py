@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from densepred.config import OptimizerConfig
+from densepred.models.surgery import is_decayed
 
 DEFAULT_LR = {"sgd": 1e-2, "adamw": 1e-3}
 DEFAULT_SCHEDULE = {"sgd": "polynomial", "adamw": "cosine"}
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """The optimiser named in the configuration; biases and normalisation scales are not decayed."""
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    """The optimiser named in the configuration; biases, normalisation and layer scales are not decayed."""
+    learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    kernels = [p for name, p in learning if is_decayed(name, p)]
+    others = [p for name, p in learning if not is_decayed(name, p)]
+    groups = [{"params": kernels, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     lr = config.lr or DEFAULT_LR[config.name]
     if config.name == "adamw":
         return AdamW(groups, lr=lr)

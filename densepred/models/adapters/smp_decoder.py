@@ -164,8 +164,11 @@ def smp_decoder(
             f"smp.{name} needs a multiple of {kind.divides} channels in the map of stride {2 ** (len(positions) - 1)}, "
             f"got {listed[-1]} = {listed[-1] // kind.divides} x {kind.divides} + {listed[-1] % kind.divides}"
         )
-    decoder = _decoder(name, kind, listed, options or {})
-    return SMPDecoder(decoder, channels, strides, positions, kind.least)
+    try:
+        decoder = _decoder(name, kind, listed, options or {})
+        return SMPDecoder(decoder, channels, strides, positions, kind.least)
+    except (TypeError, RuntimeError, AttributeError, KeyError, AssertionError) as error:
+        raise ValueError(f"smp.{name} with options {dict(options or {})}: {error}") from error
 
 
 def _positions(name: str, kind: Kind, strides: Sequence[Sequence[int]]) -> list[int | None]:

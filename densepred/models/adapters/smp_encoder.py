@@ -60,7 +60,7 @@ def smp_encoder(
     if wanted < len(maps):
         network = _network(name, in_channels, max(_DEEPEST - (len(maps) - wanted), _SHALLOWEST), stride)
     drop_unused(network, in_channels, wanted)
-    return WrappedEncoder(in_channels, network, maps[:wanted], rename=lambda key: f"encoder.{key}")
+    return WrappedEncoder(in_channels, network, maps[:wanted], rename="encoder.".__add__)
 
 
 class _Maps(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from densepred.models.adapters import imports
@@ -104,7 +105,12 @@ def timm_encoder(
     maps, multiple = _probed(name, network, in_channels)
     drop_unused(network, in_channels, len(maps), multiple or PROBES[0])
     own = {key.removeprefix("model.").replace(".", "_"): key for key in network.state_dict()}
-    return WrappedEncoder(in_channels, network, maps, multiple, lambda key: own.get(key.replace(".", "_"), key))
+    return WrappedEncoder(in_channels, network, maps, multiple, partial(_own_name, own))
+
+
+def _own_name(own: Mapping[str, str], key: str) -> str:
+    """The name here of a published entry."""
+    return own.get(key.replace(".", "_"), key)
 
 
 def _network(name: str, in_channels: int, options: Mapping[str, object]) -> Any:
@@ -116,7 +122,7 @@ def _network(name: str, in_channels: int, options: Mapping[str, object]) -> Any:
         if pruned:
             adapt_first_convolution(network, in_channels)
         return network
-    except (TypeError, RuntimeError, AssertionError) as error:
+    except (TypeError, RuntimeError, AssertionError, AttributeError, KeyError) as error:
         raise ValueError(f"timm cannot build {name} as an encoder: {error}") from error
 
 

@@ -79,7 +79,7 @@ def _classifier(name: str, options: Mapping[str, object]) -> nn.Module:
     entry = imports.torchvision().models.get_model_builder(name)
     try:
         return built(lambda: entry(weights=None, **fixed, **options))
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise ValueError(f"options of torchvision.{name}: {error}") from error
 
 

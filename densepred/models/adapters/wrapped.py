@@ -24,6 +24,8 @@ from densepred.models.layers import CONVOLUTIONS, fit
 
 _RESERVED = {"pretrained", "weights", "features_only", "in_chans", "in_channels", "out_indices", "depth", "num_classes"}
 _RESERVED |= {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "scriptable", "feature_cls"}
+_RESERVED |= {"pretrained_strict", "pretrained_filter_fn", "pretrained_custom_load", "feature_cfg", "kwargs_filter"}
+_RESERVED |= {"model_cfg", "exportable", "no_jit"}
 """Arguments that adapters set themselves, or that would load weights from somewhere."""
 
 PROBES = (256, 320)  # sizes of two trial images; their difference is a whole number of any usual stride

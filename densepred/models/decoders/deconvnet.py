@@ -39,7 +39,7 @@ class FullyConnected(nn.Module):
 
     def __init__(self, dims: int, in_channels: int, width: int, out_channels: int, kernel: int, style: Style) -> None:
         super().__init__()
-        self.kernel = kernel
+        self.kernel, style = kernel, style.of_vectors()
         self.fc6 = ConvBlock(dims, in_channels, width, kernel, style=style, padding="valid", bias=True)
         self.fc7 = ConvBlock(dims, width, width, 1, style=style, bias=True)
         self.fc6_deconv = DeconvBlock(dims, width, out_channels, kernel, 1, style)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -65,8 +64,7 @@ class AtrousPyramid(nn.Module):
         super().__init__()
         atrous = [SeparableBlock(dims, in_channels, width, rate, style) for rate in rates]
         self.branches = nn.ModuleList([ConvBlock(dims, in_channels, width, 1, style=style), *atrous])
-        whole = replace(style, norm="none") if style.norm == "instance" else style
-        self.whole = ConvBlock(dims, in_channels, width, 1, style=whole)
+        self.whole = ConvBlock(dims, in_channels, width, 1, style=style.of_vectors())
         self.project = ConvBlock(dims, (len(rates) + 2) * width, width, 1, style=style)
         self.dropout = style.make_dropout(dims)
 

@@ -121,8 +121,8 @@ class FCNDecoder(Decoder):
         inputs, grids = list(channels[-maps:]), [(1,) * dims, *strides[-maps:]]
         self.fc = nn.Sequential(style.make_dropout(dims))
         if fc_channels is not None:
-            fc6 = ConvBlock(dims, inputs[-1], fc_channels, fc_kernel, style=style)
-            fc7 = ConvBlock(dims, fc_channels, fc_channels, 1, style=style)
+            fc6 = ConvBlock(dims, inputs[-1], fc_channels, fc_kernel, style=style.of_vectors())
+            fc7 = ConvBlock(dims, fc_channels, fc_channels, 1, style=style.of_vectors())
             self.fc = nn.Sequential(fc6, nn.Dropout(FC_DROPOUT), fc7, nn.Dropout(FC_DROPOUT))
             inputs[-1] = fc_channels
         self.score_layers = _ScoreLayers(conv(dims, c, outputs, 1) for c in inputs)

@@ -6,9 +6,11 @@ from __future__ import annotations
 import os
 import re
 import sys
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -51,7 +53,7 @@ def obtain(source: Source) -> Path:
         with atomic_path(path, lambda part: _verify(part, source, path)) as part:
             shows = sys.stderr is not None and sys.stderr.isatty()
             torch.hub.download_url_to_file(source.url, str(part), progress=shows)
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         digest = f" (SHA-256 {source.sha256}...)" if source.sha256 else ""
         fix = f"go online, or fetch it elsewhere{digest}, put it at {path} and run the same command again"
@@ -62,7 +64,11 @@ def obtain(source: Source) -> Path:
 def _verify(path: Path, source: Source, name: Path) -> None:
     """Refuse what is no file of weights, or another one than published; `name` is the file to speak of."""
     again = f"remove it, fetch {source.url} with a browser, and put it at {name}"
-    _kind(path, name, again)
+    if _kind(path, name, again) == "safetensors":
+        try:
+            safe_open(path, "pt")  # compares what the header promises with the size of the file
+        except SafetensorError as error:
+            raise InputError(f"not a whole file of weights ({error})", again, name) from error
     if source.sha256 and not (digest := sha256(path)).startswith(source.sha256):
         what = f"not the published weights: its SHA-256 starts {digest[: len(source.sha256)]}, not {source.sha256}"
         raise UnsafeError(what, again, name)
@@ -88,6 +94,9 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     except DensepredError:
         raise
     except Exception as error:  # whatever the readers trip over in a damaged file
+        if "TorchScript" in str(error):
+            fix = "save the weights alone (torch.save(torch.jit.load(...).state_dict()))"
+            raise UnsafeError("a TorchScript program, which holds code; it is not opened", fix, path) from error
         if type(error).__name__ == "UnpicklingError":  # its module is not imported here
             fix = "use its safetensors form, or let its author save the weights alone (torch.save(model.state_dict()))"
             found = re.search(r"GLOBAL (\S+)", str(error))
@@ -119,7 +128,7 @@ def _tensors(content: object, path: Path) -> dict[str, Tensor]:
     """The named tensors in what was read, out of the dict they may be wrapped in."""
     if isinstance(content, dict):
         for key in _WRAPPERS:
-            if isinstance(content.get(key), dict):
+            if isinstance(content.get(key), dict) and content[key] is not content:
                 return _tensors(content[key], path)
         found = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
         if found:

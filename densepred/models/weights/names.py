@@ -9,7 +9,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _CLASSIFIER = re.compile(
-    r"(network\.)?(fc|fc_norm|head|heads|classifier|last_linear|logits|pre_logits|\w*aux\w*)(\.|$)", re.IGNORECASE
+    r"(network\.)?(encoder\.)?(_?fc|linear|fc_norm|head|heads|classifier|last_linear|logits|pre_logits|\w*aux\w*)(\.|$)",
+    re.IGNORECASE,
 )
 _BLOCK = {  # timm's and Meta's ConvNeXt blocks
     "conv_dw": "block.0",
@@ -26,6 +27,19 @@ _PARTS = "|".join(sorted(map(re.escape, _BLOCK), key=len, reverse=True))
 _STEM = re.compile(r"(?:stem|downsample_layers\.0)\.(\d)\.(weight|bias)")
 _DOWN = re.compile(r"(?:stages\.(\d)\.downsample|downsample_layers\.(\d))\.(\d)\.(weight|bias)")
 _IN_BLOCK = re.compile(rf"stages\.(\d)\.(?:blocks\.)?(\d+)\.(?:({_PARTS})\.(weight|bias|gamma|beta)|gamma)")
+
+
+_DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
+
+
+def densenets(name: str) -> str:
+    """A name in torchvision's published DenseNets, which are older than its classes; other names stay.
+
+    Example:
+        >>> densenets("features.denseblock1.denselayer2.norm.1.weight")
+        'features.denseblock1.denselayer2.norm1.weight'
+    """
+    return _DENSE_LAYER.sub(r"\1\2.", name)
 
 
 def is_classifier(name: str) -> bool:

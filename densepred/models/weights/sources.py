@@ -29,7 +29,10 @@ def is_file(source: str | Path) -> bool:
         >>> is_file("weights/a.pth"), is_file("timm:a1_in1k")
         (True, False)
     """
-    return isinstance(source, Path) or "/" in source or source.lower().endswith(SUFFIXES) or Path(source).is_file()
+    if isinstance(source, Path) or "/" in source or source.lower().endswith(SUFFIXES):
+        return True
+    published = source.partition(":")[0] in ("imagenet", *LIBRARIES)  # whatever else lies in the working folder
+    return not published and Path(source).is_file()
 
 
 def resolve(source: str, encoder: str) -> Source:
