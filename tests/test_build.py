@@ -213,3 +213,10 @@ def test_layers_that_see_a_single_voxel_have_no_instance_norm(decoder: str) -> N
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / 10)
     model(torch.randn(2, 1, 64, 64, generator=generator)).square().mean().backward()
     assert all(float(p.grad.norm()) < 1e4 for p in model.parameters() if p.grad is not None)
+
+
+def test_options_of_other_libraries_may_be_lists_of_lists() -> None:
+    strides = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
+    options = {"kernel_size": [3, 3, 3], "strides": strides, "upsample_kernel_size": strides[1:], "filters": [4, 6, 8]}
+    model = create_model(network="monai.DynUNet", classes=2, options=options)
+    assert model(torch.zeros(1, 1, 6, 9, 10)).shape == (1, 2, 6, 9, 10)

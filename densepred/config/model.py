@@ -8,7 +8,10 @@ from pydantic import Field
 
 from densepred.config.base import PerStage, Positive, Section
 
-Option = bool | int | float | str | tuple[int | float | str, ...]
+Scalar = bool | int | float | str
+Row = Scalar | Annotated[tuple[Scalar, ...], Field(strict=False)]
+Option = Row | Annotated[tuple[Row, ...], Field(strict=False)] | None
+"""A number or text, or a list of them, or a list of such lists."""
 
 
 class ModelConfig(Section):
@@ -66,5 +69,5 @@ class ModelConfig(Section):
     """DeconvNet: with the encoder's switches or by strided transposed convolution; by default switches if there are."""
     deep_supervision: Annotated[int, Field(ge=0)] = 0
     """Number of coarser decoder stages that get an output and a loss of their own."""
-    options: dict[str, Option | None] = Field(default_factory=dict)
+    options: dict[str, Option] = Field(default_factory=dict)
     """Arguments of a network of timm, smp or monai."""

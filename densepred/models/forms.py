@@ -55,7 +55,7 @@ def set_form(model: Network, form: Form, device: torch.device) -> Network:
         for block in _blocks(model):
             block.__class__ = _checkpointed(type(block))
     if form == "fast":
-        model.compile()
+        model.compile(dynamic=False)  # patches are of one size; free sizes fail in parts of torch 2.13's compiler
     return model
 
 
