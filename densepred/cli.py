@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -196,6 +197,35 @@ def models(
 
 
 @app.command()
+def info(
+    file: Annotated[str, typer.Argument(help="an image, such as ct.nii.gz or mosaic.fits[SCI]", metavar="FILE")],
+    axes: Annotated[str | None, typer.Option(help="its axes where they are open, such as zyx")] = None,
+    picture: Annotated[Path | None, typer.Option(help="PNG to draw its middle slice to")] = None,
+) -> None:
+    """Show the geometry and the statistics of an image file."""
+    from densepred import info as information
+
+    _show(information.info(file, axes).table())
+    if picture is not None:
+        information.draw(file, picture, axes)
+        _show(str(picture))
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="an image file, or a part of it in brackets", metavar="IN")],
+    target: Annotated[Path, typer.Argument(help="the file to write, in the format of its suffix", metavar="OUT")],
+    axes: Annotated[str | None, typer.Option(help="the axes of IN where they are open, such as zyx")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
+) -> None:
+    """Copy an image into another format; what that cannot hold is said."""
+    from densepred.convert import convert as copy
+
+    copy(source, target, axes, overwrite)
+    _show(str(target))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of the recipes, for editors."""
     import json
@@ -275,6 +305,7 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = lambda message, *_, **__: _say(f"WARNING {message}")
     log = logging.getLogger("densepred")
     log.addHandler(_Stderr())
     log.setLevel(logging.INFO)

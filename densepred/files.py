@@ -6,6 +6,7 @@ No other module opens a final path for writing.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import os
@@ -49,6 +50,63 @@ def atomic_path(path: str | Path, verify: Callable[[Path], None] | None = None) 
             sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path, verify: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`; on success sync, verify and put it in the place of `path`.
+
+    Args:
+        path: the final folder. One that is there is replaced; a symbolic link or a file there is refused.
+        verify: called with the temporary folder before that; it raises if it is not what was meant.
+
+    Raises:
+        DiskFullError: the disk is full; the unfinished folder is removed and what was at `path` stays.
+        InputError: the folder around it cannot be written to.
+        UnsafeError: a link or a file is there.
+    """
+    path = Path(path)
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        kind = "symbolic link" if path.is_symlink() else "file, and is to become a folder"
+        raise UnsafeError(f"the output is a {kind}", "remove it or choose another output", path)
+    part = part_path(path)
+    try:
+        with needing_space(path):
+            _make(part)
+            yield part
+            for inner, _, names in os.walk(part):
+                for name in names:
+                    sync(Path(inner, name))
+                sync(Path(inner))
+            if verify is not None:
+                verify(part)
+            _put_folder(part, path)
+            sync(path.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir()
+    except PermissionError as error:
+        what = f"cannot write to this folder ({error.strerror})"
+        raise InputError(what, "choose another folder or change its permissions", folder.parent) from error
+
+
+def _put_folder(part: Path, path: Path) -> None:
+    """Rename `part` to `path`; a folder there takes its place in the same step, where the system can exchange names."""
+    if not path.exists():
+        os.rename(part, path)
+        return
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of linux/fs.h
+    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if swap is not None and swap(here, os.fsencode(part), here, os.fsencode(path), exchange) == 0:
+        return
+    aside = path.with_name(f"{path.name}.old-{secrets.token_hex(4)}")  # no `part`: killed here, it is not swept away
+    os.rename(path, aside)
+    os.rename(part, path)
+    os.rename(aside, part)
 
 
 @contextlib.contextmanager

@@ -220,8 +220,8 @@ def test_pairing(folders: tuple[Path, Path], tmp_path: Path) -> None:
 def test_nothing_to_do(folders: tuple[Path, Path], tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    (empty / "scan.mha").write_text("")
-    with pytest.raises(NothingDoneError, match=r"no predictions.*1 \.mha files"):
+    (empty / "scan.mgz").write_text("")
+    with pytest.raises(NothingDoneError, match=r"no predictions.*1 \.mgz files"):
         evaluate(empty, folders[1])
     with pytest.raises(InputError, match="no such folder of labels"):
         evaluate(folders[0], tmp_path / "nowhere")

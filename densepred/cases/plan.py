@@ -15,6 +15,7 @@ from densepred import __version__
 from densepred.cases.case import Case
 from densepred.cases.names import channel_names, class_names, ignored_values
 from densepred.config import Config, Section
+from densepred.config.base import Axes
 from densepred.errors import DensepredError, InputError
 from densepred.files import atomic_write
 from densepred.volumes import open_volume, stack
@@ -47,7 +48,7 @@ class Plan(Section):
     """Median voxel spacing of the training cases as the network sees them, by which augmentation keeps shapes rigid."""
     normalize: Literal["zscore", "none"] = "zscore"
     """Intensities: per case and channel to mean 0 and variance 1, or as they are."""
-    axes: Literal["xyz", "xyzc"] | None = None
+    axes: Axes | None = None
     """Meaning of the axes of 4D NIfTI files."""
 
     @model_validator(mode="after")

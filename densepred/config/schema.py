@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from densepred.config.base import Device, Positive, Range, Section, Share
+from densepred.config.base import Axes, Device, Positive, Range, Section, Share
 from densepred.config.model import ModelConfig
 
 
@@ -21,8 +21,8 @@ class DataConfig(Section):
     """Pattern of the labels with `{id}`, such as `labelsTr/{id}.nii.gz`."""
     dataset: str | None = None
     """Instead of patterns: a Decathlon or nnU-Net `dataset.json`, or a CSV of id, image (or channels), label, group."""
-    axes: Literal["xyz", "xyzc"] | None = None
-    """Meaning of the axes of 4D NIfTI files: `xyzc` reads the fourth as channels."""
+    axes: Axes | None = None
+    """Meaning of the files' axes where it is open: `xyzc` for 4D NIfTI with channels, `zyx` or `cyx` for FITS cubes."""
     classes: Annotated[dict[int, str], Field(strict=False)] = Field(default_factory=dict)
     """Label value in the files -> class name, background first. Gaps are allowed; equal names merge values."""
     ignore: Annotated[tuple[int, ...], Field(strict=False)] = ()

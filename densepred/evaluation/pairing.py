@@ -59,6 +59,6 @@ def _listed(folder: Path, what: str) -> list[Path]:
     if not volumes:
         kinds = Counter(path.suffix or "other" for path in names).most_common(3)
         holds = ", ".join(f"{count} {suffix} files" for suffix, count in kinds) or "no files"
-        message = f"no {what}: no {' or '.join(FORMATS)} here (the folder holds {holds})"
+        message = f"no {what}: no file of a known format (.nii.gz, .fits, .tif ...) here, the folder holds {holds}"
         raise NothingDoneError(message, "check the path", folder)
     return volumes

@@ -26,7 +26,7 @@ from densepred.files import atomic_write, locked, sha256, sweep_parts, writable_
 from densepred.inference.predictor import Predictor, load
 from densepred.progress import progress
 from densepred.signals import StopSignals
-from densepred.volumes import FORMATS
+from densepred.volumes import FORMATS, labels_suffix
 
 MANIFEST, FAILURES, LABELS = "manifest.jsonl", "failures.tsv", "labels.json"
 _LOG = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def predict(
     overrides: Sequence[str] = (),
     overwrite: bool = False,
 ) -> BatchResult:
-    """Segment files into `out/<id>.nii.gz`.
+    """Segment files into `out/<id>` with the suffix of the images' format (`.nii.gz`, `.fits.fz`, `.tif` ...).
 
     Args:
         run: the run directory (its config, plan and weights are used).
@@ -294,7 +294,7 @@ def _seen(inputs: Sequence[str]) -> str:
 
 
 def _output(folder: Path, case: Case) -> Path:
-    return folder / f"{case.id}.nii.gz"
+    return folder / f"{case.id}{labels_suffix(case.images[0])}"
 
 
 def _recipe_hash(predictor: Predictor) -> str:

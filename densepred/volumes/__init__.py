@@ -27,6 +27,7 @@ __all__ = [
     "Volume",
     "corner_offset",
     "label_dtype",
+    "labels_suffix",
     "open_volume",
     "open_writer",
     "split_part",
@@ -35,10 +36,36 @@ __all__ = [
 ]
 
 FORMATS = {
+    ".fits": "densepred.volumes.fits",
+    ".fit": "densepred.volumes.fits",
+    ".fts": "densepred.volumes.fits",
+    ".fits.gz": "densepred.volumes.fits",
+    ".fit.gz": "densepred.volumes.fits",
+    ".fts.gz": "densepred.volumes.fits",
+    ".fits.bz2": "densepred.volumes.fits",
+    ".fits.fz": "densepred.volumes.fits",
+    ".fit.fz": "densepred.volumes.fits",
     ".nii": "densepred.volumes.nifti",
     ".nii.gz": "densepred.volumes.nifti",
+    ".png": "densepred.volumes.image",
+    ".jpg": "densepred.volumes.image",
+    ".jpeg": "densepred.volumes.image",
+    ".bmp": "densepred.volumes.image",
+    ".tif": "densepred.volumes.tiff",
+    ".tiff": "densepred.volumes.tiff",
+    ".npy": "densepred.volumes.npy",
+    ".h5": "densepred.volumes.hdf5",
+    ".hdf5": "densepred.volumes.hdf5",
+    ".nrrd": "densepred.volumes.itk",
+    ".nhdr": "densepred.volumes.itk",
+    ".mha": "densepred.volumes.itk",
+    ".mhd": "densepred.volumes.itk",
+    ".dcm": "densepred.volumes.dicom",
+    ".zarr": "densepred.volumes.zarr_store",
 }
 """Suffix -> module; a module is imported when a file of its format is opened."""
+_LABELS = {"fits": ".fits.fz", "tiff": ".tif", "image": ".png", "npy": ".npy", "hdf5": ".h5", "itk": ".nrrd"}
+"""Format -> the suffix of its losslessly compressed files; NIfTI stands in for the others."""
 
 
 def suffix_of(path: str | Path) -> str:
@@ -61,6 +88,17 @@ def suffix_of(path: str | Path) -> str:
     fix = f"did you mean '{near[0]}'? " if near else ""
     what = f"unknown file type '{suffix}'" if suffix else "the file name has no suffix"
     raise InputError(what, f"{fix}convert it to one of {', '.join(FORMATS)}", path)
+
+
+def labels_suffix(path: str | Path) -> str:
+    """The suffix of label maps that belong to an image: of its own format, where that keeps its geometry.
+
+    Example:
+        >>> labels_suffix("mosaic.fits[SCI]"), labels_suffix("scan.nii")
+        ('.fits.fz', '.nii.gz')
+    """
+    module = FORMATS[suffix_of(split_part(path)[0])]
+    return _LABELS.get(module.rpartition(".")[2], ".nii.gz")
 
 
 def split_part(path: str | Path) -> tuple[Path, str | None]:
@@ -120,12 +158,19 @@ def open_writer(
         ...     for z0, z1, slab in volume.slabs(32):
         ...         writer.write((slab > 100).astype(np.uint8))
     """
-    path = Path(path)
+    path, part = split_part(path)
     module = _format(path)
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent}", "make it first", path)
-    return module.open_writer(path, like, np.dtype(dtype), channels, labels)
+    if part is None:
+        return module.open_writer(path, like, np.dtype(dtype), channels, labels)
+    if not hasattr(module, "open_part_writer"):
+        raise InputError(f"into a {suffix_of(path)} no part [{part}] is written", "leave the brackets out", path)
+    return module.open_part_writer(path, part, like, np.dtype(dtype), channels, labels)
 
 
 def _format(path: Path) -> Any:
+    if path.is_dir() and not path.name.lower().endswith(tuple(FORMATS)):  # a folder: an unnamed store, or slices
+        store = any((path / mark).is_file() for mark in ("zarr.json", ".zgroup", ".zarray"))
+        return import_module("densepred.volumes." + ("zarr_store" if store else "dicom"))
     return import_module(FORMATS[suffix_of(path)])

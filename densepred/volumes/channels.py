@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from densepred.errors import InputError
+from densepred.volumes.fits_header import WCS_TOLERANCE, FitsHeader, wcs_offset
 from densepred.volumes.volume import GEOMETRY_TOLERANCE, Key, Volume, check_memory, corner_offset, full_key, span
 
 
@@ -54,7 +55,8 @@ def stack(volumes: Sequence[Volume]) -> Volume:
         volumes: at least one; usually the single-channel files of one case.
 
     Raises:
-        InputError: the shapes differ, or corners lie over `GEOMETRY_TOLERANCE` voxels apart.
+        InputError: the shapes differ, or corners lie over `GEOMETRY_TOLERANCE` voxels apart; of FITS images, corners or
+            centre over `WCS_TOLERANCE` pixels by their world coordinates, where both have them.
         ValueError: there are no volumes.
 
     Example:
@@ -74,6 +76,18 @@ def stack(volumes: Sequence[Volume]) -> Volume:
         if not offset <= GEOMETRY_TOLERANCE:
             what = f"channels differ in geometry: corners of {names} lie {offset:.3g} voxels apart"
             raise InputError(what, "resample the channels to one grid, or mend the header that is wrong", other.path)
+        _check_wcs(first, other)
     if len(volumes) == 1:
         return first
     return Volume(ChannelStack(volumes), first.spacing, first.affine, first.header, first.path)
+
+
+def _check_wcs(first: Volume, other: Volume) -> None:
+    ours, theirs = first.header, other.header
+    if not (isinstance(ours, FitsHeader) and isinstance(theirs, FitsHeader)):
+        return
+    offset = wcs_offset(ours, theirs)
+    if not offset <= WCS_TOLERANCE:
+        names = f"{first.path}[{ours.index}] and {other.path}[{theirs.index}]"
+        what = f"channels differ in world coordinates: {names} lie {offset:.3g} pixels apart"
+        raise InputError(what, "resample the channels to one grid, or mend the header that is wrong", other.path)

@@ -1,0 +1,115 @@
+"""FITS images: one HDU as a `Volume`, plain, tile-compressed (`.fz`), gzipped or bzip2ed, read by windows.
+
+numpy's order of axes is FITS' reversed, so the array is `(Z, Y, X)` as it comes. Spacing is 1 pixel along every axis;
+the world coordinates are the header's (`FitsHeader.wcs`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from densepred.errors import InputError
+from densepred.volumes import fits_select
+from densepred.volumes.fits_header import FitsHeader, wcs_offset
+from densepred.volumes.fits_pixels import Checksum, FitsPixels
+from densepred.volumes.fits_scan import Hdu, scan
+from densepred.volumes.fits_scratch import open_plain
+from densepred.volumes.volume import Volume
+
+__all__ = ["FitsHeader", "images", "open_writer", "read", "wcs_offset"]
+
+
+def read(path: str | Path, axes: str | None = None, part: str | None = None, checksum: Checksum = "verify") -> Volume:
+    """Open an image of a FITS file: headers are read and checked, pixels are left for later.
+
+    Invalid pixels (BLANK, NaN) read as NaN. A gzipped or bzip2ed file is decompressed once, into the folder for
+    temporary files.
+
+    Args:
+        path: the file.
+        axes: what its axes hold, NAXIS1 last: None or "yx", "zyx" for a volume, "cyx" or "czyx" for channels.
+        part: which HDU: an index ("1"), a name ("SCI") or a name and version ("SCI,2"); None: the only image there is.
+        checksum: what `Volume.verify` does: compare the checksums there are, "ignore" them, or "require" them.
+
+    Returns:
+        A volume `(C, *spatial)` with a `FitsHeader` as `header`, spacing 1 and no affine.
+
+    Raises:
+        InputError: no FITS file, truncated, a header that makes no sense, or an image or axes that are not declared.
+        ResourceError: the disk cannot take the decompressed file.
+        OSError: it cannot be opened.
+
+    Example:
+        >>> from astropy.io import fits
+        >>> fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(np.eye(3), name="SCI")]).writeto("eye.fits", overwrite=True)
+        >>> with read("eye.fits", part="sci") as volume:
+        ...     volume.shape, volume.header.version
+        ((1, 3, 3), 1)
+    """
+    path = Path(path)
+    if checksum not in ("verify", "ignore", "require"):
+        raise ValueError(f"checksum must be 'verify', 'ignore' or 'require', got {checksum!r}")
+    file = open_plain(path)
+    try:
+        hdu = fits_select.select(scan(file, path), part, path)
+        squeezed, channels_axis = fits_select.layout(hdu, axes, path)
+        _check_held(hdu, path)
+        left = tuple(size for axis, size in enumerate(hdu.shape) if axis not in squeezed)
+        array = FitsPixels(file, hdu, left if channels_axis is not None else (1, *left), path, checksum)
+    except BaseException:
+        file.close()
+        raise
+    compression = str(hdu.header.get("ZCMPTYPE", "")).strip() if hdu.kind == "compressed" else None
+    header = FitsHeader(
+        array.header, hdu.index, hdu.name, hdu.version, hdu.shape, squeezed, channels_axis, path, compression
+    )
+    return Volume(array, (1.0,) * (len(array.shape) - 1), None, header, path, _is_labels(array))
+
+
+def images(path: str | Path) -> list[str]:
+    """What to write in brackets for each image of a file, in order: "SCI,2" where that names one HDU, else its index.
+
+    Raises:
+        InputError: as `read`.
+    """
+    path = Path(path)
+    with open_plain(path) as file:
+        hdus = scan(file, path).hdus
+    names = [(hdu.name.upper(), hdu.version) for hdu in hdus]
+    return [_part(hdu, names) for hdu in hdus if hdu.is_image]
+
+
+def _part(hdu: Hdu, names: list[tuple[str, int]]) -> str:
+    plain = hdu.name and not set(hdu.name) & set(",[]") and hdu.name.isascii()
+    unique = names.count((hdu.name.upper(), hdu.version)) == 1
+    return f"{hdu.name},{hdu.version}" if plain and unique else str(hdu.index)
+
+
+def _check_held(hdu: Hdu, path: Path) -> None:
+    """The data are all there; that only padding is missing is worth a warning."""
+    if hdu.held < hdu.size:
+        what = f"HDU {hdu.index} holds {hdu.held} of {hdu.size} bytes (file truncated or download incomplete)"
+        raise InputError(what, "get the file again from its source", path)
+    if hdu.cut_padding:
+        what = f"HDU {hdu.index}: {hdu.cut_padding} bytes of padding are missing at the end; all pixels are there"
+        warnings.warn(f"{path}: {what}", stacklevel=4)
+
+
+def _is_labels(array: FitsPixels) -> bool:
+    """Whether the header says that its integers are classes, in the words that we write."""
+    kind = str(array.header.get("BTYPE", "")).strip().upper()
+    return array.dtype.kind in "iu" and (kind == "LABEL" or "CLASS0" in array.header)
+
+
+def open_writer(
+    path: str | Path, like: Volume, dtype: np.dtype, channels: int = 1, labels: bool = False
+) -> AbstractContextManager[Any]:
+    """Write a file slab by slab; see `fits_writer.open_writer`."""
+    from densepred.volumes import fits_writer
+
+    return fits_writer.open_writer(path, like, dtype, channels, labels)

@@ -1,0 +1,190 @@
+"""Where the voxels of an NRRD or MetaImage file lie, and whether they are all there and undamaged.
+
+ITK decodes; here the stream is only counted and its checksum compared, in bounded memory.
+"""
+
+from __future__ import annotations
+
+import bz2
+import shutil
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from densepred.errors import DiskFullError, InputError
+from densepred.volumes.arrays import stranger
+
+_CHUNK, _LONGEST = 1 << 20, 1 << 20
+_FIX = "get the file again from its source"
+_MAGIC = {".nrrd": (b"NRRD",), ".nhdr": (b"NRRD",), ".mha": (b"=",), ".mhd": (b"=",)}
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """The voxels of a header.
+
+    Attributes:
+        header: the file that describes them.
+        file: the one file that holds them; None where several do.
+        start: the first byte; negative where they are the last bytes of the file.
+        encoding: "raw", "gzip", "zlib", "bzip2" or "text".
+        windows: a region can be read without the rest.
+    """
+
+    header: Path
+    file: Path | None
+    start: int
+    encoding: str
+    windows: bool
+
+    def check_there(self) -> None:
+        """Look for the file of voxels.
+
+        Raises:
+            InputError: it is missing.
+        """
+        if self.file is not None and not self.file.is_file():
+            fix = f"put it beside {self.header.name}"
+            raise InputError(f"its voxels are in {self.file.name}, which is not there", fix, self.header)
+
+    def check_length(self, needed: int) -> None:
+        """Compare the length of raw voxels with `needed` bytes.
+
+        Raises:
+            InputError: there are fewer.
+        """
+        if self.file is None or self.encoding == "text":
+            return
+        held = self.file.stat().st_size - max(self.start, 0)
+        if self.encoding == "raw" and held < needed:
+            raise InputError(f"truncated: holds {held} of {needed} bytes of voxels", _FIX, self.header)
+
+    def check_stream(self, needed: int) -> None:
+        """Decode compressed voxels once, forward, without keeping them.
+
+        Raises:
+            InputError: they are damaged, or not `needed` bytes.
+        """
+        if self.encoding in ("raw", "text"):
+            return
+        if self.file is None:
+            what = "its voxels are compressed in several files, which cannot be checked"
+            raise InputError(what, "save it as one file", self.header)
+        held = 0
+        try:
+            for size in _decoded(self.file, self.start, self.encoding):
+                held += size
+                if held > needed:
+                    break
+        except (zlib.error, OSError, EOFError) as error:
+            what = f"its compressed voxels are damaged after {held} of {needed} bytes ({error})"
+            raise InputError(what, _FIX, self.header) from error
+        if held != needed:
+            word = "over" if held > needed else str(held)
+            raise InputError(
+                f"holds {word} {needed} bytes of voxels"
+                if held > needed
+                else f"truncated: holds {word} of {needed} bytes of voxels",
+                _FIX,
+                self.header,
+            )
+
+
+def check_readable(path: Path) -> None:
+    """Tell what is no such file before ITK is asked.
+
+    Raises:
+        InputError: it is something else.
+        OSError: it cannot be opened.
+    """
+    with open(path, "rb") as file:
+        head = file.read(4 if path.suffix.lower() in (".nrrd", ".nhdr") else 400)
+    first = head.split(b"\n")[0]
+    if not any(mark in first for mark in _MAGIC[path.suffix.lower()]) or first.startswith(b"<"):
+        raise stranger(path.suffix.lower(), path)
+
+
+def locate(path: Path) -> Voxels:
+    """Find the voxels of a header."""
+    return _of_nrrd(path) if path.suffix.lower() in (".nrrd", ".nhdr") else _of_meta(path)
+
+
+def _lines(path: Path, last: str | None) -> Iterator[tuple[str, int]]:
+    """Lines of a text header, each with where it ends; up to an empty one, or to the one that starts with `last`."""
+    with open(path, "rb") as file:
+        while line := file.readline(_LONGEST):
+            text = line.decode("latin-1").strip()
+            if last is None and not text:
+                yield "", file.tell()
+                return
+            yield text, file.tell()
+            if last is not None and text.startswith(last):
+                return
+
+
+def _of_nrrd(path: Path) -> Voxels:
+    fields, end = {}, 0
+    for text, end in _lines(path, None):  # noqa: B007
+        name, colon, value = text.partition(":")
+        if colon and not value.startswith("=") and not text.startswith("#"):
+            fields[name.strip().lower()] = value.strip()
+    names = {"raw": "raw", "gz": "gzip", "gzip": "gzip", "bz2": "bzip2", "bzip2": "bzip2"}
+    encoding = names.get(fields.get("encoding", "raw").lower(), "text")
+    other = fields.get("data file", fields.get("datafile"))
+    lines, skip = (int(fields.get(f"{unit} skip", fields.get(f"{unit}skip", "0"))) for unit in ("line", "byte"))
+    if other is not None:
+        several = other.upper().startswith("LIST") or (len(other.split()) > 1 and "%" in other)
+        return Voxels(path, None if several or lines else path.parent / other, skip, encoding, False)
+    return Voxels(path, None if lines else path, -1 if skip < 0 else end + skip, encoding, False)
+
+
+def _of_meta(path: Path) -> Voxels:
+    fields, end = {}, 0
+    for text, end in _lines(path, "ElementDataFile"):  # noqa: B007
+        name, _, value = text.partition("=")
+        fields[name.strip()] = value.strip()
+    packed = fields.get("CompressedData", "False").lower() == "true"
+    spelled = fields.get("BinaryData", "True").lower() == "false"
+    encoding = "zlib" if packed else "text" if spelled else "raw"
+    other = fields.get("ElementDataFile", "LOCAL")
+    if other.upper() == "LOCAL":
+        return Voxels(path, path, end, encoding, encoding == "raw")
+    several = other.upper().startswith("LIST") or "%" in other
+    skip = int(fields.get("HeaderSize", "0"))
+    return Voxels(path, None if several else path.parent / other, skip, encoding, encoding == "raw" and not several)
+
+
+def _decoded(path: Path, start: int, encoding: str) -> Iterator[int]:
+    """How many bytes come out of a compressed stream, piece by piece; to its end, where its checksum is compared."""
+    with open(path, "rb") as file:
+        file.seek(max(start, 0))
+        if encoding == "bzip2":
+            with bz2.open(file) as plain:
+                while piece := plain.read(_CHUNK):
+                    yield len(piece)
+            return
+        decoder = zlib.decompressobj(47)  # zlib or gzip, by their own first bytes
+        data = b""
+        while data := decoder.unconsumed_tail or data or file.read(_CHUNK):
+            yield len(decoder.decompress(data, _CHUNK))
+            data = b""
+            if decoder.eof:
+                rest = decoder.unused_data + file.read(18)
+                if not rest.startswith(b"\x1f\x8b"):
+                    return
+                file.seek(-len(rest) + len(decoder.unused_data), 1)
+                data, decoder = decoder.unused_data, zlib.decompressobj(31)
+    raise EOFError("it ends too early")
+
+
+def explain_failed_write(part: Path, needed: int) -> None:
+    """ITK does not say why a write failed.
+
+    Raises:
+        DiskFullError: there is not the room for it.
+    """
+    free = shutil.disk_usage(part.parent).free
+    if free < needed:
+        what = f"the disk is full ({free / 1e6:.0f} MB free)"
+        raise DiskFullError(what, "free some space and run again", part.parent)
