@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -261,3 +262,17 @@ def test_a_very_large_picture_is_thinned(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("densepred.info_figure._MOST_PIXELS", 300)
     monkeypatch.setattr("densepred.info_figure._ROWS", 16)
     np.testing.assert_array_equal(middle(Volume(values, (1, 1))), values[:, ::4, ::4])
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mha"])
+def test_writing_on_a_grid_in_micrometres_gives_millimetres(tmp_path: Path, suffix: str) -> None:
+    """As a prediction does, whose image is in another format."""
+    path = tmp_path / "cells.tif"
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        sizes = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5, "PhysicalSizeZ": 2.0}
+        tiff.write(np.zeros((3, 4, 5), np.uint8), metadata={"axes": "ZYX", **sizes}, photometric="minisblack")
+    with open_volume(path) as volume:
+        assert volume.spacing == (2.0, 0.5, 0.5)
+        volume.like(np.ones((3, 4, 5), np.uint8)).save(tmp_path / f"labels{suffix}")
+    with open_volume(tmp_path / f"labels{suffix}") as labels:
+        np.testing.assert_allclose(labels.spacing, (2e-3, 5e-4, 5e-4), rtol=1e-6)

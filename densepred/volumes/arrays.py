@@ -9,7 +9,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 from densepred.errors import InputError, ResourceError
-from densepred.volumes.volume import Key, Volume, check_memory, full_key, span
+from densepred.volumes.volume import Key, Volume, check_memory, full_key, spacing_affine, span
 
 AXES = ("yx", "cyx", "yxc", "zyx", "czyx", "zcyx", "zyxc")
 """How stored axes may be declared, slowest first: c channels, z planes, y rows, x columns."""
@@ -157,6 +157,21 @@ def micrometres(like: Volume) -> float | None:
     if hasattr(header, "unit"):
         return _MICROMETRES.get(header.unit)
     return None if like.affine is None else 1e3
+
+
+def affine_in_mm(like: Volume) -> np.ndarray:
+    """The 4x4 affine of a volume, or that of its spacing, in mm where its unit is known.
+
+    Example:
+        >>> affine_in_mm(Volume(np.zeros((1, 2, 2, 2)), (2.0, 1.0, 1.0))).diagonal().tolist()
+        [1.0, 1.0, 2.0, 1.0]
+    """
+    affine = spacing_affine(like.spacing) if like.affine is None else like.affine
+    factor = (micrometres(like) or 1e3) / 1e3
+    scaled = np.diag([factor, factor, factor, 1.0]) @ affine
+    if like.dims == 2:
+        scaled[2, 2] = affine[2, 2]  # an image has no thickness
+    return np.asarray(scaled)
 
 
 def stored_dtype(dtype: np.dtype, labels: bool) -> np.dtype:

@@ -19,9 +19,9 @@ import numpy as np
 from densepred.errors import InputError
 from densepred.files import atomic_path
 from densepred.volumes import itk_stream
-from densepred.volumes.arrays import SlabSink, stored_dtype
+from densepred.volumes.arrays import SlabSink, affine_in_mm, stored_dtype
 from densepred.volumes.nifti_header import AXES, voxel_sizes
-from densepred.volumes.volume import Key, Volume, check_memory, full_key, spacing_affine, span
+from densepred.volumes.volume import Key, Volume, check_memory, full_key, span
 
 _IMAGE_IO = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
 _LABELS = "densepred_labels"
@@ -286,7 +286,7 @@ class Writer(SlabSink):
 def _itk_geometry(like: Volume, path: Path) -> tuple[list[float], list[float], list[float]]:
     """Direction, spacing and origin; an image without an affine lies along ITK's own axes."""
     dims = like.dims
-    affine = spacing_affine(like.spacing) if like.affine is None else LPS @ like.affine
+    affine = affine_in_mm(like) if like.affine is None else LPS @ affine_in_mm(like)
     if dims == 2 and (np.abs(affine[2, :2]).max() > 1e-6 * min(like.spacing) or abs(affine[2, 3]) > 1e-6):
         raise InputError(
             "a 2D image that lies elsewhere in space than in its plane z = 0 has no place in this format",

@@ -18,6 +18,7 @@ from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
 
 from densepred.errors import InputError
+from densepred.volumes.arrays import affine_in_mm
 from densepred.volumes.volume import Volume, label_dtype, spacing_affine
 
 HEAD_BYTES = 540
@@ -228,7 +229,7 @@ def for_output(like: Volume, dtype: np.dtype, channels: int, labels: bool) -> Ni
         shape = source  # axes of size 1 that reading dropped
     header.set_data_dtype(dtype)
     header.set_data_shape(shape)
-    affine = spacing_affine(like.spacing) if like.affine is None else like.affine
+    affine = affine_in_mm(like) if not source else spacing_affine(like.spacing) if like.affine is None else like.affine
     if not source or not np.array_equal(_quiet_affine(header), affine):
         _set_affine(header, affine)
     header["vox_offset"] = header.single_vox_offset
