@@ -22,11 +22,14 @@ def id_of(path: str | Path) -> str:
     Example:
         >>> id_of("scans/sub-01_1.5T.nii.gz")
         'sub-01_1.5T'
+        >>> id_of("cell_7.ome.tif")
+        'cell_7'
     """
     name = Path(path).name
     if name.lower().endswith(COMPRESSED):
         name = name[: name.rfind(".")]
-    return os.path.splitext(name)[0]
+    stem, suffix = os.path.splitext(name)
+    return stem.removesuffix(".ome") if suffix.lower() in (".tif", ".tiff", ".zarr") else stem
 
 
 def match(patterns: Sequence[str], root: Path) -> list[dict[str, list[Path]]]:

@@ -53,6 +53,8 @@ FORMATS = {
     ".bmp": "densepred.volumes.image",
     ".tif": "densepred.volumes.tiff",
     ".tiff": "densepred.volumes.tiff",
+    ".ome.tif": "densepred.volumes.tiff",
+    ".ome.tiff": "densepred.volumes.tiff",
     ".npy": "densepred.volumes.npy",
     ".h5": "densepred.volumes.hdf5",
     ".hdf5": "densepred.volumes.hdf5",
@@ -62,6 +64,7 @@ FORMATS = {
     ".mhd": "densepred.volumes.itk",
     ".dcm": "densepred.volumes.dicom",
     ".zarr": "densepred.volumes.zarr_store",
+    ".ome.zarr": "densepred.volumes.zarr_store",
 }
 """Suffix -> module; a module is imported when a file of its format is opened."""
 _LABELS = {"fits": ".fits.fz", "tiff": ".tif", "image": ".png", "npy": ".npy", "hdf5": ".h5", "itk": ".nrrd"}
