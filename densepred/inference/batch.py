@@ -276,11 +276,18 @@ def _by_number(files: Sequence[Path], channels: int) -> list[Case]:
 
 def _matches(item: str) -> list[Path]:
     path = Path(item)
-    if path.is_dir():
-        return sorted(p for p in path.iterdir() if p.name.endswith(tuple(FORMATS)) and not p.name.startswith("."))
-    if path.exists() or not glob.has_magic(item):
-        return [path]
-    return sorted(Path(match) for match in glob.glob(item, recursive=True))
+    if path.is_dir() and path.suffix != ".zarr":
+        names = (p for p in path.iterdir() if p.name.lower().endswith(tuple(FORMATS)) and not p.name.startswith("."))
+        found = sorted(names)
+    elif path.exists() or not glob.has_magic(item):
+        found = [path]
+    else:
+        found = sorted(Path(match) for match in glob.glob(item, recursive=True))
+    for one in found:
+        if one.is_dir() or one.suffix.lower() == ".dcm":  # many files an image, whose record a manifest cannot keep yet
+            kind, source = ("a Zarr store", one) if one.is_dir() else ("of a DICOM series", one.parent)
+            raise InputError(f"is {kind}, which batches do not take", f"densepred convert {source} CASE.nii.gz", one)
+    return found
 
 
 def _seen(inputs: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from densepred import config as configuration
+from densepred.errors import InputError
 from densepred.evaluation import evaluate
 from densepred.inference.batch import predict
 from densepred.training.loop import train
@@ -97,3 +98,15 @@ def test_a_damaged_file_fails_alone(tmp_path: Path, suffix: str):
     result = predict(run, [tmp_path / "images"], tmp_path / "out")
     assert (len(result.done), list(result.failed)) == (5, ["c3"])
     assert result.exit_code == 3
+
+
+def test_what_batches_do_not_take_is_said(tmp_path: Path):
+    for folder in ("images", "labels", "series"):
+        (tmp_path / folder).mkdir()
+    for number in range(3):
+        for folder, array in zip(("images", "labels"), scene((40, 36), number), strict=True):
+            fits.PrimaryHDU(array, header()).writeto(tmp_path / folder / f"c{number}.fits")
+    run = trained(tmp_path, ".fits", [32, 32])
+    (tmp_path / "series" / "1.dcm").touch()
+    with pytest.raises(InputError, match="of a DICOM series, which batches do not take"):
+        predict(run, [tmp_path / "series"], tmp_path / "out")
