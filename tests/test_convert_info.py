@@ -16,7 +16,7 @@ from densepred.convert import convert
 from densepred.errors import InputError
 from densepred.info import draw, info
 from densepred.info_figure import figure_of, middle
-from densepred.info_statistics import PERCENTILES, gather
+from densepred.info_statistics import MOST_LABELS, PERCENTILES, gather
 from densepred.volumes import Volume, corner_offset, open_volume
 from tests.nifti_files import load_nib, save_nib, scan
 
@@ -183,7 +183,8 @@ def test_statistics_are_numpys(kind: str, shape: tuple, scale: float, holes: flo
         assert sum(found.bars) == finite.size
         if dtype.kind in "biu":
             names, counts = np.unique(part, return_counts=True)
-            assert found.labels == dict(zip(names.tolist(), counts.tolist(), strict=True))
+            few = dict(zip(names.tolist(), counts.tolist(), strict=True)) if len(names) <= MOST_LABELS else None
+            assert found.labels == few
 
 
 def test_statistics_do_not_depend_on_the_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
