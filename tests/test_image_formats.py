@@ -11,25 +11,13 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from densepred.errors import DensepredError, InputError
 from densepred.volumes import Volume, open_volume
-
-RNG = np.random.default_rng(0)
-COMMON = {"max_examples": 40, "deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
-SHAPES = st.lists(st.integers(1, 20), min_size=2, max_size=3).map(tuple)
-
-
-def scan(shape: tuple[int, ...], dtype: str = "u1") -> np.ndarray:
-    return RNG.integers(0, 100, shape).astype(dtype)
-
-
-def last(values: np.ndarray) -> np.ndarray:
-    """Channels behind, as image libraries have them; none where there is one."""
-    return values[0] if len(values) == 1 else np.moveaxis(values, 0, -1)
+from tests.drawn_arrays import COMMON, RNG, last, scan
 
 
 def test_real_pngs_read_as_pillow_reads_them_and_come_back(real_data: Path, tmp_path: Path) -> None:

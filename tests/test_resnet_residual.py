@@ -158,7 +158,8 @@ def test_channels_strides_and_sizes_are_true_and_gradients_finite(name: str, siz
 def test_all_variants_are_true_in_3d(variant: str) -> None:
     with torch.device("meta"):
         encoder = ResNetEncoder(3, 4, variant, 16)
-        sizes_are_true(encoder, torch.empty(1, 4, 33, 70, 37))
+        maps = sizes_are_true(encoder, torch.empty(1, 4, 33, 70, 37))
+    assert [tuple(m.shape[2:]) for m in maps][-1] == (2, 3, 2)  # a 32nd, rounded up
 
 
 def test_stochastic_depth_grows_linearly_to_the_last_block() -> None:

@@ -11,24 +11,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densepred.errors import InputError, ResourceError
 from densepred.volumes import Volume, open_volume, open_writer
-
-RNG = np.random.default_rng(0)
-COMMON = {"max_examples": 40, "deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
-SHAPES = st.lists(st.integers(1, 20), min_size=2, max_size=3).map(tuple)
-
-
-def scan(shape: tuple[int, ...], dtype: str = "u1") -> np.ndarray:
-    return RNG.integers(0, 100, shape).astype(dtype)
-
-
-def last(values: np.ndarray) -> np.ndarray:
-    """Channels behind, as image libraries have them; none where there is one."""
-    return values[0] if len(values) == 1 else np.moveaxis(values, 0, -1)
+from tests.drawn_arrays import COMMON, RNG, SHAPES, last, scan
 
 
 def test_real_tiffs_read_as_tifffile_reads_them(real_data: Path, tmp_path: Path) -> None:

@@ -192,6 +192,32 @@ def stored_dtype(dtype: np.dtype, labels: bool) -> np.dtype:
     return dtype.newbyteorder("=")
 
 
+def check_slab(slab: np.ndarray, shape: tuple[int, ...], written: int) -> None:
+    """Is `slab`, `(C, n, *rest)`, the next planes of a file of `shape` that has `written` of them?
+
+    Raises:
+        ValueError: a wrong shape, or planes past the end.
+    """
+    left = shape[1] - written
+    expected = (shape[0], slab.shape[1] if slab.ndim > 1 else -1, *shape[2:])
+    if slab.shape != expected or not 0 <= slab.shape[1] <= left:
+        allowed = (shape[0], f"up to {left}", *shape[2:])
+        raise ValueError(f"slab must have the shape {allowed}, got {slab.shape}")
+
+
+def as_stored(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Cast, refusing to change an integer or a class.
+
+    Raises:
+        ValueError: values that the stored type cannot hold.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = values.astype(dtype, copy=False)
+    if dtype.kind in "iu" and not np.can_cast(values.dtype, dtype) and not np.array_equal(cast, values):
+        raise ValueError(f"values must fit {dtype}, got {values.min()} to {values.max()} of type {values.dtype}")
+    return cast
+
+
 def create(part: Path) -> IO[bytes]:
     """The unfinished file `part`, opened for writing.
 
@@ -223,16 +249,8 @@ class SlabSink:
         Raises:
             ValueError: a wrong shape, planes past the end, or values that the stored type cannot hold.
         """
-        left = self.shape[1] - self._written
-        expected = (self.shape[0], slab.shape[1] if slab.ndim > 1 else -1, *self.shape[2:])
-        if slab.shape != expected or not 0 <= slab.shape[1] <= left:
-            shape = (self.shape[0], f"up to {left}", *self.shape[2:])
-            raise ValueError(f"slab must have the shape {shape}, got {slab.shape}")
-        with np.errstate(invalid="ignore", over="ignore"):
-            cast = slab.astype(self.dtype, copy=False)
-        if self.dtype.kind in "iu" and not np.can_cast(slab.dtype, self.dtype) and not np.array_equal(cast, slab):
-            low, high = slab.min(), slab.max()
-            raise ValueError(f"values must fit {self.dtype}, got {low} to {high} of type {slab.dtype}")
+        check_slab(slab, self.shape, self._written)
+        cast = as_stored(slab, self.dtype)
         self._add(self._crc, cast)
         self._put(cast, self._written)
         self._written += slab.shape[1]

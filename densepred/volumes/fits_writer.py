@@ -21,6 +21,7 @@ from isal import igzip, isal_zlib
 
 from densepred.errors import InputError, ResourceError
 from densepred.files import atomic_path
+from densepred.volumes.arrays import as_stored, check_slab
 from densepred.volumes.fits_cards import Contents, Provenance, stored_dtype
 from densepred.volumes.fits_cut import binned_header, cutout_header
 from densepred.volumes.fits_header import FitsHeader, wcs_offset
@@ -148,14 +149,10 @@ class Writer:
         Raises:
             ValueError: a wrong shape, planes past the end, or values that the stored type cannot hold.
         """
-        left = self._shape[1] - self._written
-        expected = (self._shape[0], slab.shape[1] if slab.ndim > 1 else -1, *self._shape[2:])
-        if slab.shape != expected or not 0 <= slab.shape[1] <= left:
-            allowed = (self._shape[0], f"up to {left}", *self._shape[2:])
-            raise ValueError(f"slab must have the shape {allowed}, got {slab.shape}")
+        check_slab(slab, self._shape, self._written)
         step = max(1, _PIECE * slab.shape[1] // max(1, slab.nbytes))
         for start in range(0, slab.shape[1], step):
-            self._put(_as_stored(slab[:, start : start + step], self.dtype))
+            self._put(as_stored(slab[:, start : start + step], self.dtype))
         self._written += slab.shape[1]
 
     def _put(self, piece: np.ndarray) -> None:
@@ -237,15 +234,6 @@ def _compare_wcs(header: fits.Header, output: Output, path: Path) -> None:
     if not offset <= WCS_TOLERANCE:
         what = f"the world coordinates read back {offset:.3g} pixels from the source's"
         raise ResourceError(what, "report this with the source file", path)
-
-
-def _as_stored(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Cast, refusing to change an integer or a class."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        cast = values.astype(dtype, copy=False)
-    if dtype.kind in "iu" and not np.can_cast(values.dtype, dtype) and not np.array_equal(cast, values):
-        raise ValueError(f"values must fit {dtype}, got {values.min()} to {values.max()} of type {values.dtype}")
-    return cast
 
 
 def _gzip(source: IO[bytes], target: IO[bytes]) -> None:

@@ -21,6 +21,7 @@ from nibabel.nifti1 import Nifti1Header
 from densepred.errors import InputError, ResourceError
 from densepred.files import atomic_path
 from densepred.volumes import nifti_header
+from densepred.volumes.arrays import as_stored, check_slab
 from densepred.volumes.streams import Bytes, GzipBytes, GzipWriter, open_bytes, open_forward
 from densepred.volumes.volume import Key, Volume, check_memory, full_key, span
 
@@ -174,13 +175,9 @@ class Writer:
         Raises:
             ValueError: a wrong shape, planes past the end, or values that the stored type cannot hold.
         """
-        left = self._shape[1] - self._written
-        expected = (self._shape[0], slab.shape[1] if slab.ndim > 1 else -1, *self._shape[2:])
-        if slab.shape != expected or not 0 <= slab.shape[1] <= left:
-            shape = (self._shape[0], f"up to {left}", *self._shape[2:])
-            raise ValueError(f"slab must have the shape {shape}, got {slab.shape}")
+        check_slab(slab, self._shape, self._written)
         for channel, sink in enumerate(self._sinks):
-            data = np.ascontiguousarray(_as_stored(slab[channel], self.dtype)).reshape(-1).view(np.uint8).data
+            data = np.ascontiguousarray(as_stored(slab[channel], self.dtype)).reshape(-1).view(np.uint8).data
             self._crc[channel] = isal_zlib.crc32(data, self._crc[channel])
             sink.write(data)
         self._written += slab.shape[1]
@@ -220,12 +217,3 @@ def _crc_of(file: IO[bytes], size: int) -> int:
         crc = isal_zlib.crc32(chunk, crc)
         size -= len(chunk)
     return crc
-
-
-def _as_stored(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Cast, refusing to change an integer or a class."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        cast = values.astype(dtype, copy=False)
-    if dtype.kind in "iu" and not np.can_cast(values.dtype, dtype) and not np.array_equal(cast, values):
-        raise ValueError(f"values must fit {dtype}, got {values.min()} to {values.max()} of type {values.dtype}")
-    return cast

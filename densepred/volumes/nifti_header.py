@@ -18,7 +18,7 @@ from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
 
 from densepred.errors import InputError
-from densepred.volumes.arrays import affine_in_mm
+from densepred.volumes import arrays
 from densepred.volumes.volume import Volume, label_dtype, spacing_affine
 
 HEAD_BYTES = 540
@@ -195,16 +195,8 @@ def stored_dtype(dtype: np.dtype, labels: bool) -> np.dtype:
     Raises:
         ValueError: labels that are no integers, or a type without numbers.
     """
-    if dtype.kind not in "biuf" or (labels and dtype.kind == "f"):
-        allowed = "an integer type for labels" if labels else "bool, an integer or a float type"
-        raise ValueError(f"dtype must be {allowed}, got {dtype}")
-    if dtype.kind == "b":
-        return np.dtype(np.uint8)
-    if dtype.kind == "f":
-        return np.dtype(np.float64 if dtype.itemsize >= 8 else np.float32)
-    if dtype.itemsize == 8 or (labels and dtype.itemsize == 4):
-        return np.dtype(np.int32)
-    return label_dtype(np.iinfo(dtype).max, np.iinfo(dtype).min) if labels else dtype.newbyteorder("=")
+    stored = arrays.stored_dtype(dtype, labels)
+    return label_dtype(np.iinfo(stored).max, np.iinfo(stored).min) if labels else stored
 
 
 def for_output(like: Volume, dtype: np.dtype, channels: int, labels: bool) -> Nifti1Header:
@@ -229,7 +221,13 @@ def for_output(like: Volume, dtype: np.dtype, channels: int, labels: bool) -> Ni
         shape = source  # axes of size 1 that reading dropped
     header.set_data_dtype(dtype)
     header.set_data_shape(shape)
-    affine = affine_in_mm(like) if not source else spacing_affine(like.spacing) if like.affine is None else like.affine
+    affine = (
+        arrays.affine_in_mm(like)
+        if not source
+        else spacing_affine(like.spacing)
+        if like.affine is None
+        else like.affine
+    )
     if not source or not np.array_equal(_quiet_affine(header), affine):
         _set_affine(header, affine)
     header["vox_offset"] = header.single_vox_offset
