@@ -117,11 +117,12 @@ def evaluate(
     ],
     out: Annotated[Path, typer.Option(help="folder for the scores and pictures")],
     images: Annotated[Path | None, typer.Option(help="folder of the images, to draw under the contours")] = None,
+    axes: Annotated[str | None, typer.Option(help="axes of the labels where they are open, such as zyx")] = None,
 ) -> None:
     """Score predictions and draw the worst and the median case."""
     from densepred import evaluation
 
-    scores = evaluation.evaluate(predictions, labels, out)
+    scores = evaluation.evaluate(predictions, labels, out, axes=axes)
     pictures = evaluation.draw_cases(scores, out, images)
     for failure in scores.failures:
         _say(str(InputError(failure.what, failure.fix, failure.file, failure.case)))
@@ -223,6 +224,25 @@ def convert(
 
     copy(source, target, axes, overwrite)
     _show(str(target))
+
+
+@app.command()
+def catalogue(
+    labels: Annotated[str, typer.Argument(help="a label map; a part of it in brackets", metavar="LABELS")],
+    image: Annotated[str | None, typer.Argument(help="what to measure the objects on", metavar="[IMAGE]")] = None,
+    *,
+    out: Annotated[Path, typer.Option(help="the .csv, .ecsv or .fits to write")],
+    instances: Annotated[bool, typer.Option("--instances", help="each value is one object")] = False,
+    connectivity: Annotated[int | None, typer.Option(help="neighbours of a voxel: 4, 8; in 3D 6, 18, 26")] = None,
+    min_size: Annotated[int, typer.Option(min=1, help="voxels of the smallest object to list")] = 1,
+    background: Annotated[int, typer.Option(help="the value of what is no object")] = 0,
+    axes: Annotated[str | None, typer.Option(help="the axes of the files where they are open, such as zyx")] = None,
+) -> None:
+    """List the objects of a label map with places, shapes and intensities."""
+    from densepred.catalogue import catalogue as measure
+
+    found = measure(labels, image, out, instances, connectivity, min_size, background, axes=axes)
+    _show(f"{len(found)} objects in {out}")
 
 
 @app.command()

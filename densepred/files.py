@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from densepred.errors import DiskFullError, InputError, LockedError, UnsafeError
+from densepred.errors import DensepredError, DiskFullError, InputError, LockedError, UnsafeError
 
 _OUT_OF_SPACE = (28, 122)  # ENOSPC, EDQUOT
 
@@ -48,6 +48,8 @@ def atomic_path(path: str | Path, verify: Callable[[Path], None] | None = None) 
                 verify(part)
             os.replace(part, path)
             sync(path.parent)
+    except DensepredError as error:
+        raise _named(error, part, path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -82,8 +84,17 @@ def atomic_folder(path: str | Path, verify: Callable[[Path], None] | None = None
                 verify(part)
             _put_folder(part, path)
             sync(path.parent)
+    except DensepredError as error:
+        raise _named(error, part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _named(error: DensepredError, part: Path, path: Path) -> DensepredError:
+    """The error under the name of the file that is written: that of the unfinished one says nothing to anyone."""
+    if error.file == part:
+        error.file = path
+    return error
 
 
 def _make(folder: Path) -> None:
@@ -168,7 +179,12 @@ def _alive(pid: str) -> bool:
 
 
 def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file, as hexadecimal digits."""
+    """The SHA-256 of a file, as hexadecimal digits; of a folder, that of the names and sums of its files."""
+    path = Path(path)
+    if path.is_dir():
+        inner = sorted(file for file in path.rglob("*") if file.is_file())
+        listed = "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in inner)
+        return hashlib.sha256(listed.encode()).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -59,7 +59,9 @@ def plan(**changes: object) -> Plan:
         "values": (0, 1, 2),
         "label_map": {0: 0, 1: 1, 2: 2},
     }
-    return Plan.model_validate(settings | changes)
+    channels = changes.get("channels", settings["channels"])
+    assert isinstance(channels, tuple)
+    return Plan.model_validate({**settings, "normalize": ("zscore",) * len(channels), **changes})
 
 
 def by_patterns(root: Path, **changes: object) -> DataConfig:

@@ -63,7 +63,7 @@ def test_the_key_follows_contents_and_settings_only(tmp_path: Path) -> None:
     cases = two_cases(tmp_path)
     key = prepare(cases, plan(), tmp_path / "cache")[0].key
     assert prepare(cases, plan(classes=("other", "names", "here")), tmp_path / "cache")[0].key == key
-    assert prepare(cases, plan(normalize="none"), tmp_path / "cache")[0].key != key
+    assert prepare(cases, plan(normalize=("none",)), tmp_path / "cache")[0].key != key
     assert prepare(cases, plan(spacing=(2.0, 1.0, 1.0)), tmp_path / "cache")[0].shape == (1, 3, 7, 8)
     os.utime(cases[0].images[0], ns=(1, 1))
     assert prepare(cases, plan(), tmp_path / "cache")[0].key == key

@@ -80,7 +80,7 @@ def test_all_problems_of_all_cases_are_found(tmp_path: Path) -> None:
 
 
 def test_one_plane_that_needs_rounding_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("densepred.cases.preprocess._SLAB_VOXELS", 1)
+    monkeypatch.setattr("densepred.cases.quantiles._SLAB_VOXELS", 1)
     image, label = blob()
     near = label.astype(np.float32)
     near[2] *= np.float32(0.9999)

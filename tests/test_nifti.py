@@ -173,7 +173,7 @@ def test_axes_say_which_axis_holds_channels(tmp_path: Path) -> None:
     assert open_volume(path, "xyzc").shape == (1, 3, 5, 4)
     assert open_volume(path, "xyc").shape == (3, 5, 4)
     with pytest.raises(InputError, match="not known for NIfTI"):
-        open_volume(path, "xyzt")
+        open_volume(path, "xyzct")
     with pytest.raises(InputError, match="what lies along the last is not declared"):
         open_volume(path, "xy")
     with pytest.raises(InputError, match="only one may hold channels"):

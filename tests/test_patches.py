@@ -28,7 +28,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
             label[9, 11, 13] = 2
         image = np.arange(label.size, dtype=np.float32).reshape(SHAPE) + 1
         cases.append(case_of(root, image, label, name=f"c{number}"))
-    return prepare(cases, plan(normalize="none"), root / "cache")
+    return prepare(cases, plan(normalize=("none",)), root / "cache")
 
 
 def same(a: Batch, b: Batch) -> bool:

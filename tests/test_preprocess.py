@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from densepred.cases import preprocess as module
-from densepred.cases.case import Case
+from densepred.cases.case import Case, collect
 from densepred.cases.labels import map_labels
-from densepred.cases.preprocess import NormalizedVolume, preprocess, statistics
+from densepred.cases.plan import Plan, make_plan
+from densepred.cases.preprocess import NormalizedVolume, normalized, preprocess
 from densepred.cases.resample import resample
+from densepred.config import Config
 from densepred.errors import InputError
 from densepred.volumes import Volume
-from tests.case_files import blob, case_of, plan, save
+from tests.case_files import blob, by_patterns, case_of, make_set, plan, save
 
 SPACING = (1.0, 1.0, 1.0)
 CASE = Case("c", (Path("c.nii"),), Path("c_label.nii"))
@@ -24,37 +26,21 @@ def volume_of(array: np.ndarray) -> Volume:
     return Volume.from_array(array, SPACING)
 
 
-# statistics
+# normalised views; the methods themselves are tested in test_normalize.py
 
 
-def test_statistics_equal_numpy_on_the_finite_voxels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SLAB_VOXELS", 100)
-    array = np.random.default_rng(0).normal(1000, 5, (2, 9, 6, 7)).astype(np.float32)
-    array[1] = array[1] * 3 - 7
-    array[0, 2:4] = np.nan
-    array[1, 0, 0, :3] = (np.inf, -np.inf, np.nan)
-    found = statistics(volume_of(array))
-    for channel in range(2):
-        values = array[channel][np.isfinite(array[channel])].astype(np.float64)
-        assert found.valid[channel] == values.size
-        assert found.mean[channel] == pytest.approx(values.mean(), rel=1e-13)
-        assert found.std[channel] == pytest.approx(values.std(), rel=1e-12)
-
-
-def test_statistics_are_sound_far_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The textbook sum of squares would lose every digit here."""
-    monkeypatch.setattr(module, "_SLAB_VOXELS", 1)
-    array = np.tile([1e9 + 4, 1e9 + 7, 1e9 + 13, 1e9 + 16], (1, 30, 1, 1))
-    found = statistics(volume_of(array))
-    assert found.mean[0] == 1e9 + 10
-    assert found.std[0] ** 2 == pytest.approx(22.5, rel=1e-9)
+def view_of(array: np.ndarray, *methods: str, **validity: object) -> NormalizedVolume:
+    """What a model sees of an array, each channel normalised by zscore or as named."""
+    channels = (*(f"c{number}" for number in range(len(array))), *(["validity"] if validity.get("channel") else []))
+    chosen = methods or ("zscore",) * len(array)
+    made = plan(channels=channels, normalize=chosen, reading={"validity": validity})
+    return normalized(volume_of(array), made)
 
 
 def test_integers_of_any_type_are_normalised() -> None:
     for dtype in (np.uint8, np.int16, np.uint16, np.int32, np.float64):
         array = np.arange(60).reshape(1, 3, 4, 5).astype(dtype)
-        volume = volume_of(array)
-        out = NormalizedVolume(volume, statistics(volume))[:, :]
+        out = view_of(array)[:, :]
         assert out.dtype == np.float32
         assert out.mean() == pytest.approx(0, abs=1e-7)
         assert out.std() == pytest.approx(1, abs=1e-6)
@@ -62,51 +48,60 @@ def test_integers_of_any_type_are_normalised() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e30, -5e8])
 def test_constant_images_give_zeros(value: float) -> None:
-    volume = volume_of(np.full((1, 4, 5, 6), value))
-    found = statistics(volume)
-    assert found.std == (0.0,)
-    assert not NormalizedVolume(volume, found)[:, :].any()
+    assert not view_of(np.full((1, 4, 5, 6), value))[:, :].any()
 
 
 def test_invalid_voxels_become_zero_and_move_nothing_else() -> None:
     array = np.random.default_rng(1).normal(50, 4, (1, 4, 5, 6))
     array[0, 1, 2, 3], array[0, 3, 0, 0] = np.inf, np.nan
-    volume = volume_of(array)
-    out = NormalizedVolume(volume, statistics(volume))[:, :]
+    out = view_of(array)[:, :]
     valid = np.isfinite(array)
     assert np.array_equal(out[~valid], [0, 0])
     values = array[valid]
     np.testing.assert_allclose(out[valid], (values - values.mean()) / values.std(), rtol=1e-5, atol=1e-6)
 
 
+def test_invalid_voxels_become_the_median_or_their_neighbour() -> None:
+    array = np.array([[[[1.0, 2.0, 9.0], [np.nan, 4.0, np.nan]]]])
+    assert view_of(array, "none", fill="median")[:, :][0, 0, 1].tolist() == [3.0, 4.0, 3.0]
+    assert view_of(array, "none", fill="nearest")[:, :][0, 0, 1].tolist() == [4.0, 4.0, 4.0]
+
+
+def test_validity_is_the_last_channel() -> None:
+    array = np.ones((2, 2, 3, 4))
+    array[0, 1, 2, 3], array[1, 0, 0, 0] = np.nan, np.inf
+    view = view_of(array, "none", "none", channel=True)
+    assert view.shape == (3, 2, 3, 4)
+    assert np.array_equal(view[:, :][2], np.isfinite(array).all(0))
+    assert np.array_equal(view[2, 1, 2], [1, 1, 1, 0])
+
+
 @pytest.mark.parametrize(
     "key", [np.s_[:, 1:3], np.s_[1, 2], np.s_[..., 0], np.s_[1:, ::2, 1], np.s_[:, 1, 2, 3], np.s_[0]]
 )
-def test_the_view_indexes_like_the_array(key: tuple[int | slice, ...]) -> None:
-    array = np.random.default_rng(2).normal(10, 2, (2, 4, 5, 6)).astype(np.float32)
+@pytest.mark.parametrize("method", ["zscore", "background"])
+def test_the_view_indexes_like_the_array(key: tuple[int | slice, ...], method: str) -> None:
+    array = np.random.default_rng(2).normal(10, 2, (2, 4, 8, 9)).astype(np.float32)
     array[1] += 100
-    volume = volume_of(array)
-    view = NormalizedVolume(volume, statistics(volume))
+    view = view_of(array, method, method)
     whole = view[:, :]
-    assert abs(whole[0].mean()) < 1e-4
-    assert abs(whole[1].mean()) < 1e-4
+    assert abs(whole[0].mean()) < 0.1
+    assert abs(whole[1].mean()) < 0.1
     assert np.array_equal(view[key], whole[key])
 
 
 def test_none_leaves_values_alone() -> None:
     array = np.arange(24.0).reshape(1, 2, 3, 4)
     array[0, 0, 0, 0] = np.nan
-    volume = volume_of(array)
-    out = NormalizedVolume(volume, statistics(volume, "none"))[:, :]
-    assert np.array_equal(out, np.nan_to_num(array).astype(np.float32))
+    assert np.array_equal(view_of(array, "none")[:, :], np.nan_to_num(array).astype(np.float32))
 
 
-@pytest.mark.parametrize(("bad", "what"), [(np.nan, "13 of 24 voxels of channel 0 are NaN"), (1e200, "too large")])
-def test_images_without_usable_values_are_refused(bad: float, what: str) -> None:
+def test_images_with_too_few_valid_voxels_are_refused() -> None:
     array = np.ones((1, 2, 3, 4))
-    array.reshape(-1)[:13] = bad
-    with pytest.raises(InputError, match=what):
-        statistics(volume_of(array))
+    array.reshape(-1)[:13] = np.nan
+    with pytest.raises(InputError, match="13 of 24 voxels of channel 0 are invalid"):
+        view_of(array)
+    assert view_of(array, least=0.4).fitted.valid == (11,)
 
 
 # labels
@@ -192,3 +187,24 @@ def test_label_of_another_grid_is_refused(tmp_path: Path) -> None:
     moved = Case("a", (tmp_path / "a.nii.gz",), save(tmp_path / "moved.nii.gz", label, shift=0.01))
     with pytest.raises(InputError, match=r"lie 0.01 voxels apart"):
         preprocess(moved, plan())
+
+
+def test_a_window_of_ct_is_that_of_the_training_foreground(tmp_path: Path) -> None:
+    """nnU-Net's CTNormalization: clip to the foreground's percentiles, then its mean and standard deviation."""
+    make_set(tmp_path, 4)
+    data = by_patterns(tmp_path, normalize={"name": "ct_window"})
+    cases = collect(data)
+    made = make_plan(Config(data=data), cases[:3])
+    pooled = np.concatenate([blob(seed=n)[0][blob(seed=n)[1] > 0] for n in range(3)]).astype(np.float64)
+    low, high = np.percentile(pooled, [0.5, 99.5])
+    image, _ = preprocess(cases[3], made)
+    expected = (np.clip(blob(seed=3)[0], low, high) - pooled.mean()) / pooled.std()
+    np.testing.assert_allclose(image[0], expected, atol=1e-5)
+    assert Plan.model_validate_json(made.model_dump_json()) == made
+
+
+def test_plans_of_the_first_format_are_read(tmp_path: Path) -> None:
+    old = {"format_version": 1, "dims": 3, "channels": ["t1", "t2"], "classes": ["a", "b"], "values": [0, 1]}
+    (tmp_path / "plan.json").write_text(json.dumps(old | {"label_map": {"0": 0, "1": 1}, "axes": "xyzc"}))
+    read = Plan.load(tmp_path / "plan.json")
+    assert (read.reading.axes, [one.name for one in read.normalize]) == ("xyzc", ["zscore", "zscore"])

@@ -20,13 +20,14 @@ from densepred.cases.plan import Plan
 from densepred.cases.preprocess import preprocess
 from densepred.errors import DensepredError, InputError, ResourceError, StoppedError
 from densepred.files import atomic_path, atomic_write, sha256, sweep_parts, writable_folder
+from densepred.volumes import split_part
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Raised whenever the arrays would come out otherwise."""
 MAX_LOCATIONS = 10_000
 """Voxels kept per class to centre patches on."""
 META, ARRAYS = "meta.json", ("image", "label", "locations")
-_SETTINGS = {"dims", "label_map", "ignore", "spacing", "normalize", "axes"}
+_SETTINGS = {"dims", "label_map", "ignore", "spacing", "normalize", "reading"}
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,11 @@ def prepare(
 def _prepare(case: Case, plan: Plan, folder: Path, known: dict[tuple[str, int, int], str]) -> CachedCase:
     if case.label is None:
         raise InputError("no label", "add the label or leave the case out", case.images[0], case.id)
-    files = [_stamp(path, known) for path in (*case.images, case.label)]
+    files = [_stamp(path, known) for path in case.files]
+    divided = {role: split_part(path) for role, path in case.roles.items()}
+    roles = [[role, case.files.index(path), part] for role, (path, part) in divided.items()]
     settings = plan.model_dump(mode="json", include=_SETTINGS)
-    text = json.dumps([CACHE_VERSION, [file["sha256"] for file in files], settings], sort_keys=True)
+    text = json.dumps([CACHE_VERSION, [file["sha256"] for file in files], roles, settings], sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()
     entry = folder / f"{case.id}.{key[:16]}"
     meta = _read_meta(entry)
@@ -177,8 +180,9 @@ def _known_hashes(folder: Path) -> dict[tuple[str, int, int], str]:
 def _stamp(path: Path, known: dict[tuple[str, int, int], str]) -> dict[str, Any]:
     try:
         stat = path.stat()
-        where = str(path.resolve())
-        digest = known.get((where, stat.st_size, stat.st_mtime_ns)) or sha256(path)
+        where = str(path.resolve())  # a folder's own time says nothing of the files in it
+        found = None if path.is_dir() else known.get((where, stat.st_size, stat.st_mtime_ns))
+        digest = found or sha256(path)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", "check the path and its permissions", path) from error
     return {"path": where, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": digest}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from densepred.cases.patterns import id_of, match, nothing_matched
+from densepred.cases.patterns import id_of, is_store, match, nothing_matched
 from densepred.config import DataConfig
 from densepred.errors import InputError, UnsafeError
+from densepred.volumes import split_part
 
 __all__ = ["Case", "Found", "Problem", "by_patterns", "collect", "find", "id_of", "raise_all"]
 
@@ -19,12 +20,40 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
 
 @dataclass(frozen=True)
 class Case:
-    """The files of one case: an image file per channel (or one that holds them all), its label, its group."""
+    """The files of one case, each perhaps with a part in brackets behind it.
+
+    Args:
+        id: plain, and so the name of what is written.
+        images: a file per channel, or one that holds them all.
+        label: the truth.
+        group: whose cases stay in one fold.
+        mask: a data-quality plane.
+        weight: a plane of weights or errors.
+    """
 
     id: str
     images: tuple[Path, ...]
     label: Path | None = None
     group: str | None = None
+    mask: Path | None = None
+    weight: Path | None = None
+
+    @property
+    def roles(self) -> dict[str, Path]:
+        """What each path is for: "image 0", "image 1", ..., "mask", "weight", "label"."""
+        named = {f"image {number}": path for number, path in enumerate(self.images)}
+        others = {"mask": self.mask, "weight": self.weight, "label": self.label}
+        return named | {role: path for role, path in others.items() if path is not None}
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The files that a prediction reads, each once, without parts: those of the images and their planes."""
+        return tuple(dict.fromkeys(split_part(path)[0] for role, path in self.roles.items() if role != "label"))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """As `inputs`, with the label's file."""
+        return tuple(dict.fromkeys(split_part(path)[0] for path in self.roles.values()))
 
 
 @dataclass(frozen=True)
@@ -69,9 +98,9 @@ def find(data: DataConfig) -> Found:
         from densepred.cases.lists import read_list
 
         found = read_list(Path(data.root) / data.dataset)
+        _add_planes(found, data)
     elif data.images is not None:
-        channels = data.images if isinstance(data.images, dict) else {"image": data.images}
-        found = by_patterns(channels, data.labels, Path(data.root))
+        found = by_patterns(data.patterns(), data.labels, Path(data.root), data.planes())
     else:
         raise InputError("no images are named", "give data.images (a pattern) or data.dataset (a list)")
     _check_ids(found)
@@ -79,31 +108,52 @@ def find(data: DataConfig) -> Found:
     return found
 
 
-def by_patterns(channels: dict[str, str], labels: str | None, root: Path) -> Found:
+def by_patterns(
+    channels: Mapping[str, str], labels: str | None, root: Path, planes: Mapping[str, str] | None = None
+) -> Found:
     """The cases that patterns find.
 
     Args:
         channels: channel name -> pattern, in the order of the channels.
         labels: pattern of the labels; None leaves the cases without.
         root: the folder they are relative to.
+        planes: "mask" and "weight" -> pattern.
     """
-    *images, truths = match([*channels.values(), *([labels] if labels else [])], root) + ([] if labels else [{}])
+    roles = {f"channel {name}" if len(channels) > 1 else "image": pattern for name, pattern in channels.items()}
+    roles |= {**(planes or {}), **({"label": labels} if labels else {})}
+    matched = dict(zip(roles, match(list(roles.values()), root), strict=True))
+    images = list(matched.values())[: len(channels)]
     ids = sorted(set().union(*images))
     if not ids:
         raise nothing_matched(next(iter(channels.values())), root)
     found = Found()
     for case in ids:
-        files = [by_id.get(case, []) for by_id in images]
-        for name, paths, pattern in zip(channels, files, channels.values(), strict=True):
-            _one(found, case, paths, f"channel {name}" if len(channels) > 1 else "image", pattern)
-        if labels:
-            _one(found, case, truths.get(case, []), "label", labels)
-        if all(len(paths) == 1 for paths in [*files, *([truths.get(case, [])] if labels else [])]):
-            label = truths[case][0] if labels else None
-            found.cases.append(Case(case, tuple(paths[0] for paths in files), label))
-    for case in sorted(set(truths) - set(ids)):
-        found.error(case, truths[case][0], "a label without an image", "add the image or remove the label")
+        files = {role: by_id.get(case, []) for role, by_id in matched.items()}
+        for role, pattern in roles.items():
+            _one(found, case, files[role], role, pattern)
+        if all(len(paths) == 1 for paths in files.values()):
+            one = {role: paths[0] for role, paths in files.items()}
+            image, rest = tuple(one.values())[: len(channels)], (one.get("mask"), one.get("weight"))
+            found.cases.append(Case(case, image, one.get("label"), None, *rest))
+    for case in sorted(set(matched.get("label", {})) - set(ids)):
+        found.error(case, matched["label"][case][0], "a label without an image", "add the image or remove the label")
     return found
+
+
+def _add_planes(found: Found, data: DataConfig) -> None:
+    """Give listed cases, where the list does not name them, the planes that patterns find by their ids."""
+    planes = data.planes()
+    matched = dict(zip(planes, match(list(planes.values()), Path(data.root)), strict=True))
+    whole: list[Case] = []
+    for case in found.cases:
+        wanted = [role for role in planes if getattr(case, role) is None]
+        paths = {role: matched[role].get(case.id, []) for role in wanted}
+        for role in wanted:
+            _one(found, case.id, paths[role], role, planes[role])
+        if all(len(one) == 1 for one in paths.values()):
+            mask, weight = (paths[role][0] if role in paths else getattr(case, role) for role in ("mask", "weight"))
+            whole.append(replace(case, mask=mask, weight=weight))
+    found.cases = whole
 
 
 def _one(found: Found, case: str, paths: list[Path], role: str, pattern: str) -> None:
@@ -150,8 +200,7 @@ def _check_ids(found: Found) -> None:
 
 
 def _files_exist(case: Case, found: Found) -> bool:
-    files = [*case.images, *([case.label] if case.label else [])]
-    missing = [path for path in files if not path.is_file()]
+    missing = [path for path in case.files if not (path.is_file() or is_store(path))]
     for path in missing:
         found.error(case.id, path, "no such file", "correct the list, or add the file")
     return not missing

@@ -7,7 +7,6 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,11 +15,12 @@ from densepred.cases.case import Case, Problem, find
 from densepred.cases.folds import folds
 from densepred.cases.labels import LabelCounts, mapping_to_paste, unknown_labels
 from densepred.cases.names import channel_names, class_names, ignored_values
-from densepred.cases.preprocess import MIN_VALID, grid_fault, slab_thickness
+from densepred.cases.preprocess import grid_fault, slab_thickness
+from densepred.cases.reading import Reading
 from densepred.cases.report import Facts, Report, row_of, summarize
 from densepred.config import DataConfig
 from densepred.errors import DensepredError, InputError
-from densepred.volumes import Volume, open_volume, stack
+from densepred.volumes import Volume
 
 OUTLIER = 3.0
 """Spacings and lengths this many times above or below the median are noted."""
@@ -39,10 +39,10 @@ def check(data: DataConfig, dims: int, progress: Callable[[], None] | None = Non
         InputError: the list of cases or the names of the classes cannot be read.
     """
     names, found = class_names(data), find(data)
-    known = {*names, *ignored_values(data)}
+    known, reading = {*names, *ignored_values(data)}, Reading.of(data)
     facts: list[Facts] = []
     for case in found.cases:
-        facts.append(_read_case(case, data, dims, known, names))
+        facts.append(_read_case(case, reading, dims, known, names))
         if progress is not None:
             progress()
     rows = found.problems + [row for fact in facts for row in fact.rows]
@@ -53,18 +53,18 @@ def check(data: DataConfig, dims: int, progress: Callable[[], None] | None = Non
     return Report(rows, summarize(whole, names, channel_names(data)))
 
 
-def _read_case(case: Case, data: DataConfig, dims: int, known: set[int], names: dict[int, str]) -> Facts:
+def _read_case(case: Case, reading: Reading, dims: int, known: set[int], names: dict[int, str]) -> Facts:
     facts = Facts(case)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with _noting(facts), stack([open_volume(path, data.axes) for path in case.images]) as image:
+        with _noting(facts), reading.open_case(case) as image:
             if image.dims != dims:
                 what = f"{image.dims} spatial axes, but the model has {dims}"
                 facts.add("error", case.images[0], what, "set model.dims to the images' own axes")
             if case.label is not None:
                 with _noting(facts):
-                    _read_label(facts, case.label, image, known, names)
-            _read_image(facts, image)
+                    _read_label(facts, reading.open_plane(case.label), image, known, names)
+            _read_image(facts, image, reading.validity.least)
             facts.shape, facts.spacing = image.shape, image.spacing
     for warning in caught:
         if issubclass(warning.category, UserWarning):
@@ -81,7 +81,7 @@ def _noting(facts: Facts) -> Iterator[None]:
         facts.add("error", error.file or "", error.what, error.fix)
 
 
-def _read_image(facts: Facts, image: Volume) -> None:
+def _read_image(facts: Facts, image: Volume, least: float) -> None:
     """Count what is not finite, look for constant channels, and hash the voxels."""
     channels, voxels = image.shape[0], int(np.prod(image.shape[1:]))
     nan, infinite = np.zeros(channels, int), np.zeros(channels, int)
@@ -103,15 +103,17 @@ def _read_image(facts: Facts, image: Volume) -> None:
         file = facts.case.images[min(channel, len(facts.case.images) - 1)]
         invalid, of = nan[channel] + infinite[channel], f"of {voxels} voxels of channel {channel}"
         if invalid:
-            severity: Literal["error", "note"] = "error" if invalid > (1 - MIN_VALID) * voxels else "note"
+            severity: Literal["error", "note"] = "error" if invalid > (1 - least) * voxels else "note"
             fix = "cut the image to its valid part, or leave it out" if severity == "error" else "they count nowhere"
             facts.add(severity, file, f"{nan[channel]} NaN and {infinite[channel]} infinite {of}", fix)
         if low[channel] == high[channel]:
             facts.add("note", file, f"constant: every voxel of channel {channel} is {low[channel]:g}", "look at it")
 
 
-def _read_label(facts: Facts, path: Path, image: Volume, known: set[int], names: dict[int, str]) -> None:
-    with open_volume(path) as label:
+def _read_label(facts: Facts, label: Volume, image: Volume, known: set[int], names: dict[int, str]) -> None:
+    path = facts.case.label
+    assert path is not None
+    with label:
         fault = grid_fault(image, label)
         if fault is not None:
             facts.add("error", path, *fault)

@@ -16,7 +16,7 @@ from densepred.cases.case import Case, Found, Problem, by_patterns
 from densepred.cases.patterns import id_of
 from densepred.errors import InputError, NothingDoneError
 
-IMAGE = "image"
+IMAGE, PLANES = "image", ("mask", "weight")
 MAX_NAMED = 5
 """Files outside the list that a note names."""
 
@@ -77,7 +77,9 @@ def image_columns(columns: list[str], path: Path) -> list[str]:
     chosen = named or [name for name in columns if name == IMAGE]
     if not chosen:
         what = f"no column of images among {', '.join(columns) or 'none'}"
-        raise InputError(what, "name the columns id, image (or image:<channel> for each channel), label, group", path)
+        raise InputError(
+            what, "name the columns id, image (or image:<channel> for each channel), label, group, mask, weight", path
+        )
     return chosen
 
 
@@ -88,13 +90,13 @@ def _from_csv(path: Path) -> Found:
     for number, row in enumerate(rows, start=2):
         images = [row[name] for name in channels]
         case = row.get("id") or (id_of(images[0]) if images[0] else f"row {number}")
-        empty = [name for name in (*channels, "label") if row.get(name) == ""]
+        empty = [name for name in (*channels, "label", *PLANES) if row.get(name) == ""]
         for name in empty:
             found.error(case, path, f"row {number} has no {name}", "fill the cell or remove the row")
         if not empty:
-            label = path.parent / row["label"] if "label" in row else None
+            label, mask, weight = (path.parent / row[name] if name in row else None for name in ("label", *PLANES))
             files = tuple(path.parent / cell for cell in images)
-            found.cases.append(Case(case, files, label, row.get("group") or None))
+            found.cases.append(Case(case, files, label, row.get("group") or None, mask, weight))
     return found
 
 
@@ -134,7 +136,7 @@ def _from_decathlon(content: dict[str, Any], path: Path) -> Found:
 
 def _note_unlisted(found: Found) -> None:
     """One note per folder for files of the same kind that lie beside the listed ones."""
-    files = [path for case in found.cases for path in (*case.images, case.label) if path is not None]
+    files = [path for case in found.cases for path in case.files]
     listed = {path.resolve() for path in files}
     for folder in sorted({path.parent for path in files}):
         endings = tuple({path.name[len(id_of(path)) :] for path in files if path.parent == folder})

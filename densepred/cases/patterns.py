@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from densepred.errors import NothingDoneError
+from densepred.volumes import FORMATS, split_part
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".fz")
 _TOKENS = re.compile(r"\{id\}|\*\*/|\*\*|\*|\?|\[[^\]]+\]|[^*?\[{]+|.")
+_PART = re.compile(rf"(.+(?:{'|'.join(map(re.escape, FORMATS))}))\[([^\[\]]+)\]", re.IGNORECASE)
 _SPECIAL = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 
 
 def id_of(path: str | Path) -> str:
-    """The id a file gives by its name: without the suffix of its format and of a compression.
+    """The id a file gives by its name: without the suffix of its format and of a compression, or a part in brackets.
 
     Example:
         >>> id_of("scans/sub-01_1.5T.nii.gz")
@@ -25,11 +27,22 @@ def id_of(path: str | Path) -> str:
         >>> id_of("cell_7.ome.tif")
         'cell_7'
     """
-    name = Path(path).name
+    name = split_part(path)[0].name
     if name.lower().endswith(COMPRESSED):
         name = name[: name.rfind(".")]
     stem, suffix = os.path.splitext(name)
     return stem.removesuffix(".ome") if suffix.lower() in (".tif", ".tiff", ".zarr") else stem
+
+
+def split_pattern(pattern: str) -> tuple[str, str | None]:
+    """A pattern and the part in brackets behind it, which chooses one image of the files it matches.
+
+    Example:
+        >>> split_pattern("{id}_flc.fits[SCI,1]"), split_pattern("scan[0-9].nii.gz")
+        (('{id}_flc.fits', 'SCI,1'), ('scan[0-9].nii.gz', None))
+    """
+    found = _PART.fullmatch(pattern)
+    return (found[1], found[2]) if found else (pattern, None)
 
 
 def match(patterns: Sequence[str], root: Path) -> list[dict[str, list[Path]]]:
@@ -37,9 +50,11 @@ def match(patterns: Sequence[str], root: Path) -> list[dict[str, list[Path]]]:
 
     A pattern is relative to `root` or absolute; `*`, `**`, `?` and `[...]` are as in a shell, `{id}` stands for the id.
     Without `{id}` the file's name gives it. A file that several patterns match belongs to the most specific one (the
-    one with the most fixed characters), so `{id}.nii.gz` and `{id}_seg.nii.gz` may lie in one folder.
+    one with the most fixed characters), so `{id}.nii.gz` and `{id}_seg.nii.gz` may lie in one folder; patterns that
+    choose different parts of it share it. A part in brackets behind a pattern goes behind the paths it gives.
     """
-    patterns = [os.path.normpath(pattern) for pattern in patterns]
+    divided = [split_pattern(pattern) for pattern in patterns]
+    patterns, parts = [os.path.normpath(pattern) for pattern, _ in divided], [part for _, part in divided]
     found = [_glob(pattern, root) for pattern in patterns]
     weight = [sum(len(token) for token in _TOKENS.findall(pattern) if not _is_special(token)) for pattern in patterns]
     best: dict[Path, int] = {}
@@ -47,13 +62,23 @@ def match(patterns: Sequence[str], root: Path) -> list[dict[str, list[Path]]]:
         for path in files:
             best[path] = max(best.get(path, 0), fixed)
     out: list[dict[str, list[Path]]] = []
-    for files, fixed in zip(found, weight, strict=True):
+    for files, fixed, part in zip(found, weight, parts, strict=True):
         by_id: dict[str, list[Path]] = {}
         for path, case in files.items():
             if best[path] == fixed:
-                by_id.setdefault(case, []).append(path)
+                by_id.setdefault(case, []).append(path if part is None else Path(f"{path}[{part}]"))
         out.append(by_id)
     return out
+
+
+def is_store(path: Path) -> bool:
+    """Whether a folder is one image: a Zarr store, or the slices of a DICOM series and nothing else."""
+    if not path.is_dir():
+        return False
+    if path.name.lower().endswith(tuple(FORMATS)):
+        return True
+    names = [entry.name.lower() for entry in path.iterdir() if not entry.name.startswith(".")]
+    return bool(names) and all(name.endswith(".dcm") for name in names)
 
 
 def nothing_matched(pattern: str, root: Path) -> NothingDoneError:
@@ -85,7 +110,7 @@ def _glob(pattern: str, root: Path) -> dict[Path, str]:
     for name in sorted(glob.glob(pattern.replace("{id}", "*"), root_dir=root, recursive=True)):
         matched = expression.fullmatch(name)
         path = root / name
-        if matched and not path.is_dir():
+        if matched and (not path.is_dir() or is_store(path)):
             out[path] = matched["id"] if "{id}" in pattern else id_of(name)
     return out
 

@@ -5,22 +5,27 @@ from __future__ import annotations
 import contextlib
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from densepred import __version__
 from densepred.cases.case import Case
 from densepred.cases.names import channel_names, class_names, ignored_values
-from densepred.config import Config, Section
-from densepred.config.base import Axes
+from densepred.cases.normalize import fit_dataset
+from densepred.cases.reading import VALIDITY, Reading
+from densepred.config import Config, DataConfig, Section
+from densepred.config.data import ChannelConfig
+from densepred.config.normalize import CTWindow, NoNormalization, Normalize
 from densepred.errors import DensepredError, InputError
 from densepred.files import atomic_write
-from densepred.volumes import open_volume, stack
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: `reading`, and `normalize` for each channel."""
 
 
 class Plan(Section):
@@ -33,7 +38,7 @@ class Plan(Section):
     dims: Literal[2, 3]
     """Spatial dimensions."""
     channels: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Names of the input channels in their order."""
+    """Names of the network's input channels in their order; the validity, where it is one, is the last."""
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     """Class names by index, background first."""
     values: tuple[int, ...]
@@ -46,10 +51,10 @@ class Plan(Section):
     """Voxel spacing of the network's input, slowest axis first; None: as the file."""
     typical_spacing: tuple[float, ...] | None = None
     """Median voxel spacing of the training cases as the network sees them, by which augmentation keeps shapes rigid."""
-    normalize: Literal["zscore", "none"] = "zscore"
-    """Intensities: per case and channel to mean 0 and variance 1, or as they are."""
-    axes: Axes | None = None
-    """Meaning of the axes of 4D NIfTI files."""
+    normalize: Annotated[tuple[Normalize, ...], Field(strict=False)]
+    """For each channel of the images how intensities are normalised, with what was fitted to the training cases."""
+    reading: Reading = Reading()
+    """How files become images."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Plan:
@@ -61,7 +66,19 @@ class Plan(Section):
             raise ValueError(f"label_map {self.label_map} leads beyond the {len(self.classes)} classes")
         if self.spacing is not None and (len(self.spacing) != self.dims or not min(self.spacing) > 0):
             raise ValueError(f"spacing {self.spacing} is not {self.dims} positive numbers")
+        if len(self.normalize) != len(self.image_channels):
+            raise ValueError(f"{len(self.normalize)} normalisations for {len(self.image_channels)} channels")
         return self
+
+    @property
+    def image_channels(self) -> tuple[str, ...]:
+        """The channels that come from files: all but the validity."""
+        return self.channels[: len(self.channels) - self.reading.validity.channel]
+
+    @property
+    def invalid(self) -> int:
+        """The label value that is written where a pixel is invalid: the first ignored one, else the background's."""
+        return self.ignore[0] if self.ignore else self.values[0]
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically."""
@@ -87,10 +104,19 @@ class Plan(Section):
             what = f"made in format {made} by {by}; this version reads up to {FORMAT_VERSION}"
             raise InputError(what, "upgrade densepred", path)
         try:
-            return cls.model_validate_json(text)
+            return cls.model_validate_json(json.dumps(_of_format_1(content) if made < 2 else content))
+        except (KeyError, TypeError) as error:
+            raise InputError(f"no valid plan: {error}", "restore the file from the run's backup", path) from error
         except ValidationError as error:
             faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'plan'}: {e['msg']}" for e in error.errors())
             raise InputError(f"no valid plan: {faults}", "restore the file from the run's backup", path) from error
+
+
+def _of_format_1(content: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 had one normalisation for all channels, and axes for all of `reading`."""
+    new = {key: value for key, value in content.items() if key != "axes"}
+    one = content.get("normalize", "zscore")
+    return new | {"normalize": [one] * len(content["channels"]), "reading": {"axes": content.get("axes")}}
 
 
 def make_plan(config: Config, cases: list[Case]) -> Plan:
@@ -111,21 +137,46 @@ def make_plan(config: Config, cases: list[Case]) -> Plan:
     if not cases:
         raise InputError("no training case", "choose other folds, or add cases")
     classes, values, label_map = index_classes(names)
-    median = median_spacing(cases, data.axes, dims)
+    reading = Reading.of(data)
+    median = median_spacing(cases, reading, dims)
     spacing = median if data.spacing == "median" else data.spacing
-    return Plan(
+    channels = _channels(channel_names(data), cases, reading)
+    plan = Plan(
         densepred_version=__version__,
         dims=dims,
-        channels=_channels(channel_names(data), cases, data.axes),
+        channels=(*channels, *([VALIDITY] if data.validity.channel else [])),
         classes=classes,
         values=values,
         label_map=label_map,
         ignore=ignored_values(data),
         spacing=spacing,
         typical_spacing=spacing or median,
-        normalize=data.normalize,
-        axes=data.axes,
+        normalize=_normalizations(data, len(channels)),
+        reading=reading,
     )
+    return plan.model_copy(update={"normalize": _fitted(plan, cases)})
+
+
+def _fitted(plan: Plan, cases: Sequence[Case]) -> tuple[Normalize, ...]:
+    """The normalisations with what they take from the training set: the intensities of its foreground."""
+    from densepred.cases.preprocess import foreground
+
+    def values(channel: int) -> Iterator[np.ndarray]:
+        return (part for case in cases for part in foreground(case, plan, channel))
+
+    found: list[Normalize] = []
+    for channel, one in enumerate(plan.normalize):
+        found.append(fit_dataset(one, partial(values, channel)) if isinstance(one, CTWindow) else one)
+    return tuple(found)
+
+
+def _normalizations(data: DataConfig, channels: int) -> tuple[Normalize, ...]:
+    """Each channel's: its own, none for planes of flags, or that of all."""
+    if not isinstance(data.images, dict):
+        return (data.normalize,) * channels
+    of_flags = NoNormalization()
+    named = [one if isinstance(one, ChannelConfig) else ChannelConfig(file=one) for one in data.images.values()]
+    return tuple(one.normalize or (of_flags if one.bits else data.normalize) for one in named)
 
 
 def index_classes(names: Mapping[int, str]) -> tuple[tuple[str, ...], tuple[int, ...], dict[int, int]]:
@@ -140,7 +191,7 @@ def index_classes(names: Mapping[int, str]) -> tuple[tuple[str, ...], tuple[int,
     return classes, values, {value: classes.index(name) for value, name in names.items()}
 
 
-def median_spacing(cases: list[Case], axes: str | None, dims: int) -> tuple[float, ...]:
+def median_spacing(cases: list[Case], reading: Reading, dims: int) -> tuple[float, ...]:
     """The median over the cases along each axis, from their headers.
 
     Cases that cannot be opened are left out, as preparing them names each; only if all are so is it an error here.
@@ -149,7 +200,7 @@ def median_spacing(cases: list[Case], axes: str | None, dims: int) -> tuple[floa
     fault: DensepredError | None = None
     for case in cases:
         try:
-            with open_volume(case.images[0], axes) as volume:
+            with reading.open(case.images[0]) as volume:
                 if volume.dims != dims:
                     what = f"{volume.dims} spatial axes, but model.dims is {dims}"
                     raise InputError(what, "set model.dims to the images' own", case.images[0], case.id)
@@ -161,10 +212,10 @@ def median_spacing(cases: list[Case], axes: str | None, dims: int) -> tuple[floa
     return tuple(statistics.median(sizes) for sizes in zip(*spacings, strict=True))
 
 
-def _channels(names: tuple[str, ...], cases: list[Case], axes: str | None) -> tuple[str, ...]:
+def _channels(names: tuple[str, ...], cases: list[Case], reading: Reading) -> tuple[str, ...]:
     """The names of the channels, as many as the first case has that can be opened."""
     for case in cases:
-        with contextlib.suppress(DensepredError), stack([open_volume(path, axes) for path in case.images]) as volume:
+        with contextlib.suppress(DensepredError), reading.open_case(case) as volume:
             count = volume.shape[0]
             break
     else:

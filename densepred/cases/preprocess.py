@@ -3,134 +3,96 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import EllipsisType
 
 import numpy as np
 
 from densepred.cases.case import Case
 from densepred.cases.labels import IGNORE, map_labels
+from densepred.cases.normalize import Fitted, fit
 from densepred.cases.plan import Plan
+from densepred.cases.quantiles import slab_thickness
 from densepred.cases.resample import resample, resample_labels, resampled_shape
+from densepred.config import ValidityConfig
 from densepred.errors import DensepredError, InputError
-from densepred.volumes import GEOMETRY_TOLERANCE, Volume, corner_offset, open_volume, stack
-from densepred.volumes.volume import full_key
+from densepred.volumes import GEOMETRY_TOLERANCE, Volume, corner_offset
+from densepred.volumes.channels import sky_offset
+from densepred.volumes.fits_header import WCS_TOLERANCE
+from densepred.volumes.volume import full_key, span
 
 __all__ = [
     "NormalizedVolume",
-    "Statistics",
     "grid_fault",
     "map_labels",
+    "normalized",
     "open_image",
     "preprocess",
     "resample",
     "resample_labels",
     "resampled_shape",
     "slab_thickness",
-    "statistics",
 ]
-
-MIN_VALID = 0.5
-"""Share of a channel's voxels that must be finite."""
-_CONSTANT = 1e-12  # a deviation below this share of the mean is rounding
-_SLAB_VOXELS = 1 << 21
 
 Key = int | slice | EllipsisType | tuple[int | slice | EllipsisType, ...]
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Of each channel: mean and standard deviation of its finite voxels, and how many they are."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    valid: tuple[int, ...]
-
-
-def statistics(volume: Volume, normalize: str = "zscore") -> Statistics:
-    """One pass over a volume, slab by slab in float64, on finite voxels; the file is verified on the way.
-
-    Args:
-        volume: `(C, *spatial)`.
-        normalize: "zscore", or "none", which gives mean 0 and deviation 1.
+def normalized(volume: Volume, plan: Plan) -> NormalizedVolume:
+    """What the network sees of an image; its intensities are looked at once, slab by slab, and the file is verified.
 
     Raises:
-        InputError: fewer than half of a channel's voxels are finite, or values too large to square.
-
-    Source: Chan, Golub, LeVeque 1983, "Algorithms for computing the sample variance", eq. 2.1.
+        InputError: fewer valid pixels than the plan asks for.
     """
-    if normalize not in ("zscore", "none"):
-        raise ValueError(f"normalize must be zscore or none, got {normalize!r}")
-    channels = volume.shape[0]
-    count, mean, square = (np.zeros(channels) for _ in range(3))
-    for _, _, slab in volume.slabs(slab_thickness(volume.shape)):
-        for channel in range(channels):
-            values = slab[channel].astype(np.float64).ravel()
-            values = values[np.isfinite(values)]
-            if values.size:
-                total, delta = count[channel] + values.size, values.mean() - mean[channel]
-                with np.errstate(over="ignore", invalid="ignore"):
-                    square[channel] += np.square(values - values.mean()).sum()
-                    square[channel] += delta**2 * count[channel] * values.size / total
-                mean[channel] += delta * values.size / total
-                count[channel] = total
-    voxels = int(np.prod(volume.shape[1:]))
-    _check_valid(count, square, voxels, volume)
-    if normalize == "none":
-        mean, square = np.zeros(channels), count
-    std = np.sqrt(square / count)
-    std[std <= _CONSTANT * np.abs(mean)] = 0
-    return Statistics(tuple(mean.tolist()), tuple(std.tolist()), tuple(count.astype(int).tolist()))
-
-
-def _check_valid(count: np.ndarray, square: np.ndarray, voxels: int, volume: Volume) -> None:
-    for channel, valid in enumerate(count):
-        if valid == 0 or valid < MIN_VALID * voxels:
-            what = f"{voxels - int(valid)} of {voxels} voxels of channel {channel} are NaN or infinite"
-            raise InputError(what, "cut the image to its valid part, or leave the case out", volume.path)
-        if not np.isfinite(square[channel]):
-            raise InputError(f"values of channel {channel} are too large (over 1e150)", "rescale it", volume.path)
-
-
-def slab_thickness(shape: tuple[int, ...]) -> int:
-    """Planes of a volume `(C, *spatial)` that fill a few megabytes."""
-    return max(1, _SLAB_VOXELS * shape[1] // int(np.prod(shape)))
+    validity, voxels = plan.reading.validity, int(np.prod(volume.shape[1:]))
+    fitted = fit(volume, plan.normalize, median=validity.fill == "median")
+    for channel, valid in enumerate(fitted.valid):
+        if valid < validity.least * voxels:
+            what = f"{voxels - valid} of {voxels} voxels of channel {channel} are invalid (NaN, infinite or masked)"
+            fix = f"cut the image to its valid part, leave it out, or lower data.validity.least ({validity.least:g})"
+            raise InputError(what, fix, volume.path)
+    return NormalizedVolume(volume, fitted, validity)
 
 
 class NormalizedVolume:
-    """A lazy view of a volume with normalised float32 values.
+    """A lazy view of a volume with normalised float32 values, `(C, *spatial)`.
 
-    NaN and infinite voxels give 0, and a constant channel gives zeros.
+    Args:
+        volume: the image, NaN or infinite where pixels do not count.
+        fitted: what normalises it.
+        validity: what stands at those pixels, and whether their map is one more channel.
 
     Example:
         >>> volume = Volume.from_array(np.arange(8.0).reshape(2, 2, 2), (1.0, 1.0, 1.0))
-        >>> NormalizedVolume(volume, statistics(volume))[:, 0:1].shape
+        >>> NormalizedVolume(volume, fit(volume, [ZScore()]))[:, 0:1].shape
         (1, 1, 2, 2)
     """
 
-    def __init__(self, volume: Volume, statistics: Statistics) -> None:
-        if len(statistics.mean) != volume.shape[0]:
-            raise ValueError(f"statistics are of {len(statistics.mean)} channels, the volume has {volume.shape[0]}")
-        self.volume, self.statistics = volume, statistics
-        self.shape, self.spacing, self.dtype = volume.shape, volume.spacing, np.dtype(np.float32)
-        self._mean = np.array(statistics.mean)
-        self._factor = np.array([1 / std if std > 0 else 0.0 for std in statistics.std])
+    def __init__(self, volume: Volume, fitted: Fitted, validity: ValidityConfig | None = None) -> None:
+        self.volume, self.fitted, self.validity = volume, fitted, validity or ValidityConfig()
+        self.shape = (volume.shape[0] + self.validity.channel, *volume.shape[1:])
+        self.spacing, self.dtype = volume.spacing, np.dtype(np.float32)
 
     def __getitem__(self, key: Key) -> np.ndarray:
-        values = self.volume[key]
-        return self.apply(values, full_key(key, self.shape)[0])
+        return self.read(key)[0]
 
-    def apply(self, values: np.ndarray, channel: int | slice = slice(None)) -> np.ndarray:
-        """Normalise voxels that were read already, `(C, ...)`, or those of one channel."""
-        mean, factor = np.atleast_1d(self._mean[channel]), np.atleast_1d(self._factor[channel])
-        planes = values if isinstance(channel, slice) else values[np.newaxis]
-        out = np.empty(planes.shape, np.float32)
-        with np.errstate(invalid="ignore", over="ignore"):
-            for index in np.ndindex(planes.shape[:2]):  # plane by plane, for the memory's sake
-                out[index] = (planes[index] - mean[index[0]]) * factor[index[0]]
-        if values.dtype.kind == "f":
-            out[~np.isfinite(planes)] = 0
-        return out.reshape(values.shape)
+    def read(self, key: Key) -> tuple[np.ndarray, np.ndarray | None]:
+        """Normalised voxels, and which of them are valid in all channels (bool); None where integers always are."""
+        first, *rest = full_key(key, self.shape)
+        spans = [span(index, size) for index, size in zip(rest, self.shape[1:], strict=True)]
+        where = tuple(slice(start, stop) for start, stop, _ in spans)
+        inner = tuple(index for _, _, index in spans)
+        values = self.volume[(slice(None), *where)]
+        valid = np.isfinite(values).all(0) if values.dtype.kind == "f" else None
+        out = self._filled(values, valid, where)
+        return out[(first, *inner)], None if valid is None else valid[inner]
+
+    def _filled(self, values: np.ndarray, valid: np.ndarray | None, where: tuple[slice, ...]) -> np.ndarray:
+        out = self.fitted.forward(values, where)
+        if valid is not None and not valid.all():
+            out = self.fitted.fill(out, self.validity.fill, where)
+        if not self.validity.channel:
+            return out
+        plane = np.ones(out.shape[1:], np.float32) if valid is None else valid.astype(np.float32)
+        return np.concatenate([out, plane[np.newaxis]])
 
     def slabs(self, thickness: int) -> Iterator[tuple[int, int, np.ndarray]]:
         """Read forward: yields `(z0, z1, slab)`, then verifies the file."""
@@ -140,13 +102,13 @@ class NormalizedVolume:
         self.volume.verify()
 
 
-def open_image(case: Case, plan: Plan) -> Volume:
-    """The image of a case with its channels `(C, *spatial)`.
+def open_image(case: Case, plan: Plan, planes_required: bool = True) -> Volume:
+    """The image of a case with its channels `(C, *spatial)`; see `Reading.open_case`.
 
     Raises:
         InputError: another number of channels or axes than the plan's.
     """
-    volume = stack([open_volume(path, plan.axes) for path in case.images])
+    volume = plan.reading.open_case(case, planes_required)
     check_image(volume, plan, case.id)
     return volume
 
@@ -160,8 +122,8 @@ def check_image(volume: Volume, plan: Plan, case: str | None = None) -> None:
     if volume.dims != plan.dims:
         what = f"{volume.dims} spatial axes, the model has {plan.dims}"
         raise InputError(what, f"give images of {plan.dims} axes, or set model.dims", volume.path, case)
-    if volume.shape[0] != len(plan.channels):
-        expected = f"{len(plan.channels)} channels [{', '.join(plan.channels)}]"
+    if volume.shape[0] != len(plan.image_channels):
+        expected = f"{len(plan.image_channels)} channels [{', '.join(plan.image_channels)}]"
         what = f"the model expects {expected}, here are {volume.shape[0]}"
         raise InputError(what, "give the same channels in the same order", volume.path, case)
 
@@ -175,6 +137,10 @@ def grid_fault(image: Volume, label: Volume) -> tuple[str, str] | None:
     offset = corner_offset(image, label)
     if not offset <= GEOMETRY_TOLERANCE:
         what = f"the corners of label and image lie {offset:.3g} voxels apart (allowed: {GEOMETRY_TOLERANCE:g})"
+        return what, "resample the label to the image's grid, or mend the header that is wrong"
+    offset = sky_offset(image, label)
+    if not offset <= WCS_TOLERANCE:
+        what = f"label and image lie {offset:.3g} pixels apart by their world coordinates (allowed: {WCS_TOLERANCE:g})"
         return what, "resample the label to the image's grid, or mend the header that is wrong"
     return None
 
@@ -207,21 +173,37 @@ def preprocess(case: Case, plan: Plan) -> tuple[np.ndarray, np.ndarray | None]:
     return image, label
 
 
+def foreground(case: Case, plan: Plan, channel: int) -> Iterator[np.ndarray]:
+    """The values of one channel, as in the file, in the voxels of all classes but the background; parts `(n,)`.
+
+    Raises:
+        DensepredError: as `preprocess`.
+    """
+    try:
+        with open_image(case, plan) as volume:
+            label = _read_label(case, plan, volume)
+            for start, stop, slab in volume.slabs(slab_thickness(volume.shape)):
+                yield slab[channel][label[start:stop] > 0]
+    except DensepredError as error:
+        raise error.of_case(case.id) from error
+
+
 def _read_image(volume: Volume, plan: Plan, label: np.ndarray | None) -> np.ndarray:
     """Normalised voxels; `label` is set to -1 where they are invalid."""
-    found = statistics(volume, plan.normalize)
-    normalized, voxels = NormalizedVolume(volume, found), int(np.prod(volume.shape[1:]))
-    image = np.empty(volume.shape, np.float32)
-    for start, stop, slab in volume.slabs(slab_thickness(volume.shape)):
-        image[:, start:stop] = normalized.apply(slab)
-        if label is not None and min(found.valid) < voxels:
-            label[start:stop][~np.isfinite(slab).all(0)] = IGNORE
+    source = normalized(volume, plan)
+    image = np.empty(source.shape, np.float32)
+    thickness = slab_thickness(volume.shape)
+    for start in range(0, volume.shape[1], thickness):
+        stop = min(start + thickness, volume.shape[1])
+        image[:, start:stop], valid = source.read((slice(None), slice(start, stop)))
+        if label is not None and valid is not None:
+            label[start:stop][~valid] = IGNORE
     return image
 
 
 def _read_label(case: Case, plan: Plan, image: Volume) -> np.ndarray:
     assert case.label is not None
-    with open_volume(case.label) as label:
+    with plan.reading.open_plane(case.label) as label:
         fault = grid_fault(image, label)
         if fault is not None:
             raise InputError(*fault, case.label, case.id)

@@ -1,12 +1,12 @@
 """Recipes: the schema of the YAML, and how it is read and checked. Knows nothing of torch."""
 
 from densepred.config.base import Section
+from densepred.config.data import ChannelConfig, DataConfig, ValidityConfig
 from densepred.config.loading import check, dump, load
 from densepred.config.model import ModelConfig
 from densepred.config.schema import (
     AugmentConfig,
     Config,
-    DataConfig,
     InferenceConfig,
     LossConfig,
     OptimizerConfig,
@@ -17,6 +17,7 @@ from densepred.config.schema import (
 
 __all__ = [
     "AugmentConfig",
+    "ChannelConfig",
     "Config",
     "DataConfig",
     "InferenceConfig",
@@ -27,6 +28,7 @@ __all__ = [
     "RandomConfig",
     "Section",
     "TrainingConfig",
+    "ValidityConfig",
     "check",
     "dump",
     "load",

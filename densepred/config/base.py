@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Axes = Literal["xyz", "xyzc", "yx", "yxc", "zyx", "cyx", "czyx"]
+Axes = Literal["xyz", "xyzc", "xyzt", "yx", "yxc", "zyx", "cyx", "czyx"]
 """The axes of a file: in NIfTI's own order (x first), in all others' as the array is stored (slowest first)."""
 Positive = Annotated[int, Field(gt=0)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]

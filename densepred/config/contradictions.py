@@ -32,6 +32,7 @@ def _of_data(data: DataConfig) -> Iterator[Rule]:
     beyond = isinstance(data.fold, int) and data.splits is None and data.fold >= data.folds
     yield beyond, "data.fold", f"fold {data.fold} of {data.folds}: the folds count from 0"
     yield not _is_regex(data.group), "data.group", "not a regular expression with one group, such as '(sub-\\d+)'"
+    yield from _of_validity(data)
     spacing = data.spacing if isinstance(data.spacing, tuple) else ()
     yield min(spacing, default=1) <= 0, "data.spacing", "spacings are greater than 0"
     first = next(iter(data.classes), 0)
@@ -40,6 +41,24 @@ def _of_data(data: DataConfig) -> Iterator[Rule]:
     yield bool(negative), "data.classes", f"label values are 0 or more, got {negative}"
     both = sorted(set(data.ignore) & set(data.classes))
     yield bool(both), "data.ignore", f"{both} cannot be both ignored and a class"
+
+
+def _of_validity(data: DataConfig) -> Iterator[Rule]:
+    validity = data.validity
+    channels = data.images.values() if isinstance(data.images, dict) else ()
+    chosen = {
+        "data.validity.bits": validity.bits,
+        "data.images": tuple(b for c in channels for b in getattr(c, "bits", ())),
+    }
+    for path, bits in chosen.items():
+        unknown = [bit for bit in bits if isinstance(bit, str) and bit not in validity.flags]
+        yield bool(unknown), path, f"{unknown} are no flags: name them in data.validity.flags, {{NAME: value}}"
+    useless = validity.mask is None and bool(validity.bits or validity.values)
+    yield useless, "data.validity", "bits and values are those of a mask: give data.validity.mask"
+    single = [name for name, value in validity.flags.items() if value < 1 or value & (value - 1)]
+    yield bool(single), "data.validity.flags", f"flags are powers of two (1, 2, 4 ...), not those of {single}"
+    for role, pattern in data.planes().items():
+        yield "{id}" not in pattern, f"data.validity.{role}", "the pattern needs {id}, the place of the image's id"
 
 
 def _of_axes(config: Config) -> Iterator[Rule]:

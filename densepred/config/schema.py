@@ -6,43 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from densepred.config.base import Axes, Device, Positive, Range, Section, Share
+from densepred.config.base import Device, Positive, Range, Section, Share
+from densepred.config.data import DataConfig
 from densepred.config.model import ModelConfig
-
-
-class DataConfig(Section):
-    """Which files make the cases, what their labels mean, and how they are brought to one form."""
-
-    root: str = "."
-    """Folder that the patterns and the list are relative to (itself relative to the current folder)."""
-    images: str | dict[str, str] | None = None
-    """Pattern of the images: `imagesTr/*.nii.gz`, `{id}/t1.nii.gz`; or a mapping name -> pattern, for channels."""
-    labels: str | None = None
-    """Pattern of the labels with `{id}`, such as `labelsTr/{id}.nii.gz`."""
-    dataset: str | None = None
-    """Instead of patterns: a Decathlon or nnU-Net `dataset.json`, or a CSV of id, image (or channels), label, group."""
-    axes: Axes | None = None
-    """Meaning of the files' axes where it is open: `xyzc` for 4D NIfTI with channels, `zyx` or `cyx` for FITS cubes."""
-    classes: Annotated[dict[int, str], Field(strict=False)] = Field(default_factory=dict)
-    """Label value in the files -> class name, background first. Gaps are allowed; equal names merge values."""
-    ignore: Annotated[tuple[int, ...], Field(strict=False)] = ()
-    """Label values that mark voxels without a truth: left out of loss and scores."""
-    spacing: Annotated[tuple[float, ...], Field(strict=False)] | Literal["median"] | None = None
-    """Voxel spacing to resample to, slowest axis first; `median` of the training cases; none keeps the grids."""
-    normalize: Literal["zscore", "none"] = "zscore"
-    """Intensities per case and channel: zero mean and unit variance over the valid voxels, or as they are."""
-    folds: Annotated[int, Field(ge=2)] = 5
-    """Number of cross-validation folds, made by group and seed."""
-    seed: int = 0
-    """Seed of the folds."""
-    fold: Annotated[int, Field(ge=0)] | Literal["all"] = 0
-    """The fold kept for validation; `all` trains on every case and validates on none."""
-    splits: str | None = None
-    """File with given folds instead (a list of {train: [ids], val: [ids]}), relative to root."""
-    group: str | None = None
-    """Regular expression on the case id; its one group names the subject, who never spans two folds."""
-    cache: str | None = None
-    """Folder of the preprocessed cases; by default `cache` in the run directory."""
 
 
 class PatchConfig(Section):
@@ -158,6 +124,10 @@ class InferenceConfig(Section):
     """auto takes bfloat16 where the hardware computes in it; sums are float32 always."""
     device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
+    outputs: Annotated[tuple[Literal["labels", "probabilities"], ...], Field(strict=False, min_length=1)] = ("labels",)
+    """What is written: label maps, and the probabilities of the classes (in a folder `probabilities`)."""
+    planes: Literal["required", "optional"] = "required"
+    """Data-quality and weight planes, if the model was trained with them; without them every finite pixel counts."""
 
 
 class Config(Section):

@@ -18,7 +18,8 @@ from densepred.evaluation.scores import CaseResult, Failure, Scores
 from densepred.files import writable_folder
 
 MEANING_FILE = "labels.json"
-"""A file beside predictions: {"classes": {value: name}, "merged": {value: value it counts as}, "ignore": [values]}."""
+"""A file beside predictions: {"classes": {value: name}, "merged": {value: value it counts as}, "ignore": [values],
+"invalid": the value of pixels that were not predicted, "axes": what the files' axes hold}; the last two if needed."""
 FAILURES_FILE = "failures.tsv"
 """A file beside predictions with a row per case that could not be predicted."""
 _SHOWN = 5
@@ -29,6 +30,8 @@ class _Meaning:
     classes: dict[int, str] = field(default_factory=dict)
     merged: dict[int, int] = field(default_factory=dict)
     ignore: tuple[int, ...] = ()
+    invalid: int | None = None
+    axes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class _Counted:
     prediction: Path
     pairs: Pairs
     voxel_volume: float
+    unpredicted: int
 
 
 def evaluate(
@@ -46,13 +50,14 @@ def evaluate(
     out: str | Path | None = None,
     classes: Mapping[int, str] | None = None,
     ignore: Collection[int] = (),
+    axes: str | None = None,
 ) -> Scores:
     """Score predicted label maps, case by case and over the set.
 
     A prediction belongs to the label of the same name (suffix apart). Both are read slab by slab and once. A case that
     cannot be scored (another grid, a damaged file, a prediction that failed by the predictions' own `failures.tsv`) is
-    listed in `failures` and the others go on. Other labels without a prediction are counted in `unpredicted`: scoring a
-    part of a labelled set is usual.
+    listed in `failures` and the others go on. Voxels that a prediction marks as invalid are not scored, but counted.
+    Other labels without a prediction are counted in `unpredicted`: scoring a part of a labelled set is usual.
 
     Args:
         predictions: a folder, files, or ids with their files. A `labels.json` in the folder, as `densepred predict`
@@ -61,6 +66,7 @@ def evaluate(
         out: where to write scores.csv, scores.json and failures.tsv; nothing is written without it.
         classes: label value -> name; a file with another value fails. By default all values found are classes.
         ignore: values of the truth that mean "not known": their voxels are not scored.
+        axes: what the axes of the label files hold, where that is open ("zyx" for FITS cubes).
 
     Raises:
         InputError: a folder is missing or cannot be written to, two files have one id, or `labels.json` cannot be read.
@@ -75,9 +81,8 @@ def evaluate(
         writable_folder(out)
     predicted, truths = find_files(predictions, "predictions"), find_files(labels, "labels")
     meaning = _meaning_beside(predictions)
-    names = dict(classes) if classes is not None else meaning.classes
-    ignore = {*ignore, *meaning.ignore}
-    allowed = None if classes is None else names
+    axes, ignore = axes or meaning.axes, {*ignore, *meaning.ignore}
+    names, allowed = (meaning.classes, None) if classes is None else (dict(classes), dict(classes))
     counted: list[_Counted] = []
     failures = _failed_before(predictions, truths)
     unpredicted = sorted(truths.keys() - predicted.keys() - {failure.case for failure in failures})
@@ -85,38 +90,54 @@ def evaluate(
         if case not in predicted:
             continue
         try:
-            counted.append(_count_case(case, truth, predicted[case], allowed, ignore, meaning.merged))
+            found = count_pairs(truth, predicted[case], ignore, meaning.invalid, axes)
+            counted.append(_meant(case, truth, predicted[case], found, allowed, meaning))
         except (DensepredError, OSError) as error:
             failures.append(_failure(case, truth, error))
-    values = {0, *names, *(value for result in counted for pair in result.pairs for value in pair)}
-    known = {value: names.get(value, "background" if value == 0 else str(value)) for value in sorted(values)}
-    if len(set(known.values())) < len(known):
-        raise InputError(f"two label values have one name: {known}", "name each class differently")
+    known = _names({value for result in counted for pair in result.pairs for value in pair}, names)
     results = [
-        CaseResult(of.case, of.truth, of.prediction, _matrix(of.pairs, list(known)), of.voxel_volume) for of in counted
+        CaseResult(of.case, of.truth, of.prediction, _matrix(of.pairs, list(known)), of.voxel_volume, of.unpredicted)
+        for of in counted
     ]
-    scores = Scores(known, results, failures, sorted(predicted.keys() - truths.keys()), unpredicted)
+    scores = Scores(known, results, failures, sorted(predicted.keys() - truths.keys()), unpredicted, axes)
     if out is not None:
         scores.save(out)
     return scores
 
 
-def _count_case(
+def _names(values: set[int], names: Mapping[int, str]) -> dict[int, str]:
+    """Names of all values, in rising order: the background and those without one get their own.
+
+    Raises:
+        InputError: two values have one name.
+    """
+    every = sorted({0, *names, *values})
+    known = {value: names.get(value, "background" if value == 0 else str(value)) for value in every}
+    if len(set(known.values())) < len(known):
+        raise InputError(f"two label values have one name: {known}", "name each class differently")
+    return known
+
+
+def _meant(
     case: str,
     truth: Path,
     prediction: Path,
+    found: tuple[Pairs, float],
     allowed: Mapping[int, str] | None,
-    ignore: Collection[int],
-    merged: Mapping[int, int],
+    meaning: _Meaning,
 ) -> _Counted:
-    found, voxel_volume = count_pairs(truth, prediction, ignore)
+    """The counts with merged values joined, and without the voxels that were not predicted."""
     pairs: Pairs = Counter()
-    for (expected, got), count in found.items():
-        pairs[merged.get(expected, expected), merged.get(got, got)] += count
+    unpredicted = 0
+    for (expected, got), count in found[0].items():
+        if got == meaning.invalid:
+            unpredicted += count
+        else:
+            pairs[meaning.merged.get(expected, expected), meaning.merged.get(got, got)] += count
     if allowed is not None:
         for side, path in enumerate((truth, prediction)):
             _check_values(sorted({pair[side] for pair in pairs} - {0, *allowed}), list(allowed), path)
-    return _Counted(case, truth, prediction, pairs, voxel_volume)
+    return _Counted(case, truth, prediction, pairs, found[1], unpredicted)
 
 
 def _check_values(unknown: list[int], allowed: list[int], path: Path) -> None:
@@ -143,7 +164,9 @@ def _meaning_beside(predictions: Files) -> _Meaning:
         content = json.loads(path.read_text(encoding="utf-8"))
         names = {int(value): str(name) for value, name in content["classes"].items()}
         merged = {int(value): int(other) for value, other in content.get("merged", {}).items()}
-        return _Meaning(names, merged, tuple(int(value) for value in content.get("ignore", ())))
+        ignore, invalid, axes = content.get("ignore", ()), content.get("invalid"), content.get("axes")
+        invalid = None if invalid is None else int(invalid)
+        return _Meaning(names, merged, tuple(int(value) for value in ignore), invalid, axes)
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         fix = 'write {"classes": {"1": "name", ...}}'
         raise InputError(f"does not say what the values mean ({error})", fix, path) from error

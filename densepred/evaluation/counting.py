@@ -21,13 +21,21 @@ ROUNDING = 1e-3
 _SLAB_VOXELS = 1 << 20
 
 
-def count_pairs(truth: Path, prediction: Path, ignore: Collection[int] = ()) -> tuple[Pairs, float]:
+def count_pairs(
+    truth: Path,
+    prediction: Path,
+    ignore: Collection[int] = (),
+    invalid: int | None = None,
+    axes: str | None = None,
+) -> tuple[Pairs, float]:
     """Count the voxels of every pair (true value, predicted value); memory does not depend on the depth.
 
     Args:
         truth: the label file.
         prediction: the predicted labels on the same grid.
         ignore: voxels whose truth has one of these values are not counted; a prediction of one counts as background.
+        invalid: a predicted value that keeps its own place in the counts all the same.
+        axes: what the axes of both files hold, where that is open.
 
     Returns:
         the counts, and the size of a voxel in the spacing's unit to the third (mm3).
@@ -35,12 +43,12 @@ def count_pairs(truth: Path, prediction: Path, ignore: Collection[int] = ()) -> 
     Raises:
         InputError: the grids differ, the values are not labels, or a file is damaged.
     """
-    with open_volume(truth) as expected, open_volume(prediction) as got:
+    with open_volume(truth, axes) as expected, open_volume(prediction, axes) as got:
         _check_grids(expected, got, prediction)
         thickness = max(1, _SLAB_VOXELS // int(np.prod(expected.shape[2:])))
         pairs: Pairs = Counter()
         for (_, _, ours), (_, _, theirs) in zip(expected.slabs(thickness), got.slabs(thickness), strict=True):
-            pairs.update(_count(_integers(ours, truth), _integers(theirs, prediction), ignore))
+            pairs.update(_count(_integers(ours, truth), _integers(theirs, prediction), ignore, invalid))
         _check_classes(len({value for pair in pairs for value in pair}))
         return pairs, float(np.prod(expected.spacing))
 
@@ -79,12 +87,12 @@ def _check_classes(count: int) -> None:
         raise InputError(what, "give label maps of classes")
 
 
-def _count(truth: np.ndarray, prediction: np.ndarray, ignore: Collection[int]) -> Pairs:
+def _count(truth: np.ndarray, prediction: np.ndarray, ignore: Collection[int], invalid: int | None) -> Pairs:
     """Count the pairs of two int64 arrays of one shape."""
     if ignore:
         known = ~np.isin(truth, list(ignore))
         truth, prediction = truth[known], prediction[known]
-        prediction = np.where(np.isin(prediction, list(ignore)), 0, prediction)
+        prediction = np.where(np.isin(prediction, list({*ignore} - {invalid})), 0, prediction)
     if not truth.size:
         return Counter()
     low, high = min(truth.min(), prediction.min()), max(truth.max(), prediction.max())

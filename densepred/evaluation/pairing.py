@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-from densepred.cases.patterns import id_of, match
+from densepred.cases.patterns import id_of, is_store, match
 from densepred.errors import InputError, NothingDoneError
 from densepred.volumes import FORMATS
 
@@ -50,11 +50,12 @@ def find_files(files: Files, what: str) -> dict[str, Path]:
 
 def _listed(folder: Path, what: str) -> list[Path]:
     """The volumes of a folder, without hidden and unfinished files; a file stands for itself."""
-    if folder.is_file():
+    if folder.is_file() or is_store(folder):
         return [folder]
     if not folder.is_dir():
         raise InputError(f"no such folder of {what}", "check the path", folder)
-    names = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    names = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    names = [path for path in names if path.is_file() or is_store(path)]
     volumes = [path for path in names if path.name.lower().endswith(tuple(FORMATS))]
     if not volumes:
         kinds = Counter(path.suffix or "other" for path in names).most_common(3)

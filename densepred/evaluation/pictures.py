@@ -52,7 +52,7 @@ def case_figure(scores: Scores, result: CaseResult, kind: str, image: Path | Non
     """One case: slices through the largest areas of the truth, and a legend with the Dice of each class."""
     foreground = [value for value in scores.classes if value != 0]
     colors = {value: color_of(index) for index, value in enumerate(foreground)}
-    planes = read_planes(result.truth, result.prediction, image, foreground)
+    planes = read_planes(result.truth, result.prediction, image, foreground, scores.axes)
     shapes = [min(width / height, _WIDEST) for height, width in (plane.size for plane in planes)]
     figure = new_figure(max(6.0, _PANEL_HEIGHT * sum(shapes) + 0.5), _PANEL_HEIGHT + _FRAME_HEIGHT)
     for axes, plane in zip(figure.subplots(1, len(planes), squeeze=False, width_ratios=shapes)[0], planes, strict=True):

@@ -42,19 +42,21 @@ class Plane:
         return self.truth.shape[0] * self.pixel[0], self.truth.shape[1] * self.pixel[1]
 
 
-def read_planes(truth: Path, prediction: Path, image: Path | None, values: Sequence[int]) -> list[Plane]:
+def read_planes(
+    truth: Path, prediction: Path, image: Path | None, values: Sequence[int], axes: str | None = None
+) -> list[Plane]:
     """One slice across each axis, where the truth (or else the prediction) has most voxels of `values`.
 
     The files are read slab by slab. An image that is missing, damaged or of another shape is drawn black.
     """
-    with open_volume(truth) as true, open_volume(prediction) as predicted:
+    with open_volume(truth, axes) as true, open_volume(prediction, axes) as predicted:
         areas = [_areas(true, values), _areas(predicted, values)]
         shown = areas[0] if areas[0][0].any() else areas[1]
         at = [int(area.argmax()) if area.any() else len(area) // 2 for area in shown]
         box = [_span(ours + theirs) for ours, theirs in zip(*areas, strict=True)]
         labels = list(zip(_slices(true, at), _slices(predicted, at), strict=True))
         shape, spacing, codes = true.shape[1:], true.spacing, _codes(true)
-    images = _image_slices(image, shape, at) or [np.zeros(ours.shape) for ours, _ in labels]
+    images = _image_slices(image, shape, at, axes) or [np.zeros(ours.shape) for ours, _ in labels]
     planes = []
     for axis, (ours, theirs) in enumerate(labels):
         rows, columns = (other for other in range(len(shape)) if len(shape) == 2 or other != axis)
@@ -99,11 +101,13 @@ def _slices(volume: Volume, at: Sequence[int]) -> list[np.ndarray]:
     return [parts[0][0], np.concatenate(parts[1]), np.concatenate(parts[2])]
 
 
-def _image_slices(path: Path | None, shape: tuple[int, ...], at: Sequence[int]) -> list[np.ndarray] | None:
+def _image_slices(
+    path: Path | None, shape: tuple[int, ...], at: Sequence[int], axes: str | None
+) -> list[np.ndarray] | None:
     if path is None:
         return None
     try:
-        with open_volume(path) as image:
+        with open_volume(path, axes) as image:
             return _slices(image, at) if image.shape[1:] == shape else None
     except DensepredError:
         return None

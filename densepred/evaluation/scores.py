@@ -33,6 +33,7 @@ class CaseResult:
         prediction: the predicted labels.
         confusion: (K, K) int64 in the order of `Scores.classes`, truth in rows.
         voxel_volume: mm3 of a voxel, or whatever the spacing's unit gives.
+        unpredicted: voxels that were left out because the prediction marks them as invalid.
     """
 
     case: str
@@ -40,6 +41,7 @@ class CaseResult:
     prediction: Path
     confusion: np.ndarray
     voxel_volume: float
+    unpredicted: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Scores:
         failures: what could not be scored.
         unlabelled: ids of predictions that have no label.
         unpredicted: ids of labels that have no prediction.
+        axes: what the axes of the files hold, where that was open.
     """
 
     classes: Mapping[int, str]
@@ -71,6 +74,7 @@ class Scores:
     failures: Sequence[Failure] = ()
     unlabelled: Sequence[str] = field(default=())
     unpredicted: Sequence[str] = field(default=())
+    axes: str | None = None
 
     @cached_property
     def cases(self) -> list[dict[str, Any]]:
@@ -160,6 +164,7 @@ class Scores:
                 "failures": [vars(failure) for failure in self.failures],
                 "predictions_without_label": list(self.unlabelled),
                 "labels_without_prediction": list(self.unpredicted),
+                "unpredicted_voxels": {result.case: result.unpredicted for result in self.results},
             }
         )
 

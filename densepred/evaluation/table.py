@@ -50,6 +50,9 @@ def _caption(scores: Scores) -> str:
         notes.append(f"{len(scores.unlabelled)} predictions have no label")
     if scores.unpredicted:
         notes.append(f"{len(scores.unpredicted)} labels have no prediction")
+    invalid = sum(result.unpredicted for result in scores.results)
+    if invalid:
+        notes.append(f"{invalid} voxels marked as invalid were not scored")
     empty = sum(metrics["dice"]["n_nan"] for metrics in scores.summary.values())
     if empty:
         notes.append(f"{empty:.0f} times a class was in neither truth nor prediction: no score")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +18,25 @@ from torch import Tensor, nn
 
 from densepred import config as configuration
 from densepred.cases.case import Case
+from densepred.cases.patterns import id_of
 from densepred.cases.plan import Plan
-from densepred.cases.preprocess import NormalizedVolume, Statistics, check_image, open_image, statistics
+from densepred.cases.preprocess import NormalizedVolume, check_image, normalized, open_image
 from densepred.cases.resample import resample, resampled_shape
 from densepred.config import Config
 from densepred.device import pick_device, pick_precision
 from densepred.errors import InputError, UnsafeError
 from densepred.files import sha256
+from densepred.inference.outputs import Outputs, Predicted, label_type, labels_of
 from densepred.inference.resample import resample_slabs
 from densepred.inference.sliding_window import Progress, SlidingWindowInferer
 from densepred.models.build import build
 from densepred.models.dense import Model
 from densepred.models.layers import to_channels_last
 from densepred.models.weights import Pretraining
-from densepred.volumes import Volume, label_dtype, open_volume, open_writer
+from densepred.volumes import Provenance, Volume
 
 WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
 PRETRAINING = "pretraining.json"
-LabelSlab = tuple[int, int, NDArray[Any]]
 _LOG = logging.getLogger(__name__)
 
 
@@ -72,7 +75,7 @@ def load(run: str | Path, overrides: Sequence[str] = (), weights: str = "last") 
     load_weights(model, read_weights(path), path)
     if (folder / PRETRAINING).is_file():
         model.get_submodule("encoder").pretraining = _pretraining(folder / PRETRAINING)  # type: ignore[assignment]
-    return Predictor(model, config, plan, sha256(path))
+    return Predictor(model, config, plan, sha256(path), folder.resolve().name)
 
 
 def _pretraining(path: Path) -> Pretraining:
@@ -137,10 +140,11 @@ class Predictor:
         config: the recipe; its `inference` section is used.
         plan: normalisation, spacing, classes and channels fixed in training.
         weights_hash: SHA-256 of the weights' file, for the records.
+        name: of the model, for the records.
     """
 
-    def __init__(self, model: Model, config: Config, plan: Plan, weights_hash: str) -> None:
-        self.config, self.plan, self.weights_hash = config, plan, weights_hash
+    def __init__(self, model: Model, config: Config, plan: Plan, weights_hash: str, name: str = "") -> None:
+        self.config, self.plan, self.weights_hash, self.name = config, plan, weights_hash, name
         settings = config.inference
         self.device = pick_device(settings.device)
         precision = pick_precision(settings.precision, self.device)
@@ -154,55 +158,70 @@ class Predictor:
             precision=str(precision).removeprefix("torch."),
             mirror_axes=settings.mirror,
         )
-        self.table = np.array(plan.values, dtype=label_dtype(max(plan.values)))
+
+    @cached_property
+    def config_hash(self) -> str:
+        """SHA-256 of what, besides the weights, decides on the values of a result."""
+        settings = self.config.inference.model_dump(mode="json", exclude={"device", "outputs"})
+        parts = [settings, self.config.model.model_dump(mode="json"), self.plan.model_dump(mode="json")]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def predict(self, source: str | Path | Volume | NDArray[Any], spacing: Sequence[float] | None = None) -> Volume:
         """Segment one image.
 
         Args:
-            source: a file, a Volume, or an array (C, *spatial) or *spatial.
+            source: a file, a Volume, or an array (C, *spatial) or *spatial; invalid pixels are NaN.
             spacing: voxel spacing of an array, slowest axis first; 1 by default.
 
         Returns:
             A Volume (1, *spatial) of label values (as in the training labels), on the input's grid.
         """
         if isinstance(source, str | Path):
-            with open_volume(source, self.plan.axes) as volume:
+            with self._open(Case(id_of(source), (Path(source),))) as volume:
                 return volume.like(self._whole(volume))
         if isinstance(source, np.ndarray):
             source = Volume.from_array(source, tuple(spacing) if spacing else (1.0,) * self.plan.dims)
         return source.like(self._whole(source))
 
-    def predict_file(self, case: Case, out: Path, progress: Progress | None = None) -> None:
-        """Segment one case from its files to a file, slab by slab; `out` appears whole or not at all.
+    def predict_file(self, case: Case, paths: Mapping[str, Path], progress: Progress | None = None) -> None:
+        """Predict one case from its files to files, slab by slab; each appears whole or not at all.
 
         Args:
-            case: its image files.
-            out: the label map.
+            case: its images and planes.
+            paths: "labels", "probabilities" -> the file for them.
             progress: called with windows done and all windows.
         """
-        with (
-            open_image(case, self.plan) as volume,
-            open_writer(out, volume, self.table.dtype, labels=True) as writer,
-        ):
-            for _, _, labels in self.stream(volume, progress):
-                writer.write(labels[None])
+        with self._open(case) as volume, Outputs(paths, volume, self.plan, self.made(case)) as outputs:
+            for planes in self.stream(volume, progress):
+                outputs.write(planes)
 
-    def stream(self, volume: Volume, progress: Progress | None = None) -> Iterator[LabelSlab]:
-        """Yield (z0, z1, labels (z1 - z0, *rest)), each slab as soon as it is final.
+    def _open(self, case: Case) -> Volume:
+        return open_image(case, self.plan, self.config.inference.planes == "required")
 
-        The volume is read twice, forward: once for its statistics (and its checksum), once for the windows. Voxels that
-        are NaN or infinite in any channel are labelled background.
+    def made(self, case: Case) -> Provenance:
+        """How the result of a case comes about."""
+        names, settings = " ".join(path.name for path in case.inputs), self.config.inference
+        return Provenance(
+            model=self.name,
+            model_sha=self.weights_hash,
+            config_sha=self.config_hash,
+            source=names,
+            window="x".join(map(str, settings.window or self.config.patch.size)),
+            overlap=settings.overlap,
+            device=self.device.type,
+            command=f"predict {self.name} {names}",
+        )
+
+    def stream(self, volume: Volume, progress: Progress | None = None) -> Iterator[Predicted]:
+        """Yield finished planes as soon as no later window can change them.
+
+        The volume is read forward: for what normalisation needs (and its checksum), then for the windows.
 
         Raises:
-            InputError: dimensions or channels other than the model's, or a damaged file.
+            InputError: dimensions or channels other than the model's, too few valid pixels, or a damaged file.
         """
         check_image(volume, self.plan)
-        known = statistics(volume, self.plan.normalize)
-        invalid = int(np.prod(volume.shape[1:])) - min(known.valid)
-        if invalid:
-            _LOG.warning("%s: %d voxels are NaN or infinite: labelled background", volume.path or "image", invalid)
-        source = _Screened(volume, known)
+        source = _Screened(normalized(volume, self.plan))
         shape = tuple(volume.shape[1:])
         target = resampled_shape(shape, volume.spacing, self.plan.spacing) if self.plan.spacing else shape
         if target == shape:
@@ -211,38 +230,43 @@ class Predictor:
             moved = resample(source[:, :], target)
             slabs = resample_slabs(self.inferer.stream(self.model, moved, progress), target, shape)
         for start, stop, logits in slabs:
-            labels = self.table[logits.max(0).indices.cpu().numpy()]
-            del logits
-            yield start, stop, source.blank(start, labels, self.table[0])
+            yield Predicted(start, stop, logits, source.invalid(start, stop))
+        if source.count:
+            name, value = volume.path or "image", self.plan.invalid
+            _LOG.warning("%s: %d pixels do not count (NaN, infinite or masked): labelled %d", name, source.count, value)
 
     def _whole(self, volume: Volume) -> NDArray[Any]:
-        labels = np.empty((1, *volume.shape[1:]), self.table.dtype)
-        for start, stop, slab in self.stream(volume):
-            labels[0, start:stop] = slab
+        labels = np.empty((1, *volume.shape[1:]), label_type(self.plan))
+        for planes in self.stream(volume):
+            labels[:, planes.start : planes.stop] = labels_of(planes, self.plan)
         return labels
 
 
-class _Screened(NormalizedVolume):
-    """A normalised volume that remembers, until they are blanked, the invalid voxels of the planes it has read."""
+class _Screened:
+    """A normalised volume that remembers the invalid pixels of the planes it has read until they are asked for."""
 
-    def __init__(self, volume: Volume, known: Statistics) -> None:
-        super().__init__(volume, known)
-        self.invalid: dict[int, NDArray[np.bool_]] = {}
+    def __init__(self, source: NormalizedVolume) -> None:
+        self.source, self.shape, self.count = source, source.shape, 0
+        self._planes: dict[int, NDArray[np.bool_]] = {}
 
     def __getitem__(self, key: Any) -> NDArray[np.float32]:
         """Planes `[:, z0:z1]`, read forward."""
-        values = self.volume[key]
-        if values.dtype.kind == "f":
-            bad = ~np.isfinite(values).all(0)
-            self.invalid |= {(key[1].start or 0) + z: plane for z, plane in enumerate(bad) if plane.any()}
-        return self.apply(values)
+        values, valid = self.source.read(key)
+        if valid is not None:
+            start = key[1].start or 0
+            self._planes |= {start + z: ~plane for z, plane in enumerate(valid) if not plane.all()}
+        return values
 
-    def blank(self, start: int, labels: NDArray[Any], background: Any) -> NDArray[Any]:
-        """Labels (n, *rest) of the planes from `start`, with background at the invalid voxels."""
-        for z in range(start, start + len(labels)):
-            if z in self.invalid:
-                labels[z - start][self.invalid.pop(z)] = background
-        return labels
+    def invalid(self, start: int, stop: int) -> NDArray[np.bool_] | None:
+        """Bool (n, *rest) of planes that were read; None where all pixels are valid."""
+        found = {z: self._planes.pop(z) for z in range(start, stop) if z in self._planes}
+        if not found:
+            return None
+        out = np.zeros((stop - start, *self.shape[2:]), bool)
+        for z, plane in found.items():
+            out[z - start] = plane
+        self.count += int(out.sum())
+        return out
 
 
 __all__ = ["Predictor", "load", "load_weights", "read_weights"]

@@ -2,14 +2,16 @@
 
 A format is a module with two functions: `read(path, axes, part) -> Volume` and
 `open_writer(path, like, dtype, channels, labels)`, a context manager giving a `SlabWriter`. `part` is what stands in
-brackets behind the path: `mosaic.fits[SCI,2]`, `cells.h5[raw]`.
+brackets behind the path: `mosaic.fits[SCI,2]`, `cells.h5[raw]`. One with `CHECKSUMS` also reads with a `checksum`; one
+with `RECORDS` also writes a `record`.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,16 +20,28 @@ import numpy as np
 
 from densepred.errors import InputError
 from densepred.volumes.channels import stack
+from densepred.volumes.members import MembersWriter, members, open_members, open_members_writer
+from densepred.volumes.record import Provenance, Record
+from densepred.volumes.validity import Flags, flag_plane, masked
 from densepred.volumes.volume import GEOMETRY_TOLERANCE, SlabWriter, Volume, corner_offset, label_dtype
 
 __all__ = [
     "FORMATS",
     "GEOMETRY_TOLERANCE",
+    "Flags",
+    "MembersWriter",
+    "Provenance",
+    "Record",
     "SlabWriter",
     "Volume",
     "corner_offset",
+    "flag_plane",
     "label_dtype",
     "labels_suffix",
+    "masked",
+    "members",
+    "open_members",
+    "open_members_writer",
     "open_volume",
     "open_writer",
     "split_part",
@@ -67,7 +81,15 @@ FORMATS = {
     ".ome.zarr": "densepred.volumes.zarr_store",
 }
 """Suffix -> module; a module is imported when a file of its format is opened."""
-_LABELS = {"fits": ".fits.fz", "tiff": ".tif", "image": ".png", "npy": ".npy", "hdf5": ".h5", "itk": ".nrrd"}
+_LABELS = {
+    "fits": ".fits.fz",
+    "tiff": ".tif",
+    "image": ".png",
+    "npy": ".npy",
+    "hdf5": ".h5",
+    "itk": ".nrrd",
+    "zarr_store": ".zarr",
+}
 """Format -> the suffix of its losslessly compressed files; NIfTI stands in for the others."""
 
 
@@ -100,8 +122,10 @@ def labels_suffix(path: str | Path) -> str:
         >>> labels_suffix("mosaic.fits[SCI]"), labels_suffix("scan.nii")
         ('.fits.fz', '.nii.gz')
     """
-    module = FORMATS[suffix_of(split_part(path)[0])]
-    return _LABELS.get(module.rpartition(".")[2], ".nii.gz")
+    path, _ = split_part(path)
+    if path.is_dir() and not path.name.lower().endswith(tuple(FORMATS)):  # the slices of a series
+        return ".nii.gz"
+    return _LABELS.get(FORMATS[suffix_of(path)].rpartition(".")[2], ".nii.gz")
 
 
 def split_part(path: str | Path) -> tuple[Path, str | None]:
@@ -117,12 +141,14 @@ def split_part(path: str | Path) -> tuple[Path, str | None]:
     return Path(found[1]), found[2]
 
 
-def open_volume(path: str | Path, axes: str | None = None) -> Volume:
+def open_volume(path: str | Path, axes: str | None = None, checksum: str = "verify") -> Volume:
     """Open an image file; voxels are read when they are asked for.
 
     Args:
         path: the file; in brackets behind it which of its images, where it holds several.
-        axes: what its axes hold, where that is not plain; "xyzc" for a NIfTI file with channels along its fourth axis.
+        axes: what its axes hold, where that is not plain; for a NIfTI file "xyzc" if its fourth axis holds channels,
+            "xyzt" if it holds times, of which the part in brackets chooses one.
+        checksum: of FITS, whose checksums may be missing: "verify" those there are, "ignore" or "require" them.
 
     Returns:
         A `Volume` of `(C, *spatial)`, `spatial` = (Z, Y, X) or (Y, X).
@@ -131,9 +157,23 @@ def open_volume(path: str | Path, axes: str | None = None) -> Volume:
         InputError: the file is missing, unreadable, of an unknown type, truncated, or its header makes no sense.
     """
     path, part = split_part(path)
-    try:
+    with reading(path):
         path.stat()
-        return _format(path).read(path, axes, part)
+        module = _format(path)
+        asked = {} if checksum == "verify" or not hasattr(module, "CHECKSUMS") else {"checksum": checksum}
+        volume: Volume = module.read(path, axes, part, **asked)
+        return volume
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn the system's errors into ours.
+
+    Raises:
+        InputError: the file is missing or cannot be read.
+    """
+    try:
+        yield
     except FileNotFoundError:
         raise InputError("no such file", "check the path", path) from None
     except OSError as error:
@@ -141,7 +181,12 @@ def open_volume(path: str | Path, axes: str | None = None) -> Volume:
 
 
 def open_writer(
-    path: str | Path, like: Volume, dtype: Any, channels: int = 1, labels: bool = False
+    path: str | Path,
+    like: Volume,
+    dtype: Any,
+    channels: int = 1,
+    labels: bool = False,
+    record: Record | None = None,
 ) -> AbstractContextManager[SlabWriter]:
     """Write a file on the grid of `like` slab by slab: whole under its name, or not there at all.
 
@@ -151,6 +196,7 @@ def open_writer(
         dtype: of the values; `writer.dtype` is what is stored for it.
         channels: how many of them.
         labels: the values are classes.
+        record: what the values are and how they came about, kept as far as the format has room for it.
 
     Raises:
         InputError: the suffix is unknown, or there is no such folder.
@@ -166,7 +212,11 @@ def open_writer(
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent}", "make it first", path)
     if part is None:
-        return module.open_writer(path, like, np.dtype(dtype), channels, labels)
+        told = {"record": record} if hasattr(module, "RECORDS") else {}
+        writer: AbstractContextManager[SlabWriter] = module.open_writer(
+            path, like, np.dtype(dtype), channels, labels, **told
+        )
+        return writer
     if not hasattr(module, "open_part_writer"):
         raise InputError(f"into a {suffix_of(path)} no part [{part}] is written", "leave the brackets out", path)
     return module.open_part_writer(path, part, like, np.dtype(dtype), channels, labels)

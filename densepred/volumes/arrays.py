@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -13,6 +14,8 @@ from densepred.volumes.volume import Key, Volume, check_memory, full_key, spacin
 
 AXES = ("yx", "cyx", "yxc", "zyx", "czyx", "zcyx", "zyxc")
 """How stored axes may be declared, slowest first: c channels, z planes, y rows, x columns."""
+_FLOAT32_EXACT = 1 << 24
+"""Integers up to here are exact in float32."""
 _FEW, _MANY = 4, 16  # an axis of at most 4 beside axes of at least 16 may hold channels
 _MICROMETRES = {"um": 1.0, "micron": 1.0, "mm": 1e3, "meter": 1e6}
 
@@ -192,6 +195,22 @@ def stored_dtype(dtype: np.dtype, labels: bool) -> np.dtype:
     return dtype.newbyteorder("=")
 
 
+def scaled_dtype(stored: np.dtype, scale: float, zero: float) -> np.dtype:
+    """The type of `scale * stored + zero`: float32 where its steps are as fine as those stored, else float64.
+
+    Example:
+        >>> scaled_dtype(np.dtype("i2"), 0.5, -1024.0), scaled_dtype(np.dtype("i4"), 0.5, 0.0)
+        (dtype('float32'), dtype('float64'))
+    """
+    if stored.kind == "f":
+        wide = stored.itemsize == 8 or abs(zero) > _FLOAT32_EXACT
+        return np.dtype(np.float64 if wide else np.float32)
+    limits = np.iinfo(stored)
+    largest = max(abs(scale * limits.min + zero), abs(scale * limits.max + zero))
+    wide = largest > _FLOAT32_EXACT * abs(scale) or abs(zero) > _FLOAT32_EXACT
+    return np.dtype(np.float64 if wide else np.float32)
+
+
 def check_slab(slab: np.ndarray, shape: tuple[int, ...], written: int) -> None:
     """Is `slab`, `(C, n, *rest)`, the next planes of a file of `shape` that has `written` of them?
 
@@ -264,20 +283,26 @@ class SlabSink:
         if self._written != self.shape[1]:
             raise ValueError(f"all {self.shape[1]} planes must be written, got {self._written}")
 
-    def compare(self, volume: Volume) -> None:
+    def compare(self, opened: Callable[[], Volume]) -> None:
         """Read back what was written.
 
+        Args:
+            opened: opens it.
+
         Raises:
-            ResourceError: it differs.
+            ResourceError: it differs, or cannot be read.
         """
-        crc = [0] * self.shape[0]
-        with volume:
-            if volume.shape == self.shape and volume.dtype == self.dtype:
-                rows = max(1, (1 << 24) * self.shape[1] // (int(np.prod(self.shape, dtype=np.int64))))
-                for *_, slab in volume.slabs(rows):
-                    self._add(crc, slab)
-            if crc != self._crc:
-                raise ResourceError("the file does not read back as it was written", "check the disk", volume.path)
+        what, crc = "the file does not read back as it was written", [0] * self.shape[0]
+        try:
+            with opened() as volume:
+                if volume.shape == self.shape and volume.dtype == self.dtype:
+                    rows = max(1, (1 << 24) * self.shape[1] // (int(np.prod(self.shape, dtype=np.int64))))
+                    for *_, slab in volume.slabs(rows):
+                        self._add(crc, slab)
+        except InputError as error:
+            raise ResourceError(f"{what} ({error.what})", "check the disk", error.file) from error
+        if crc != self._crc:
+            raise ResourceError(what, "check the disk", volume.path)
 
     @staticmethod
     def _add(crc: list[int], slab: np.ndarray) -> None:

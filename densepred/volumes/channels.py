@@ -68,26 +68,40 @@ def stack(volumes: Sequence[Volume]) -> Volume:
         raise ValueError("volumes must hold at least one volume, got none")
     first = volumes[0]
     for other in volumes[1:]:
-        names = f"{first.path or 'the first channel'} and {other.path or 'another channel'}"
-        if other.shape[1:] != first.shape[1:]:
-            what = f"channels differ in shape: {names} are {first.shape[1:]} and {other.shape[1:]}"
-            raise InputError(what, "resample the channels to one grid", other.path)
-        offset = corner_offset(first, other)
-        if not offset <= GEOMETRY_TOLERANCE:
-            what = f"channels differ in geometry: corners of {names} lie {offset:.3g} voxels apart"
-            raise InputError(what, "resample the channels to one grid, or mend the header that is wrong", other.path)
-        _check_wcs(first, other)
+        check_grids(first, other, "channels")
     if len(volumes) == 1:
         return first
     return Volume(ChannelStack(volumes), first.spacing, first.affine, first.header, first.path)
 
 
-def _check_wcs(first: Volume, other: Volume) -> None:
-    ours, theirs = first.header, other.header
-    if not (isinstance(ours, FitsHeader) and isinstance(theirs, FitsHeader)):
-        return
-    offset = wcs_offset(ours, theirs)
+def check_grids(first: Volume, other: Volume, which: str = "channels") -> None:
+    """Refuse two volumes that do not lie pixel on pixel.
+
+    Args:
+        first: the one that is taken to be right.
+        other: the one to compare.
+        which: what they are, for the message.
+
+    Raises:
+        InputError: as `stack`.
+    """
+    names = f"{first.path or 'the first'} and {other.path or 'another'}"
+    if other.shape[1:] != first.shape[1:]:
+        what = f"{which} differ in shape: {names} are {first.shape[1:]} and {other.shape[1:]}"
+        raise InputError(what, "resample them to one grid", other.path)
+    offset = corner_offset(first, other)
+    if not offset <= GEOMETRY_TOLERANCE:
+        what = f"{which} differ in geometry: corners of {names} lie {offset:.3g} voxels apart"
+        raise InputError(what, "resample them to one grid, or mend the header that is wrong", other.path)
+    offset = sky_offset(first, other)
     if not offset <= WCS_TOLERANCE:
-        names = f"{first.path}[{ours.index}] and {other.path}[{theirs.index}]"
-        what = f"channels differ in world coordinates: {names} lie {offset:.3g} pixels apart"
-        raise InputError(what, "resample the channels to one grid, or mend the header that is wrong", other.path)
+        parts = [f"{one.path}[{one.header.index}]" for one in (first, other) if isinstance(one.header, FitsHeader)]
+        what = f"{which} differ in world coordinates: {' and '.join(parts)} lie {offset:.3g} pixels apart"
+        raise InputError(what, "resample them to one grid, or mend the header that is wrong", other.path)
+
+
+def sky_offset(first: Volume, other: Volume) -> float:
+    """Pixels by which two FITS images of one shape lie apart on the sky; 0 where one has no world coordinates."""
+    ours, theirs = first.header, other.header
+    both = isinstance(ours, FitsHeader) and isinstance(theirs, FitsHeader)
+    return wcs_offset(ours, theirs) if both else 0.0  # type: ignore[arg-type]

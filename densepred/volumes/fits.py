@@ -6,10 +6,11 @@ the world coordinates are the header's (`FitsHeader.wcs`).
 
 from __future__ import annotations
 
+import datetime
 import warnings
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,9 +20,15 @@ from densepred.volumes.fits_header import FitsHeader, wcs_offset
 from densepred.volumes.fits_pixels import Checksum, FitsPixels
 from densepred.volumes.fits_scan import Hdu, scan
 from densepred.volumes.fits_scratch import open_plain
+from densepred.volumes.record import Provenance, Record
 from densepred.volumes.volume import Volume
 
-__all__ = ["FitsHeader", "images", "open_writer", "read", "wcs_offset"]
+if TYPE_CHECKING:
+    from densepred.volumes.fits_writer import Contents, Legend
+
+RECORDS = True
+CHECKSUMS = ("verify", "ignore", "require")
+__all__ = ["CHECKSUMS", "FitsHeader", "images", "open_writer", "read", "wcs_offset"]
 
 
 def read(path: str | Path, axes: str | None = None, part: str | None = None, checksum: Checksum = "verify") -> Volume:
@@ -52,8 +59,8 @@ def read(path: str | Path, axes: str | None = None, part: str | None = None, che
         ((1, 3, 3), 1)
     """
     path = Path(path)
-    if checksum not in ("verify", "ignore", "require"):
-        raise ValueError(f"checksum must be 'verify', 'ignore' or 'require', got {checksum!r}")
+    if checksum not in CHECKSUMS:
+        raise ValueError(f"checksum must be one of {', '.join(CHECKSUMS)}, got {checksum!r}")
     file = open_plain(path)
     try:
         hdu = fits_select.select(scan(file, path), part, path)
@@ -71,17 +78,22 @@ def read(path: str | Path, axes: str | None = None, part: str | None = None, che
     return Volume(array, (1.0,) * (len(array.shape) - 1), None, header, path, _is_labels(array))
 
 
-def images(path: str | Path) -> list[str]:
+def images(path: str | Path, part: str = "all") -> list[str]:
     """What to write in brackets for each image of a file, in order: "SCI,2" where that names one HDU, else its index.
 
+    Args:
+        path: the file.
+        part: "all", or "SCI,all" for the images of one name; what names one image comes back as it is.
+
     Raises:
-        InputError: as `read`.
+        InputError: as `read`, or there is no such image.
     """
     path = Path(path)
     with open_plain(path) as file:
-        hdus = scan(file, path).hdus
-    names = [(hdu.name.upper(), hdu.version) for hdu in hdus]
-    return [_part(hdu, names) for hdu in hdus if hdu.is_image]
+        structure = scan(file, path)
+    chosen = fits_select.select_all(structure, part, path)
+    names = [(hdu.name.upper(), hdu.version) for hdu in structure.hdus]
+    return [part] if chosen is None else [_part(hdu, names) for hdu in chosen]
 
 
 def _part(hdu: Hdu, names: list[tuple[str, int]]) -> str:
@@ -107,9 +119,46 @@ def _is_labels(array: FitsPixels) -> bool:
 
 
 def open_writer(
-    path: str | Path, like: Volume, dtype: np.dtype, channels: int = 1, labels: bool = False
+    path: str | Path,
+    like: Volume,
+    dtype: np.dtype,
+    channels: int = 1,
+    labels: bool = False,
+    record: Record | None = None,
 ) -> AbstractContextManager[Any]:
-    """Write a file slab by slab; see `fits_writer.open_writer`."""
+    """Write a file slab by slab; see `fits_writer.open_writer`. A record becomes cards, and a legend of labels."""
     from densepred.volumes import fits_writer
 
-    return fits_writer.open_writer(path, like, dtype, channels, labels)
+    told = recorded(record, channels, labels)
+    return fits_writer.open_writer(path, like, dtype, channels, labels, *told)
+
+
+def recorded(
+    record: Record | None, channels: int, labels: bool
+) -> tuple[Contents | None, Legend | None, dict[str, str | float | list[str]]]:
+    """What `fits_writer.open_writer` takes: contents, legend and cards of provenance."""
+    from densepred.volumes.fits_writer import Contents, Legend
+
+    if record is None:
+        return None, None, {}
+    if labels:
+        return None, Legend(record.names), _cards(record.provenance)
+    names = [record.names[number] for number in range(channels)]
+    contents = Contents(names, record.probability, layout="hdus" if record.probability else "cube")
+    return contents, None, _cards(record.provenance)
+
+
+def _cards(made: Provenance) -> dict[str, str | float | list[str]]:
+    """The cards of `fits_cards.PROVENANCE`; hashes with 16 digits."""
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    cards: dict[str, str | float | list[str]] = {
+        "DPMODEL": made.model,
+        "DPMODSHA": made.model_sha[:16],
+        "DPCFGSHA": made.config_sha[:16],
+        "DPINPUT": made.source,
+        "DPDATE": now,
+        "DPTILE": made.window,
+        "DPOVERLP": made.overlap,
+        "DPDEVICE": made.device,
+    }
+    return cards | ({"HISTORY": [f"densepred: {made.command}"]} if made.command else {})

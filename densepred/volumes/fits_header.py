@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 WCS_TOLERANCE = 0.1
 """Pixels by which the channels of one case may lie apart."""
+_FLAT = ("A_ORDER", "B_ORDER", "CPDIS1", "CPDIS2", "D2IMDIS1", "D2IMDIS2")
+"""Distortions of the first two axes; astropy takes no others beside them."""
 _TABLES = ("CPDIS1", "CPDIS2", "CQDIS1", "CQDIS2", "D2IMDIS1", "D2IMDIS2", "PS1_0", "PS2_0", "PS3_0")
 
 
@@ -59,7 +61,7 @@ class FitsHeader:
 
     @cached_property
     def wcs(self) -> WCS:
-        """astropy's WCS of all stored axes, distortions included.
+        """astropy's WCS of all stored axes, distortions included; of the first two, where those of a cube are distorted.
 
         Raises:
             InputError: its cards contradict each other.
@@ -124,13 +126,14 @@ def _wcs_of(header: FitsHeader) -> WCS:
     from astropy.wcs import WCS
 
     cards, axes = header.header, len(header.shape)
+    most = 2 if axes > 2 and any(name in cards for name in _FLAT) else None
     with warnings.catch_warnings(action="ignore"):  # units and dates that astropy mends
         try:
             if header.path is not None and any(name in cards for name in _TABLES):
                 with fits.open(header.path, memmap=False) as file:
-                    wcs = WCS(cards, file)
+                    wcs = WCS(cards, file, naxis=most)
             else:
-                wcs = WCS(cards)
+                wcs = WCS(cards, naxis=most)
             wcs = wcs if wcs.naxis <= axes else wcs.sub(axes)
             wcs.wcs.set()
             return wcs

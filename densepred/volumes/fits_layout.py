@@ -61,8 +61,9 @@ def plan(
     legend: Legend | None,
     provenance: Provenance,
     tiles: bool,
+    first: bool = True,
 ) -> Output:
-    """The HDUs of an output on the grid of `like`; see `fits_writer.open_writer`.
+    """The HDUs of an output on the grid of `like`; see `fits_writer.open_writer`. Only the first has a primary one.
 
     Raises:
         InputError: the header cannot be kept for the layout.
@@ -73,7 +74,7 @@ def plan(
     if contents.names and len(contents.names) != channels:
         raise ValueError(f"names must name {channels} channels, got {list(contents.names)}")
     apart = channels > 1 and contents.layout == "hdus"
-    extension = apart or tiles or (source is not None and source.index > 0)
+    extension = apart or tiles or not first or (source is not None and source.index > 0)
     grid = _grid(like, source, 1 if apart else channels, contents, inherit=extension)
     if source is not None and "DATASUM" in source.header:
         provenance = {"DPINSUM": str(source.header["DATASUM"]), **provenance}
@@ -88,7 +89,7 @@ def plan(
         )
         span = range(number, number + 1) if apart else range(channels)
         images.append(Image(header, grid.shape, dtype, span, _position(grid)))
-    primary = _primary(source, provenance) if extension else None
+    primary = _primary(source, provenance) if extension and first else None
     tables = [] if source is None else distortion_tables(grid.cards, source.path)
     return Output(primary, images, tables, source, grid.shape, grid.squeezed, grid.channels_axis)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import NoReturn
 
 from densepred.errors import InputError
 from densepred.volumes.fits_scan import Hdu, Structure
@@ -32,6 +33,26 @@ def select(structure: Structure, part: str | None, path: Path) -> Hdu:
     return found
 
 
+def select_all(structure: Structure, part: str, path: Path) -> list[Hdu] | None:
+    """The images that "all", or "SCI,all" for those of one name, stands for, in order; None where `part` is neither.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = _all_named(structure, part)
+    if found == []:
+        _missing(structure, part, path)
+    return found
+
+
+def _all_named(structure: Structure, part: str) -> list[Hdu] | None:
+    name, comma, version = part.rpartition(",")
+    if version.strip().lower() != "all":
+        return None
+    wanted = name.strip().upper()
+    return [hdu for hdu in structure.hdus if hdu.is_image and (not comma or hdu.name.strip().upper() == wanted)]
+
+
 def _warn_of_rest(structure: Structure, path: Path) -> None:
     if structure.rest:
         after = len(structure.hdus) - 1
@@ -50,7 +71,7 @@ def _named(structure: Structure, part: str, path: Path) -> Hdu:
     if part.isdecimal():
         if int(part) < len(structure.hdus):
             return structure.hdus[int(part)]
-        return _missing(structure, part, path)
+        _missing(structure, part, path)
     name, comma, number = part.rpartition(",")
     versioned = bool(comma) and number.strip().isdecimal()
     wanted = (name if versioned else part).strip().upper()
@@ -58,7 +79,7 @@ def _named(structure: Structure, part: str, path: Path) -> Hdu:
     if versioned:
         found = [hdu for hdu in found if hdu.version == int(number)]
     if not found:
-        return _missing(structure, part, path)
+        _missing(structure, part, path)
     if len(found) > 1:
         others = ", ".join(f"[{hdu.index}]" for hdu in found[1:])
         what = f"{len(found)} HDUs are called [{part}]; the first is read, version {found[0].version}"
@@ -66,7 +87,10 @@ def _named(structure: Structure, part: str, path: Path) -> Hdu:
     return found[0]
 
 
-def _missing(structure: Structure, part: str, path: Path) -> Hdu:
+def _missing(structure: Structure, part: str, path: Path) -> NoReturn:
+    if several := _all_named(structure, part):
+        what = f"[{part}] stands for {len(several)} images, and one is wanted here (HDUs {_listed(structure)})"
+        raise InputError(what, _choice(structure, path), path)
     last = structure.hdus[-1]
     cut = f"; HDU {last.index} is cut off, the file is truncated" if last.held < last.size else ""
     what = f"there is no HDU [{part}] (HDUs {_listed(structure)}{cut})"

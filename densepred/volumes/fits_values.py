@@ -13,10 +13,9 @@ import numpy as np
 from astropy.io import fits
 
 from densepred.errors import InputError
+from densepred.volumes.arrays import scaled_dtype
 from densepred.volumes.fits_scan import TYPES, card
 
-_FLOAT32_EXACT = 1 << 24
-"""Integers up to here are exact in float32."""
 _FLOAT64_EXACT = 1 << 53
 
 
@@ -86,16 +85,7 @@ def values_of(header: fits.Header, bitpix: int, index: int, path: Path) -> Value
     if stored.kind in "iu" and blank is None and scale == 1 and zero in (0, offset):
         kind = stored.kind if zero == 0 else ("i" if bitpix == 8 else "u")
         return Values(stored, np.dtype(f"{kind}{stored.itemsize}"), scale, zero)
-    return Values(stored, _float(stored, scale, zero), scale, zero, blank)
-
-
-def _float(stored: np.dtype, scale: float, zero: float) -> np.dtype:
-    if stored.kind == "f":
-        return np.dtype(np.float64) if abs(zero) > _FLOAT32_EXACT else stored
-    limits = np.iinfo(stored)
-    largest = max(abs(scale * limits.min + zero), abs(scale * limits.max + zero))
-    wide = largest > _FLOAT32_EXACT * abs(scale) or abs(zero) > _FLOAT32_EXACT
-    return np.dtype(np.float64 if wide else np.float32)
+    return Values(stored, scaled_dtype(stored, scale, zero), scale, zero, blank)
 
 
 def _number(header: fits.Header, name: str, default: float, index: int, path: Path) -> float:

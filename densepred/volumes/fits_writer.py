@@ -86,41 +86,59 @@ def open_writer(
         [20, 0]
     """
     path = Path(path)
-    how = compression or _by_suffix(path)
-    stored = stored_dtype(np.dtype(dtype), labels)
-    if how == "tiles" and stored.kind in "iu" and stored.itemsize == 8:
-        raise ValueError(f"dtype must have at most 32 bits in a compressed image, got {dtype}: write .fits instead")
+    how = compression or by_suffix(path)
+    stored = checked_dtype(np.dtype(dtype), labels, how)
     output = plan(like, stored, channels, labels, contents, legend, provenance or {}, tiles=how == "tiles")
-    writer = Writer(output, (channels, *like.shape[1:]), stored, legend)
+    writer = Writer(stored, legend)
     with atomic_path(path, writer.verify) as part, ExitStack() as stack:
         writer.start(part, how, stack)
+        writer.begin(output, (channels, *like.shape[1:]))
         yield writer
         writer.finish()
 
 
-def _by_suffix(path: Path) -> Compression:
+def by_suffix(path: Path) -> Compression:
+    """How a file of this name is compressed.
+
+    Raises:
+        InputError: FITS is not written so.
+    """
     suffix = path.suffix.lower()
     if suffix == ".bz2":
         raise InputError("FITS is not written with bzip2", "choose .fits.fz or .fits.gz", path)
     return "gzip" if suffix == ".gz" else "tiles" if suffix == ".fz" else "none"
 
 
-class Writer:
-    """Takes slabs forward; made by `open_writer`."""
+def checked_dtype(dtype: np.dtype, labels: bool, how: Compression) -> np.dtype:
+    """The type that is written for `dtype`.
 
-    def __init__(self, output: Output, shape: tuple[int, ...], dtype: np.dtype, legend: Legend | None) -> None:
+    Raises:
+        ValueError: it cannot be stored.
+    """
+    stored = stored_dtype(dtype, labels)
+    if how == "tiles" and stored.kind in "iu" and stored.itemsize == 8:
+        raise ValueError(f"dtype must have at most 32 bits in a compressed image, got {dtype}: write .fits instead")
+    return stored
+
+
+class Writer:
+    """Takes slabs forward, of one image or of several one after the other; made by `open_writer`."""
+
+    def __init__(self, dtype: np.dtype, legend: Legend | None) -> None:
         self.dtype = dtype
-        self._output, self._legend = output, legend
-        self._shape, self._written = shape, 0
+        self._legend = legend
+        self._outputs: list[Output] = []
+        self._shape: tuple[int, ...] = (0, 0)
+        self._written = 0
+        self._sinks: list[Sink] = []
         self._labels: Counter[int] = Counter()
         self._sealed: list[Sealed] = []
 
     def start(self, part: Path, how: Compression, stack: ExitStack) -> None:
-        """Open the file and give it its length; `stack` closes it.
+        """Open the file; `stack` closes it.
 
         Raises:
             InputError: the folder cannot be written to.
-            OSError: there is no room for it.
         """
         try:
             self._final: IO[bytes] = stack.enter_context(open(part, "wb"))  # noqa: SIM115
@@ -130,18 +148,42 @@ class Writer:
         self._file = self._final
         if how == "gzip":
             self._file = stack.enter_context(tempfile.TemporaryFile(dir=part.parent))  # noqa: SIM115
-        self._sinks: list[Sink] = []
-        end = len(self._output.primary[1]) if self._output.primary else 0
-        for image in self._output.images:
+        self._place = part, how, stack
+
+    def begin(self, output: Output, shape: tuple[int, ...]) -> None:
+        """Go on to the HDUs of `output`, which take slabs of `shape`, `(C, *spatial)`.
+
+        Raises:
+            ValueError: planes of the image before are missing.
+            OSError: there is no room for it.
+        """
+        self._seal()
+        part, how, stack = self._place
+        if output.primary is not None:
+            self._file.write(output.primary[1])
+            self._sealed.append(output.primary[0])
+        end = held = self._file.seek(0, 2)
+        for image in output.images:
             if how == "tiles":
                 self._sinks.append(TileSink(image, part.parent, stack))
             else:
                 sink = PlainSink(image, self._file, end)
                 self._sinks.append(sink)
                 end = sink.end
-        if end > shutil.disk_usage(part.parent).free:
+        if end - held > shutil.disk_usage(part.parent).free:
             raise OSError(_ENOSPC, os.strerror(_ENOSPC), str(part))
         self._file.truncate(end)
+        self._outputs.append(output)
+        self._shape, self._written = shape, 0
+
+    def _seal(self) -> None:
+        """Write the headers of the image before, and its data if they are not in their place yet."""
+        if self._written != self._shape[1]:
+            raise ValueError(f"all {self._shape[1]} planes must be written, got {self._written}")
+        self._file.seek(0, 2)
+        for sink in self._sinks:
+            self._sealed.append(sink.finish(self._file))
+        self._sinks.clear()
 
     def write(self, slab: np.ndarray) -> None:
         """Append the next planes, `(C, n, *rest)`.
@@ -173,16 +215,9 @@ class Writer:
         Raises:
             ValueError: planes are missing.
         """
-        if self._written != self._shape[1]:
-            raise ValueError(f"all {self._shape[1]} planes must be written, got {self._written}")
+        self._seal()
         file = self._file
-        if self._output.primary is not None:
-            file.seek(0)
-            file.write(self._output.primary[1])
-            self._sealed.append(self._output.primary[0])
-        for sink in self._sinks:
-            self._sealed.append(sink.finish(file))
-        tables = list(self._output.tables)
+        tables = list(dict.fromkeys(table for output in self._outputs for table in output.tables))
         if self._legend is not None:
             tables.append(self._legend.table(self._labels))
         file.seek(0, 2)
@@ -211,14 +246,17 @@ class Writer:
                 same = False
         if not same:
             raise ResourceError("the file does not read back as it was written", "check the disk", path)
-        first = 0 if self._output.primary is None else 1
-        for image, block in zip(self._output.images, blocks[first:], strict=False):
+        images = [(image, output) for output in self._outputs for image in output.images]
+        first = 0 if self._outputs[0].primary is None else 1
+        for (image, output), block in zip(images, blocks[first:], strict=False):
             header = fits.Header.fromstring(block.decode("ascii"))
             prefix = "Z" if "ZIMAGE" in header else ""
             shape = tuple(header[f"{prefix}NAXIS{axis}"] for axis in range(header[f"{prefix}NAXIS"], 0, -1))
+            for axis in range(header[f"{prefix}NAXIS"] + 1):  # a WCS has as many axes as NAXIS says; a table's are two
+                header[f"NAXIS{axis or ''}"] = header[f"{prefix}NAXIS{axis or ''}"]
             if shape != image.shape:
                 raise ResourceError(f"the file reads back as {shape} instead of {image.shape}", "check the disk", path)
-            _compare_wcs(header, self._output, path)
+            _compare_wcs(header, output, path)
 
 
 def _compare_wcs(header: fits.Header, output: Output, path: Path) -> None:

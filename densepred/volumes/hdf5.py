@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from densepred.errors import InputError
+from densepred.errors import DensepredError, InputError
 from densepred.files import atomic_path
 from densepred.volumes.arrays import (
     FileArray,
@@ -36,6 +35,8 @@ try:
     import h5py
 except ImportError as error:
     raise InputError("HDF5 files need h5py", "pip install 'densepred[formats]'") from error
+
+from densepred.volumes.hdf5_chunks import Chunks
 
 SIZE, UNITLESS, LABELS, TAGS = "element_size_um", "element_size", "labels", "axistags"
 """Attributes: voxel size in micrometres, or without a unit; whether values are classes; what the axes hold (vigra)."""
@@ -103,8 +104,8 @@ class Hdf5Array:
             raise _unopened(error, path) from error
         try:
             self.data = _choose(self._file, part, path)
-            _check_written(self.data, path)
-        except InputError:
+            self._chunks = Chunks(self.data, path)
+        except DensepredError:
             self.close()
             raise
         self.shape, self.dtype = self.data.shape, self.data.dtype
@@ -116,6 +117,7 @@ class Hdf5Array:
             InputError: a chunk is damaged, or packed by a filter that is not there.
         """
         try:
+            self._chunks.check(key)
             return np.asarray(self.data[key])
         except OSError as error:
             cause = re.sub(r"^.*?\(|\)$", "", str(error).strip())
@@ -168,27 +170,6 @@ def _choose(file: Any, part: str | None, path: Path) -> Any:
     if len(chosen.shape or ()) < 2:
         raise InputError(f"'{chosen.name}' is no image: its shape is {chosen.shape}", "choose another dataset", path)
     return chosen
-
-
-def _check_written(data: Any, path: Path) -> None:
-    """Chunks that were never written read as the fill value, which looks like background."""
-    if not data.size:
-        return
-    whole, held = 1, int(data.id.get_storage_size() > 0)
-    if data.chunks:
-        places: set[tuple[int, ...]] = set()
-        try:
-            data.id.chunk_iter(lambda chunk: places.add(chunk.chunk_offset))
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"the HDF5 file is broken ({str(error)[:150]})", _FIX, path) from error
-        grid = [range(0, size, chunk) for size, chunk in zip(data.shape, data.chunks, strict=True)]
-        whole = int(np.prod([len(axis) for axis in grid], dtype=np.int64))
-        held = sum(all(at in axis for at, axis in zip(place, grid, strict=True)) for place in places)
-    if held == 0:
-        raise InputError(f"'{data.name}' was declared and never written", "write it again", path)
-    if held < whole:
-        what = f"{whole - held} of {whole} chunks of '{data.name}' were never written and read as {data.fillvalue}"
-        warnings.warn(f"{path}: {what}", stacklevel=5)
 
 
 def _which(found: dict[str, Any], part: str | None, path: Path) -> InputError:
@@ -263,7 +244,7 @@ def open_writer(
     name = "label" if labels else "raw" if channels == like.shape[0] else "predictions"
     stored = stored_dtype(np.dtype(dtype), labels)
     with (
-        atomic_path(path, lambda part: writer.compare(read(part))) as part,
+        atomic_path(path, lambda part: writer.compare(lambda: read(part))) as part,
         create(part) as file,
         _sheltered(file) as shelter,
         h5py.File(shelter, "w", libver=("v110", "v110")) as target,

@@ -55,7 +55,7 @@ def open_writer(
         from densepred.volumes.image import read
 
         if kind != "JPEG":
-            writer.compare(read(part))
+            writer.compare(lambda: read(part))
 
     with atomic_path(path, verify) as part, create(part) as file:
         writer = Writer((channels, *like.shape[1:]), stored, path)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from densepred.errors import InputError
+from densepred.errors import InputError, ResourceError
 from densepred.files import atomic_path
 from densepred.volumes import itk_stream
 from densepred.volumes.arrays import SlabSink, affine_in_mm, stored_dtype
@@ -77,10 +77,18 @@ def read(path: str | Path, axes: str | None = None, part: str | None = None) -> 
     array = ItkArray(path, reader, axes)
     dims = len(array.shape) - 1
     affine = affine_of(reader, dims, path)
-    entries = {name: reader.GetMetaData(name) for name in reader.GetMetaDataKeys()}
+    entries = _entries(reader, path)
     marked = _LABELS in entries or any(name.startswith("Segment0_") for name in entries)
     spacing = tuple(reversed(voxel_sizes(affine)[:dims].tolist()))
     return Volume(array, spacing, affine, ItkHeader(entries), path, marked and array.dtype.kind in "iu")
+
+
+def _entries(reader: Any, path: Path) -> dict[str, str]:
+    try:
+        return {name: reader.GetMetaData(name) for name in reader.GetMetaDataKeys()}
+    except (TypeError, UnicodeError) as error:
+        what = "the name of an entry of its header is no text (UTF-8)"
+        raise InputError(what, "mend its header, or get the file again from its source", path) from error
 
 
 def information(path: Path, image_io: str) -> Any:
@@ -100,9 +108,14 @@ def information(path: Path, image_io: str) -> Any:
 
 
 def unreadable(path: Path, error: Exception) -> InputError:
-    """What ITK says, in its last words."""
+    """The error for what ITK cannot read."""
+    return InputError(f"ITK cannot read it: {last_words(error)}", "get the file again from its source", path)
+
+
+def last_words(error: Exception) -> str:
+    """The last line of what ITK says; those before tell where in its source it was."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return InputError(f"ITK cannot read it: {lines[-1][:160]}", "get the file again from its source", path)
+    return lines[-1][:160]
 
 
 def affine_of(reader: Any, dims: int, path: Path) -> np.ndarray:
@@ -231,7 +244,7 @@ def open_writer(
     Raises:
         InputError: a pair, or a 2D image that lies obliquely in space.
         ValueError: the dtype cannot be stored, or not all planes were written.
-        ResourceError: too large for the memory, or the file does not read back.
+        ResourceError: too large for the memory, the disk is full, or the file does not read back.
     """
     path = Path(path)
     if path.suffix.lower() not in (".nrrd", ".mha"):
@@ -250,6 +263,7 @@ class Writer(SlabSink):
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype, like: Volume, labels: bool, path: Path) -> None:
         super().__init__(shape, dtype)
+        self._path = path
         check_memory(2 * dtype.itemsize * int(np.prod(shape, dtype=np.int64)), path)
         self._geometry = _itk_geometry(like, path)
         entries = like.header.entries if isinstance(like.header, ItkHeader) else {}
@@ -275,12 +289,13 @@ class Writer(SlabSink):
         try:
             sitk.WriteImage(image, str(part), useCompression=True)
         except RuntimeError as error:
-            itk_stream.explain_failed_write(part, image.GetNumberOfPixels() * self.shape[0] * self.dtype.itemsize)
-            raise unreadable(part, error) from error
+            itk_stream.check_space(part, self._values.nbytes)
+            what = f"ITK cannot write it: {last_words(error)}"
+            raise ResourceError(what, "check the disk, or write another format", self._path) from error
 
     def verify(self, part: Path) -> None:
         """Read `part` back; see `SlabSink.compare`."""
-        self.compare(read(part))
+        self.compare(lambda: read(part))
 
 
 def _itk_geometry(like: Volume, path: Path) -> tuple[list[float], list[float], list[float]]:

@@ -6,13 +6,12 @@ ITK decodes; here the stream is only counted and its checksum compared, in bound
 from __future__ import annotations
 
 import bz2
-import shutil
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from densepred.errors import DiskFullError, InputError
+from densepred.errors import InputError
 from densepred.volumes.arrays import stranger
 
 _CHUNK, _LONGEST = 1 << 20, 1 << 20
@@ -132,11 +131,20 @@ def _of_nrrd(path: Path) -> Voxels:
     names = {"raw": "raw", "gz": "gzip", "gzip": "gzip", "bz2": "bzip2", "bzip2": "bzip2"}
     encoding = names.get(fields.get("encoding", "raw").lower(), "text")
     other = fields.get("data file", fields.get("datafile"))
-    lines, skip = (int(fields.get(f"{unit} skip", fields.get(f"{unit}skip", "0"))) for unit in ("line", "byte"))
+    lines, skip = (_whole(fields, (f"{unit} skip", f"{unit}skip"), path) for unit in ("line", "byte"))
     if other is not None:
         several = other.upper().startswith("LIST") or (len(other.split()) > 1 and "%" in other)
         return Voxels(path, None if several or lines else path.parent / other, skip, encoding, False)
     return Voxels(path, None if lines else path, -1 if skip < 0 else end + skip, encoding, False)
+
+
+def _whole(fields: dict[str, str], names: tuple[str, ...], path: Path) -> int:
+    """The number in the first field that is there, or 0."""
+    text = next((fields[name] for name in names if name in fields), "0")
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"impossible header: {names[0]}: {text[:40]}", _FIX, path) from None
 
 
 def _of_meta(path: Path) -> Voxels:
@@ -151,7 +159,7 @@ def _of_meta(path: Path) -> Voxels:
     if other.upper() == "LOCAL":
         return Voxels(path, path, end, encoding, encoding == "raw")
     several = other.upper().startswith("LIST") or "%" in other
-    skip = int(fields.get("HeaderSize", "0"))
+    skip = _whole(fields, ("HeaderSize",), path)
     return Voxels(path, None if several else path.parent / other, skip, encoding, encoding == "raw" and not several)
 
 
@@ -178,13 +186,12 @@ def _decoded(path: Path, start: int, encoding: str) -> Iterator[int]:
     raise EOFError("it ends too early")
 
 
-def explain_failed_write(part: Path, needed: int) -> None:
-    """ITK does not say why a write failed.
+def check_space(part: Path, needed: int) -> None:
+    """Write `needed` bytes in place of `part`, which ITK failed to write without saying why.
 
     Raises:
-        DiskFullError: there is not the room for it.
+        OSError: there is not the room for them.
     """
-    free = shutil.disk_usage(part.parent).free
-    if free < needed:
-        what = f"the disk is full ({free / 1e6:.0f} MB free)"
-        raise DiskFullError(what, "free some space and run again", part.parent)
+    with open(part, "wb") as file:
+        for start in range(0, needed, _CHUNK):
+            file.write(bytes(min(_CHUNK, needed - start)))

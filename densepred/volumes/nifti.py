@@ -21,7 +21,7 @@ from nibabel.nifti1 import Nifti1Header
 from densepred.errors import InputError, ResourceError
 from densepred.files import atomic_path
 from densepred.volumes import nifti_header
-from densepred.volumes.arrays import as_stored, check_slab
+from densepred.volumes.arrays import as_stored, check_slab, scaled_dtype
 from densepred.volumes.streams import Bytes, GzipBytes, GzipWriter, open_bytes, open_forward
 from densepred.volumes.volume import Key, Volume, check_memory, full_key, span
 
@@ -33,23 +33,46 @@ def read(path: str | Path, axes: str | None = None, part: str | None = None) -> 
 
     Args:
         path: a `.nii` or `.nii.gz`; where content and name disagree about gzip, the content counts, with a warning.
-        axes: None, or what the axes hold: "xyzc" for a fourth axis of channels (all of `nifti_header.AXES`).
-        part: None: a file holds one image.
+        axes: None, or what the axes hold: "xyzc" for a fourth axis of channels, "xyzt" for one of times, of which one
+            is read (all of `nifti_header.AXES`).
+        part: which frame, from 0, of a file with a fourth axis; None: the file holds one image.
 
     Raises:
-        InputError: no NIfTI file, truncated, or a header that makes no sense; a part of it was asked for.
+        InputError: no NIfTI file, truncated, or a header that makes no sense; no such frame, or none was chosen.
         OSError: it cannot be opened.
     """
     path = Path(path)
+    source, header = opened(path)
+    if part is not None and axes is None and header["dim"][0] > 3:
+        axes = "xyzt"
+    shape = nifti_header.layout(header, axes, path)
+    if axes == "xyzt":
+        from densepred.volumes import nifti_frames
+
+        frame = nifti_frames.FrameArray(source, header, shape, nifti_frames.chosen(part, shape[0], path), path)
+        return volume_of(frame, header, path)
     if part is not None:
-        raise InputError(f"a NIfTI file holds one image, not a part [{part}]", "leave the brackets out", path)
+        raise InputError(f"the file holds one image, not a part [{part}]", "leave the brackets out", path)
+    return volume_of(NiftiArray(source, header, shape, path), header, path)
+
+
+def opened(path: Path) -> tuple[Bytes, Nifti1Header]:
+    """The content of a file, and its header.
+
+    Raises:
+        InputError: as `read`.
+    """
     source = open_bytes(path)
     header = nifti_header.parse(source.head(nifti_header.HEAD_BYTES), path)
     gzipped = isinstance(source, GzipBytes)
     if gzipped != (path.suffix.lower() == ".gz"):
         state = "gzipped" if gzipped else "not gzipped"
-        warnings.warn(f"{path}: the file is {state}, against its name", stacklevel=2)
-    array = NiftiArray(source, header, nifti_header.layout(header, axes, path), path)
+        warnings.warn(f"{path}: the file is {state}, against its name", stacklevel=3)
+    return source, header
+
+
+def volume_of(array: NiftiArray, header: Nifti1Header, path: Path) -> Volume:
+    """The volume of an array with the geometry of a header."""
     affine = nifti_header.affine_of(header, path)
     spacing = nifti_header.voxel_sizes(affine)[: len(array.shape) - 1]
     labels = int(header["intent_code"]) == nifti_header.INTENT_LABEL and array.dtype.kind in "iu"
@@ -57,7 +80,7 @@ def read(path: str | Path, axes: str | None = None, part: str | None = None) -> 
 
 
 class NiftiArray:
-    """The voxels of a file, `(C, *spatial)`: stored values, or float32 where the header scales them."""
+    """The voxels of a file, `(C, *spatial)`: stored values, or floats where the header scales them."""
 
     def __init__(self, source: Bytes, header: Nifti1Header, shape: tuple[int, ...], path: Path) -> None:
         stored = header.get_data_dtype()
@@ -66,7 +89,7 @@ class NiftiArray:
         self._offset = nifti_header.data_offset(header)
         self._scaling = nifti_header.scaling(header, path)
         self.shape = shape
-        self.dtype = self._stored if self._scaling is None else np.dtype(np.float32)
+        self.dtype = self._stored if self._scaling is None else scaled_dtype(self._stored, *self._scaling)
         voxels = 1
         for size in shape:
             voxels *= size

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from densepred.volumes.volume import Volume, label_dtype, spacing_affine
 HEAD_BYTES = 540
 """The length of the longer header."""
 INTENT_LABEL = 1002
-AXES = {"xy": 2, "xyc": 2, "xyz": 3, "xyzc": 3}
+AXES = {"xy": 2, "xyc": 2, "xyz": 3, "xyzc": 3, "xyzt": 3}
 """How a file's axes may be declared, with the number of spatial ones."""
 _KINDS = {348: (Nifti1Header, b"n+1"), 540: (Nifti2Header, b"n+2")}
 _FIX = "mend the header, or get the file again from its source"
@@ -121,7 +122,8 @@ def layout(header: Nifti1Header, axes: str | None, path: Path) -> tuple[int, ...
     """`(C, Z, Y, X)` or `(C, Y, X)` of the voxels; axes of size 1 beyond the spatial ones are dropped.
 
     Args:
-        axes: one of `AXES`; None stands for "xy" or "xyz", by the number of axes in the file.
+        axes: one of `AXES`; None stands for "xy" or "xyz", by the number of axes in the file. With "xyzt" the result is
+            `(T, Z, Y, X)`.
 
     Raises:
         InputError: axes beyond the spatial ones are not declared, or cannot be.
@@ -133,12 +135,12 @@ def layout(header: Nifti1Header, axes: str | None, path: Path) -> tuple[int, ...
     if len(dim) < spatial:
         raise InputError(f"axes '{axes}' were declared and the file has {len(dim)}: {dim}", "leave out `axes`", path)
     channels = [size for size in dim[spatial:] if size > 1]
-    if channels and not (axes and axes.endswith("c")):
-        hint = "axes: " + ("xyc" if spatial == 2 else "xyzc")
-        fix = f"add `{hint}` if the last axis holds channels; split the file if it holds times"
+    if channels and not (axes and axes[-1] in "ct"):
+        frames = "" if spatial == 2 else ", `axes: xyzt` if it holds times"
+        fix = f"add `axes: {'xyc' if spatial == 2 else 'xyzc'}` if the last axis holds channels{frames}"
         raise InputError(f"{len(dim)} axes {dim}: what lies along the last is not declared", fix, path)
     if len(channels) > 1:
-        raise InputError(f"{len(dim)} axes {dim}: only one may hold channels", "split the file", path)
+        raise InputError(f"{len(dim)} axes {dim}: only one may hold channels or times", "split the file", path)
     return (channels[0] if channels else 1, *reversed(dim[:spatial]))
 
 
@@ -199,8 +201,8 @@ def stored_dtype(dtype: np.dtype, labels: bool) -> np.dtype:
     return label_dtype(np.iinfo(stored).max, np.iinfo(stored).min) if labels else stored
 
 
-def for_output(like: Volume, dtype: np.dtype, channels: int, labels: bool) -> Nifti1Header:
-    """The header of a file on the grid of `like`, little-endian.
+def for_output(like: Volume, dtype: np.dtype, channels: int, labels: bool, frames: int = 1) -> Nifti1Header:
+    """The header of a file on the grid of `like`, little-endian; frames lie along a fourth axis, channels behind them.
 
     A NIfTI source gives its own header: geometry, codes and units bit for bit; extensions, which describe the source's
     voxels, stay behind. Another source gets a new one, with its affine (or its spacing on a diagonal) as sform and,
@@ -211,16 +213,19 @@ def for_output(like: Volume, dtype: np.dtype, channels: int, labels: bool) -> Ni
         header = like.header.as_byteswapped("<")
         source = tuple(int(size) for size in header["dim"][1 : int(header["dim"][0]) + 1])
     else:
-        header = (Nifti2Header if max(*spatial, channels) > 32767 else Nifti1Header)(endianness="<")
+        header = (Nifti2Header if max(*spatial, channels, frames) > 32767 else Nifti1Header)(endianness="<")
         header.set_xyzt_units("mm")
         source = ()
     shape = tuple(reversed(spatial))
-    if channels > 1:
-        shape = (*shape, *[1] * (3 - len(shape)), channels)
+    if further := [size for size in (frames, channels) if size > 1]:
+        shape = (*shape, *[1] * (3 - len(shape)), *further)
     elif source[: len(shape)] == shape and set(source[len(shape) :]) <= {1}:
         shape = source  # axes of size 1 that reading dropped
     header.set_data_dtype(dtype)
+    sizes = header["pixdim"][1:4].copy()
     header.set_data_shape(shape)
+    if source:  # nibabel sets the third to 1 in a file of two axes; the qform needs it
+        header["pixdim"][1:4] = sizes
     affine = (
         arrays.affine_in_mm(like)
         if not source
@@ -238,6 +243,28 @@ def for_output(like: Volume, dtype: np.dtype, channels: int, labels: bool) -> Ni
         header[name] = 0
     header["descrip"] = f"densepred {_version()}".strip().encode()
     return header
+
+
+def moved(
+    header: Nifti1Header, move: np.ndarray, spatial: Sequence[int], affine: np.ndarray | None
+) -> tuple[Nifti1Header, np.ndarray | None]:
+    """The header of a part or a coarser grid of an image, with the affine that it states; codes and units stay.
+
+    Args:
+        header: of the image.
+        move: 4x4, from index (x, y, z) on the new grid to index on the old one: a scaling and a shift.
+        spatial: the sizes of the new grid, slowest first.
+        affine: the new grid's, which is given back where the header states none.
+    """
+    out = header.copy()
+    out["dim"][1 : 1 + len(spatial)] = tuple(reversed(spatial))
+    if header["qform_code"] > 0 and np.isfinite(qform := _qform(header)).all():
+        out["qoffset_x"], out["qoffset_y"], out["qoffset_z"] = (qform @ move)[:3, 3]
+    out["pixdim"][1:4] *= move.diagonal()[:3]
+    if header["sform_code"] > 0:
+        out.set_sform(np.asarray(header.get_sform(), np.float64) @ move)
+    stated = header["sform_code"] > 0 or header["qform_code"] > 0
+    return out, _quiet_affine(out) if stated else affine
 
 
 def _quiet_affine(header: Nifti1Header) -> np.ndarray:

@@ -127,7 +127,7 @@ def open_writer(
     stored = stored_dtype(np.dtype(dtype), labels)
 
     def verify(part: Path) -> None:
-        writer.compare(read(part, axes if channels > 1 else axes[1:]))
+        writer.compare(lambda: read(part, axes if channels > 1 else axes[1:]))
 
     with atomic_path(path, verify) as part, create(part) as file:
         writer = Writer(file, shape, stored)

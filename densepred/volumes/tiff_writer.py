@@ -55,7 +55,7 @@ def open_writer(
     def verify(part: Path) -> None:
         from densepred.volumes.tiff import read
 
-        writer.compare(read(part, axes))
+        writer.compare(lambda: read(part, axes))
 
     with atomic_path(path, verify) as part, ExitStack() as stack:
         file = stack.enter_context(create(part))

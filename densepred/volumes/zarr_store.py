@@ -21,6 +21,7 @@ from densepred.errors import InputError, UnsafeError
 from densepred.volumes import zarr_ome
 from densepred.volumes.arrays import FileArray
 from densepred.volumes.volume import Volume, check_memory
+from densepred.volumes.zarr_chunks import ChunkFiles
 from densepred.volumes.zarr_write import MARKS, Writer, open_part_writer, open_writer, unpacked
 
 __all__ = ["StoredZarr", "Writer", "open_part_writer", "open_writer", "read"]
@@ -74,12 +75,15 @@ def _opened(path: Path) -> Any:
         raise InputError(what, "give the folder that has one", path)
     try:
         return zarr.open(store=str(path), mode="r", use_consolidated=False)
-    except (ValueError, KeyError, TypeError, AttributeError, NotImplementedError, FileNotFoundError) as error:
+    except Exception as error:  # zarr does not check what it parses
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
+            raise
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(f"its metadata cannot be read: {error or type(error).__name__}", _FIX, path)
+    what = " ".join(str(error).split())[:200] or type(error).__name__
+    return InputError(f"its metadata cannot be read: {what}", _FIX, path)
 
 
 def _chosen(path: Path, node: Any, part: str | None) -> tuple[zarr.Array, zarr.Group | None, int]:
@@ -133,7 +137,7 @@ def _member(group: Any, name: str, path: Path) -> Any:
     except KeyError:
         inside = ", ".join(sorted(name for name, _ in group.members())[:_MOST_LISTED]) or "nothing"
         raise InputError(f"there is no '{name}' in it, but {inside}", "name one of these in brackets", path) from None
-    except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+    except Exception as error:
         raise _unreadable(path, error) from error
 
 
@@ -186,6 +190,7 @@ class StoredZarr:
         self._place = path / array.path if array.path else path
         self._stamp = self._stat()
         check_memory(int(np.prod([float(size) for size in array.chunks])) * self.dtype.itemsize, path)
+        self._files = ChunkFiles(array, path)
         self._outer = array.shards or array.chunks
         self._grid = tuple(-(-size // step) for size, step in zip(self.shape, array.chunks, strict=True))
         self._seen: set[tuple[int, ...]] = set()
@@ -212,10 +217,11 @@ class StoredZarr:
         self._check_files(key)
         try:
             values = np.asarray(self._array[key])
-        except (RuntimeError, ValueError, TypeError, KeyError, EOFError, OSError) as error:
+        except Exception as error:  # a codec may raise anything
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            what = f"a chunk of {self._array.path or 'the array'} is damaged: {error or type(error).__name__}"
+            cause = " ".join(str(error).split())[:200] or type(error).__name__
+            what = f"a chunk of {self._array.path or 'the array'} is damaged: {cause}"
             raise InputError(what, _FIX, self._path) from error
         self._seen.update(itertools.product(*self._touched(key, self._array.chunks)))
         return values
@@ -225,7 +231,7 @@ class StoredZarr:
         return [range(part.start // step, -(-part.stop // step)) for part, step in zip(key, steps, strict=True)]
 
     def _check_files(self, key: tuple[slice, ...]) -> None:
-        """A file that is missing, of ours, or empty, of anyone's, would read as background."""
+        """A file that is missing, of ours, or empty, of anyone's, would read as background; none may be a bomb."""
         for at in itertools.product(*self._touched(key, self._outer)):
             name = self._array.metadata.encode_chunk_key(at)
             try:
@@ -238,6 +244,7 @@ class StoredZarr:
                 continue
             if empty:
                 raise InputError(f"its chunk {name} is damaged: the file is empty", _FIX, self._path)
+            self._files.check(self._place / name)
 
     def _stat(self) -> tuple[int, int]:
         for name in ("zarr.json", ".zarray"):

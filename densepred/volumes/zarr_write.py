@@ -141,7 +141,7 @@ class Writer(SlabSink):
         """Read `part` back; see `SlabSink.compare`."""
         from densepred.volumes.zarr_store import read
 
-        self.compare(read(part))
+        self.compare(lambda: read(part))
 
     def _put(self, slab: np.ndarray, start: int) -> None:
         depth, at = self._held.shape[1], 0

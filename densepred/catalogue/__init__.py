@@ -1,0 +1,175 @@
+"""Catalogues: a row for each object of a label map, with its place, shape and intensities, in world coordinates.
+
+Example:
+    >>> from densepred.catalogue import catalogue
+    >>> table = catalogue("sources.fits", "mosaic.fits[SCI]", out="sources.ecsv")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+import densepred
+from densepred.catalogue import table as tables
+from densepred.catalogue.columns import Field, columns
+from densepred.catalogue.objects import Components, Finder, Instances, codes_of
+from densepred.catalogue.sums import Sums, joined, tally
+from densepred.catalogue.world import world_of
+from densepred.errors import InputError
+from densepred.evaluation.compare import _Meaning, _meaning_beside
+from densepred.volumes import Volume, open_volume, split_part
+from densepred.volumes.channels import check_grids
+
+if TYPE_CHECKING:
+    from astropy.table import Table
+
+__all__ = ["catalogue"]
+
+Source: TypeAlias = "str | Path | Volume"
+_SLAB_VALUES = 1 << 20
+_PENDING = 1 << 16  # rows of parts that wait to be joined, beside twice the objects
+
+
+def catalogue(
+    labels: Source,
+    image: Source | None = None,
+    out: str | Path | None = None,
+    instances: bool = False,
+    connectivity: int | None = None,
+    min_size: int = 1,
+    background: int = 0,
+    ignore: Collection[int] = (),
+    classes: Mapping[int, str] | None = None,
+    axes: str | None = None,
+) -> Table:
+    """Measure the objects of a label map, in one pass over slabs; memory holds a slab and a row for each object.
+
+    A value that is not finite is left out of what is measured on its channel, and counted. Negative values count in
+    sum, mean and max, but have no weight in the weighted centroid and moments.
+
+    Args:
+        labels: a file or volume of label values `(1, *spatial)`. NaN is background.
+        image: a file or volume on the same grid, `(C, *spatial)`, to measure the objects on.
+        out: a `.csv`, `.ecsv` or `.fits` to write; one that is there is replaced.
+        instances: each value is one object. Else the objects are the connected components of each value, numbered in
+            the order of their first voxels, as `scipy.ndimage.label` does.
+        connectivity: neighbours of a voxel: 4 or 8 in 2D, 6, 18 or 26 in 3D; by default 8 and 26.
+        min_size: voxels below which an object is left out; the others keep their numbers.
+        background: the value of what is no object.
+        ignore: further values that are none, besides those that a `labels.json` beside the file ignores.
+        classes: label value -> name; by default from the legend of a FITS file, or from `labels.json`.
+        axes: what the axes of the files hold, where that is not plain.
+
+    Returns:
+        An astropy `Table` with a row for each object, units, and a description of each column; see docs/catalogues.md.
+
+    Raises:
+        InputError: a file is damaged, the grids differ, the values are no labels, there are other numbers of
+            neighbours, or `out` cannot be written.
+        ValueError: `min_size` is below 1.
+
+    Example:
+        >>> labels = np.array([[1, 1, 0, 0], [0, 0, 0, 1]], np.uint8)
+        >>> found = catalogue(Volume.from_array(labels, (1.0, 1.0), labels=True))
+        >>> found["voxels"].tolist(), found["centroid_x"].tolist()
+        ([2, 1], [0.5, 3.0])
+    """
+    if min_size < 1:
+        raise ValueError(f"min_size must be at least 1, got {min_size}")
+    meaning = _meaning(labels)
+    with ExitStack() as stack:
+        truth = _open(labels, _without_channels(axes) or meaning.axes, stack)
+        picture = None if image is None else _open(image, axes, stack)
+        _check(truth, picture, out)
+        finder = Instances() if instances else Components(truth.dims, connectivity)
+        sums = _measure(truth, picture, finder, background, _none(ignore, meaning))
+        if classes is None and not isinstance(labels, Volume):
+            classes = tables.legend_of(truth) or meaning.classes
+        found = _table(sums, truth, picture, min_size, None if instances else classes or {})
+    found.meta |= {"DPLABELS": _name(labels)} | ({} if image is None else {"DPIMAGE": _name(image)})
+    if out is not None:
+        tables.save(found, Path(out))
+    return found
+
+
+def _meaning(labels: Source) -> _Meaning:
+    """What a file beside the labels says of their values; a volume may have been made from another file."""
+    return _Meaning() if isinstance(labels, Volume) else _meaning_beside(split_part(labels)[0].parent)
+
+
+def _none(ignore: Collection[int], meaning: _Meaning) -> set[int]:
+    """The values of no object, beside the background."""
+    return {*ignore, *meaning.ignore, *(() if meaning.invalid is None else [meaning.invalid])}
+
+
+def _open(source: Source, axes: str | None, stack: ExitStack) -> Volume:
+    return source if isinstance(source, Volume) else stack.enter_context(open_volume(source, axes))
+
+
+def _without_channels(axes: str | None) -> str | None:
+    """The axes of labels whose image has `axes`; plain ones need not be told."""
+    return "zyx" if axes is not None and axes.replace("c", "") == "zyx" else None
+
+
+def _name(source: Source) -> str:
+    """What a file is called, without its folder: that is nobody else's business."""
+    if isinstance(source, Volume):
+        return "" if source.path is None else source.path.name
+    return Path(source).name
+
+
+def _check(labels: Volume, image: Volume | None, out: str | Path | None) -> None:
+    if out is not None:
+        tables.check_target(Path(out), [labels.path, None if image is None else image.path])
+    if labels.shape[0] != 1:
+        what = f"labels have one channel, this file has {labels.shape[0]}"
+        raise InputError(what, "give a label map", labels.path)
+    if image is not None:
+        check_grids(image, labels, "image and labels")
+
+
+def _measure(labels: Volume, image: Volume | None, finder: Finder, background: int, ignore: Collection[int]) -> Sums:
+    """The sums of all objects. Parts are joined now and then, so that they never are many more than the objects."""
+    channels = 0 if image is None else image.shape[0]
+    thickness = max(1, _SLAB_VALUES // ((1 + channels) * int(np.prod(labels.shape[2:]))))
+    slabs = labels.slabs(thickness)
+    pictures = ((0, 0, None) for _ in range(0, labels.shape[1], thickness)) if image is None else image.slabs(thickness)
+    parts: list[Sums] = []
+    rows = kept = 0
+    for (start, _, slab), (_, _, picture) in zip(slabs, pictures, strict=True):
+        parts.append(tally(finder.find(codes_of(slab[0], background, ignore, labels.path)), picture, start))
+        rows += len(parts[-1].key)
+        if rows > 2 * kept + _PENDING:
+            parts = [joined(parts, finder.pairs)]
+            finder.pairs.clear()
+            rows = kept = len(parts[0].key)
+    return joined(parts, finder.pairs)
+
+
+def _table(sums: Sums, labels: Volume, image: Volume | None, min_size: int, classes: Mapping[int, str] | None) -> Table:
+    """The table of the objects that are large enough; of instances where there are no `classes`."""
+    if classes is not None:
+        sums = sums.rows(np.argsort(sums.first))
+    numbers = sums.code - 1 if classes is None else np.arange(1, len(sums.key) + 1)
+    large = sums.voxels >= min_size
+    numbers, sums = numbers[large], sums.rows(large)
+    world = world_of([labels] if image is None else [labels, image])
+    fields = _identity(numbers, sums.code - 1, classes) + columns(sums, labels.shape[1:], world, tables.unit_of(image))
+    frame = {"FRAME": world.frame} if world is not None and world.frame else {}
+    return tables.table_of(fields, {"DPVERS": densepred.__version__} | frame)
+
+
+def _identity(numbers: np.ndarray, values: np.ndarray, classes: Mapping[int, str] | None) -> list[Field]:
+    """The columns that say which object a row is."""
+    if classes is None:
+        return [Field("id", numbers, "label value of the object")]
+    fields = [Field("id", numbers, "number of the object"), Field("class", values, "label value of its voxels")]
+    if classes:
+        known = np.array([classes.get(value, "") for value in values.tolist()] or [""], str)[: len(values)]
+        fields.append(Field("name", known, "name of its class"))
+    return fields

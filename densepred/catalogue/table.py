@@ -1,0 +1,116 @@
+"""A catalogue as an astropy table, and its files."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from astropy import units
+from astropy.io import fits
+from astropy.table import Table
+
+from densepred.catalogue.columns import Field
+from densepred.errors import InputError
+from densepred.files import atomic_path
+from densepred.volumes.fits_header import FitsHeader
+from densepred.volumes.volume import Volume
+
+_CARD = 67  # characters of a card, without its keyword and the signs between
+
+
+def table_of(fields: Sequence[Field], meta: Mapping[str, Any]) -> Table:
+    """A table with units and descriptions.
+
+    Example:
+        >>> import numpy as np
+        >>> table_of([Field("ra", np.array([150.0]), "right ascension", "deg")], {})["ra"].unit
+        Unit("deg")
+    """
+    table = Table(meta=dict(meta))
+    for field in fields:
+        table[field.name] = field.values
+        table[field.name].description = field.description
+        if field.unit:
+            table[field.name].unit = units.Unit(field.unit, parse_strict="silent")
+    return table
+
+
+def unit_of(image: Volume | None) -> str:
+    """BUNIT of a FITS image, whether astropy knows it or not; "" where there is none."""
+    header = None if image is None else image.header
+    return str(header.header.get("BUNIT", "")).strip() if isinstance(header, FitsHeader) else ""
+
+
+def legend_of(labels: Volume) -> dict[int, str]:
+    """The names in a label map's FITS file: its table LABELS (`id`, `name`), else its cards CLASS0, CLASS1, ..."""
+    header = labels.header
+    if not isinstance(header, FitsHeader):
+        return {}
+    if header.path is not None:
+        with fits.open(header.path, memmap=False) as file:
+            if "LABELS" in file and {"id", "name"} <= {name.lower() for name in file["LABELS"].columns.names}:
+                rows = file["LABELS"].data
+                return {int(value): str(name).strip() for value, name in zip(rows["id"], rows["name"], strict=True)}
+    cards = [(key[5:], value) for key, value in header.header.items() if key.startswith("CLASS")]
+    return {int(number): str(name) for number, name in cards if number.isdigit()}
+
+
+def check_target(out: Path, inputs: Sequence[Path | None]) -> None:
+    """Refuse a file that cannot be written, or is one of the inputs, before any work is done.
+
+    Raises:
+        InputError: its suffix is unknown, there is no such folder, or an image is there.
+    """
+    if out.suffix.lower() not in WRITERS:
+        known = ", ".join(WRITERS)
+        raise InputError(f"a catalogue is not written as '{out.suffix}'", f"choose one of {known}", out)
+    if not out.parent.is_dir():
+        raise InputError(f"there is no folder {out.parent}", "make it first", out)
+    if any(path is not None and out.exists() and path.exists() and out.samefile(path) for path in inputs):
+        raise InputError("the catalogue would replace what it is made of", "choose another file", out)
+
+
+def save(table: Table, out: Path) -> None:
+    """Write a catalogue in the format of its suffix, whole or not at all.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    with atomic_path(out) as part:
+        try:
+            WRITERS[out.suffix.lower()](table, part)
+        except PermissionError as error:
+            what = f"cannot write to this folder ({error.strerror})"
+            raise InputError(what, "choose another folder or change its permissions", out.parent) from error
+
+
+def _save_csv(table: Table, part: Path) -> None:
+    """Units stand in brackets behind the names."""
+    plain = table.copy(copy_data=False)
+    for name in table.colnames:
+        if table[name].unit is not None:
+            plain.rename_column(name, f"{name} [{table[name].unit.to_string()}]")
+    plain.write(part, format="ascii.csv")
+
+
+def _save_ecsv(table: Table, part: Path) -> None:
+    table.write(part, format="ascii.ecsv")
+
+
+def _save_fits(table: Table, part: Path) -> None:
+    """Units that the FITS standard does not have, such as electron, stand there all the same."""
+    with warnings.catch_warnings(action="ignore"):
+        hdu = fits.table_to_hdu(table)
+    for number, name in enumerate(table.colnames, 1):
+        unit, room = table[name].unit, _CARD - max(20, len(name) + 2)
+        if unit is not None and not hdu.columns[name].unit:
+            hdu.columns[name].unit = unit.to_string()
+        hdu.header.comments[f"TTYPE{number}"] = table[name].description[:room]
+    hdu.name = "CATALOG"
+    hdu.writeto(part, checksum=True)
+
+
+WRITERS: dict[str, Callable[[Table, Path], None]] = {".csv": _save_csv, ".ecsv": _save_ecsv, ".fits": _save_fits}
+"""Suffix -> what writes the table to an unfinished file."""

@@ -1,0 +1,107 @@
+"""From logits to what is written: label maps and probabilities, slab by slab."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from densepred.cases.plan import Plan
+from densepred.volumes import Provenance, Record, SlabWriter, Volume, label_dtype, open_writer
+
+PROBABILITIES = "probabilities"
+"""Folder of the probabilities, beside the label maps."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Finished planes of a prediction.
+
+    Args:
+        start, stop: which planes of axis 0.
+        logits: (K, n, *rest) float32.
+        invalid: bool (n, *rest), the pixels that do not count; None where all do.
+    """
+
+    start: int
+    stop: int
+    logits: Tensor
+    invalid: NDArray[np.bool_] | None
+
+
+def labels_of(planes: Predicted, plan: Plan) -> NDArray[Any]:
+    """The label value of the likeliest class, (1, n, *rest); `plan.invalid` where a pixel is invalid."""
+    table = np.array(plan.values, label_type(plan))
+    labels = table[planes.logits.max(0).indices.cpu().numpy()]
+    if planes.invalid is not None:
+        labels[planes.invalid] = plan.invalid
+    return labels[np.newaxis]
+
+
+def probabilities_of(planes: Predicted, plan: Plan) -> NDArray[np.float32]:
+    """The probabilities of the classes, (K, n, *rest) float32; NaN where a pixel is invalid."""
+    values: NDArray[np.float32] = planes.logits.softmax(0).cpu().numpy()
+    if planes.invalid is not None:
+        values[:, planes.invalid] = np.nan
+    return values
+
+
+def label_type(plan: Plan) -> np.dtype:
+    """The smallest type for label maps."""
+    values = (*plan.values, plan.invalid)
+    return label_dtype(max(values), min(values))
+
+
+@dataclass(frozen=True)
+class _Kind:
+    reduce: Callable[[Predicted, Plan], NDArray[Any]]
+    labels: bool
+
+
+KINDS = {"labels": _Kind(labels_of, True), "probabilities": _Kind(probabilities_of, False)}
+
+
+class Outputs:
+    """The files of one case, filled together; each is whole or not there.
+
+    Args:
+        paths: kind ("labels", "probabilities") -> file.
+        like: the grid.
+        plan: the meaning of the classes.
+        made: how the result came about.
+    """
+
+    def __init__(self, paths: Mapping[str, Path], like: Volume, plan: Plan, made: Provenance) -> None:
+        self.paths, self.like, self.plan, self.made = dict(paths), like, plan, made
+
+    def __enter__(self) -> Outputs:
+        self._writers: dict[str, SlabWriter] = {}
+        with ExitStack() as stack:
+            for kind, path in self.paths.items():
+                self._writers[kind] = stack.enter_context(self._open(kind, path))
+            self._stack = stack.pop_all()
+        return self
+
+    def _open(self, kind: str, path: Path) -> Any:
+        plan, labels = self.plan, KINDS[kind].labels
+        names = dict(zip(plan.values, plan.classes, strict=True)) if labels else dict(enumerate(plan.classes))
+        if labels and plan.invalid not in names:
+            names[plan.invalid] = "invalid"
+        record = Record(names, not labels, self.made)
+        dtype = label_type(plan) if labels else np.dtype(np.float32)
+        channels = 1 if labels else len(plan.classes)
+        return open_writer(path, self.like, dtype, channels, labels, record)
+
+    def write(self, planes: Predicted) -> None:
+        """Append finished planes to every file."""
+        for kind, writer in self._writers.items():
+            writer.write(KINDS[kind].reduce(planes, self.plan))
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)

@@ -1,0 +1,301 @@
+"""The tiles of a compressed image, decoded many at a time; what is rare is left to astropy.
+
+astropy takes some twenty steps in Python for each tile, and a tile is mostly one row. Here are RICE and gzip, of
+integers, of floats without loss, and of quantised floats, as `fpack`, astropy and our writer make them.
+
+Reference: FITS standard 4.0, sections 10.1 (the table of tiles), 10.2 (quantised floats), 10.4 (codecs) and appendix I
+(the random numbers of dithering).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+import imagecodecs
+import numpy as np
+from astropy.io import fits
+from numpy.lib.stride_tricks import sliding_window_view
+
+from densepred.volumes.fits_scan import TYPES, Hdu
+
+_FORMS = {"P": (">i4", (2,)), "Q": (">i8", (2,)), "J": ">i4", "E": ">f4", "D": ">f8"}
+_DITHERS = ("NO_DITHER", "SUBTRACTIVE_DITHER_1", "SUBTRACTIVE_DITHER_2")
+_ZERO = -2147483646  # a float 0.0, in SUBTRACTIVE_DITHER_2
+_RANDOMS = 10000
+_BATCH = 1 << 16  # pixels that are dequantised at once
+_SLACK = 1 << 20
+_GUARD = b"\xff" * 16  # behind what is decoded: RICE looks for the next bit that is set
+
+
+class UnusualError(Exception):
+    """Only astropy can read this, or say what is wrong with it."""
+
+
+class TileReader:
+    """The tiles of one compressed image.
+
+    Args:
+        file: the content of the file, uncompressed.
+        hdu: the compressed image in it.
+
+    Raises:
+        UnusualError: a codec, a column or a setting that is not known here.
+    """
+
+    def __init__(self, file: IO[bytes], hdu: Hdu) -> None:
+        header = hdu.header
+        self._file, self._hdu = file, hdu
+        self._codec = str(header["ZCMPTYPE"]).strip().removesuffix("_1").removesuffix("_ONE")
+        self._stored = np.dtype(TYPES[hdu.bitpix])
+        self._row = _row_type(header)
+        self._heap = hdu.data + int(header.get("THEAP", header["NAXIS1"] * header["NAXIS2"]))
+        self._heap_bytes = hdu.data + hdu.size - self._heap
+        count = len(hdu.shape)
+        sizes = [header.get(f"ZTILE{count - axis}", 1 if axis < count - 1 else hdu.shape[-1]) for axis in range(count)]
+        self._tile = tuple(int(size) for size in sizes)
+        self._quantised = "ZSCALE" in self._names
+        self._coded = np.dtype(np.int32) if self._quantised else self._stored
+        if self._codec == "RICE":
+            self._nblock = int(_setting(header, "BLOCKSIZE", 32))
+            self._coded = np.dtype({1: "u1", 2: "i2", 4: "i4"}.get(int(_setting(header, "BYTEPIX", 4)), "V"))
+        self._dither = str(header.get("ZQUANTIZ", "NO_DITHER")).strip()
+        self._blank = header.get("ZBLANK", header.get("BLANK"))
+        self._check()
+
+    @property
+    def _names(self) -> Sequence[str]:
+        return self._row.names or ()
+
+    def _check(self) -> None:
+        floats, names = self._stored.kind == "f", set(self._names)
+        known = {"COMPRESSED_DATA", "GZIP_COMPRESSED_DATA", "ZSCALE", "ZZERO", "ZBLANK"}
+        rare = "COMPRESSED_DATA" not in names or not names <= known or self._codec not in ("RICE", "GZIP", "GZIP_2")
+        rare |= self._heap_bytes < 0 or ("ZBLANK" in names and not self._quantised)
+        if self._quantised:
+            rare |= not floats or "ZZERO" not in names or self._dither not in _DITHERS
+            rare |= self._coded != np.int32
+        elif floats:
+            rare |= self._codec == "RICE" or self._blank is not None
+        elif self._codec == "RICE":
+            rare |= self._coded.kind == "V" or self._coded.itemsize < self._stored.itemsize
+        if rare:
+            raise UnusualError
+
+    def read(self, out: np.ndarray, window: Sequence[tuple[int, int]]) -> None:
+        """Fill `out`, of the stored type in native byte order, with a window of the image.
+
+        Raises:
+            UnusualError: a tile is damaged, or is stored in a way that is not known here.
+        """
+        grid = [range(start // size, -(-stop // size)) for (start, stop), size in zip(window, self._tile, strict=True)]
+        edges = [
+            [(n * size, min((n + 1) * size, whole)) for n in axis]
+            for axis, size, whole in zip(grid, self._tile, self._hdu.shape, strict=True)
+        ]
+        lengths = functools.reduce(np.multiply.outer, [np.array([b - a for a, b in axis]) for axis in edges])
+        ends = np.cumsum(lengths.reshape(-1))
+        total = int(ends[-1])
+        counts = [-(-whole // size) for whole, size in zip(self._hdu.shape, self._tile, strict=True)]
+        rows = np.ravel_multi_index(np.ix_(*grid), counts).reshape(-1)
+        in_order = total == out.size and out.flags.c_contiguous and _in_order(edges)
+        flat = out.reshape(-1) if in_order else np.empty(total, self._stored)
+        try:
+            self._decode(rows, ends, flat)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UnusualError from error
+        if not in_order:
+            _scatter(flat, edges, out, window)
+
+    def _decode(self, rows: np.ndarray, ends: np.ndarray, out: np.ndarray) -> None:
+        table = self._table[rows]
+        starts = np.concatenate(([0], ends[:-1]))
+        empty = table["COMPRESSED_DATA"][:, 0] == 0
+        direct = self._coded == self._stored
+        coded = out if direct else np.empty(out.size, self._coded)
+        ranges = list(zip(starts.tolist(), ends.tolist(), strict=True))
+        packed = self._packed(table["COMPRESSED_DATA"], out.nbytes)
+        for data, (start, stop), skip in zip(packed, ranges, empty.tolist(), strict=True):
+            if not skip:
+                self._decode_tile(data, coded[start:stop])
+        if self._quantised:
+            coded[np.repeat(empty, ends - starts)] = 0
+            self._dequantise(coded, out, rows, ends - starts)
+        elif not direct:
+            out[...] = coded
+        if empty.any():
+            self._decode_gzipped(table[empty], [pair for pair, skip in zip(ranges, empty, strict=True) if skip], out)
+
+    def _decode_tile(self, data: memoryview, out: np.ndarray) -> None:
+        if self._codec == "RICE":
+            imagecodecs.rcomp_decode(data, nblock=self._nblock, out=out)
+        else:
+            _gunzip(data, out, shuffled=self._codec == "GZIP_2")
+
+    def _decode_gzipped(self, table: np.ndarray, ranges: list[tuple[int, int]], out: np.ndarray) -> None:
+        """Tiles whose values could not be quantised."""
+        if "GZIP_COMPRESSED_DATA" not in self._names:
+            raise UnusualError
+        packed = self._packed(table["GZIP_COMPRESSED_DATA"], out.nbytes)
+        for data, (start, stop) in zip(packed, ranges, strict=True):
+            _gunzip(data, out[start:stop], shuffled=False)
+
+    @functools.cached_property
+    def _table(self) -> np.ndarray:
+        self._file.seek(self._hdu.data)
+        count = int(self._hdu.header["NAXIS2"])
+        return np.frombuffer(self._file.read(count * self._row.itemsize), self._row, count)
+
+    def _packed(self, places: np.ndarray, expected: int) -> Iterator[memoryview]:
+        """The compressed bytes of tiles, read at once where they lie together."""
+        sizes, offsets = places.astype(np.int64).T
+        within = (sizes >= 0) & (offsets >= 0) & (sizes <= self._heap_bytes) & (offsets <= self._heap_bytes - sizes)
+        if not within.all() or sizes.sum() > 2 * expected + _SLACK:
+            raise UnusualError
+        held = sizes > 0
+        first = int(offsets[held].min(initial=self._heap_bytes))
+        last = int((offsets + sizes)[held].max(initial=first))
+        if last - first <= 2 * sizes.sum() + _SLACK:
+            data = self._piece(first, last - first)
+            for size, offset in zip(sizes.tolist(), (offsets - first).tolist(), strict=True):
+                yield data[offset : offset + size]
+            return
+        for size, offset in zip(sizes.tolist(), offsets.tolist(), strict=True):
+            yield self._piece(offset, size)[:size]
+
+    def _piece(self, offset: int, size: int) -> memoryview:
+        held = bytearray(size + len(_GUARD))
+        held[size:] = _GUARD
+        self._file.seek(self._heap + offset)
+        if self._file.readinto(memoryview(held)[:size]) != size:  # type: ignore[attr-defined]
+            raise UnusualError
+        return memoryview(held)
+
+    def _dequantise(self, coded: np.ndarray, out: np.ndarray, rows: np.ndarray, sizes: np.ndarray) -> None:
+        """Scale integers back to floats, in float64 as `funpack` does."""
+        table, start, first = self._table, 0, 0
+        while first < len(rows):
+            size = int(sizes[first])
+            last = first + 1
+            while last < len(rows) and sizes[last] == size and (last - first) * size < _BATCH:
+                last += 1
+            stop = start + (last - first) * size
+            chosen = rows[first:last]
+            integers = coded[start:stop].reshape(-1, size)
+            values = self._undithered(integers, chosen)
+            values *= table["ZSCALE"][chosen].astype(np.float64)[:, np.newaxis]
+            values += table["ZZERO"][chosen].astype(np.float64)[:, np.newaxis]
+            if self._dither == "SUBTRACTIVE_DITHER_2":
+                values[integers == _ZERO] = 0
+            if "ZBLANK" in self._names:
+                values[integers == table["ZBLANK"][chosen][:, np.newaxis]] = np.nan
+            elif self._blank is not None:
+                values[integers == self._blank] = np.nan
+            out[start:stop].reshape(-1, size)[...] = values
+            start, first = stop, last
+
+    def _undithered(self, integers: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        if self._dither == "NO_DITHER":
+            return integers.astype(np.float64)
+        seed = int(self._hdu.header.get("ZDITHER0", 0))
+        values = integers - _noise((rows + seed - 1) % _RANDOMS, integers.shape[1])
+        values += 0.5
+        return np.asarray(values)
+
+
+def _gunzip(data: memoryview, out: np.ndarray, shuffled: bool) -> None:
+    """Decompress big-endian values, sorted by their bytes' weight or not, into native ones."""
+    octets = np.frombuffer(imagecodecs.gzip_decode(data, out=out.nbytes), np.uint8)
+    if octets.size != out.nbytes:
+        raise UnusualError
+    size = out.dtype.itemsize
+    if not shuffled or size == 1:
+        out[...] = octets.view(out.dtype.newbyteorder(">"))
+        return
+    bits = out.view(f"u{size}")
+    planes = octets.reshape(size, -1)
+    bits[...] = planes[0]
+    for plane in planes[1:]:
+        np.left_shift(bits, 8, out=bits)
+        np.bitwise_or(bits, plane, out=bits)
+
+
+def _in_order(edges: list[list[tuple[int, int]]]) -> bool:
+    """Whether tiles follow each other in the image as they do in the table."""
+    axis = 0
+    while axis < len(edges) and all(stop - start == 1 for start, stop in edges[axis]):
+        axis += 1
+    return all(len(along) == 1 for along in edges[axis + 1 :])
+
+
+def _scatter(
+    flat: np.ndarray, edges: list[list[tuple[int, int]]], out: np.ndarray, window: Sequence[tuple[int, int]]
+) -> None:
+    """Put decoded tiles where they belong, less what lies outside of the window."""
+    at = 0
+    for place in np.ndindex(*[len(along) for along in edges]):
+        box = [along[n] for along, n in zip(edges, place, strict=True)]
+        shape = [stop - start for start, stop in box]
+        tile = flat[at : at + math.prod(shape)].reshape(shape)
+        at += tile.size
+        inner, outer = [], []
+        for (start, stop), (first, last) in zip(box, window, strict=True):
+            low, high = max(start, first), min(stop, last)
+            inner.append(slice(low - start, high - start))
+            outer.append(slice(low - first, high - first))
+        out[tuple(outer)] = tile[tuple(inner)]
+
+
+def _row_type(header: fits.Header) -> np.dtype:
+    """The type of a row of the table."""
+    names, forms = [], []
+    for column in range(1, int(header["TFIELDS"]) + 1):
+        found = re.fullmatch(r"1?(?:([PQ])B.*|([JED]))", str(header.get(f"TFORM{column}", "")).strip())
+        if found is None or f"TSCAL{column}" in header or f"TZERO{column}" in header:
+            raise UnusualError
+        names.append(str(header.get(f"TTYPE{column}", "")).strip().upper())
+        forms.append(_FORMS[found[1] or found[2]])
+    if len(set(names)) < len(names) or "" in names:
+        raise UnusualError
+    described: Any = {"names": names, "formats": forms}
+    dtype = np.dtype(described)
+    if dtype.itemsize != header["NAXIS1"]:
+        raise UnusualError
+    return dtype
+
+
+def _setting(header: fits.Header, name: str, default: int) -> Any:
+    """One of the codec's own settings, ZNAMEn and ZVALn."""
+    for number in range(1, 100):
+        if str(header.get(f"ZNAME{number}", "")).strip().upper() == name:
+            return header.get(f"ZVAL{number}", default)
+    return default
+
+
+@functools.cache
+def _randoms() -> np.ndarray:
+    """The standard's sequence: seed * 16807 modulo 2^31 - 1, as a fraction in float32."""
+    out, seed = np.empty(_RANDOMS, np.float32), 1
+    for at in range(_RANDOMS):
+        seed = seed * 16807 % 2147483647
+        out[at] = seed / 2147483647
+    return out.astype(np.float64)
+
+
+def _noise(first: np.ndarray, size: int) -> np.ndarray:
+    """`(len(first), size)` random numbers: for each tile from its own place in the sequence, again and again."""
+    randoms = _randoms()
+    begins = (randoms * 500).astype(int)  # exact: the product of a float32 and 500 needs 33 bits
+    if size <= _RANDOMS - 500:
+        return np.asarray(sliding_window_view(randoms, size)[begins[first]])
+    out = np.empty((len(first), size))
+    for row, place in zip(out, first.tolist(), strict=True):
+        at = 0
+        while at < size:
+            piece = randoms[begins[place] :][: size - at]
+            row[at : at + piece.size] = piece
+            at, place = at + piece.size, (place + 1) % _RANDOMS
+    return out

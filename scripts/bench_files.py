@@ -1,0 +1,387 @@
+"""Speed of reading and writing files against nibabel, SimpleITK, astropy, fitsio and zarr, in turn and in one run.
+
+    python scripts/bench_files.py                        # all cases, a table in Markdown
+    python scripts/bench_files.py --only nifti --rounds 31
+    python scripts/bench_files.py --folder /dev/shm      # no disk: what it costs to force data to one drops out
+
+Whole volumes are read into a numpy array in native byte order, files warm in the page cache; label maps are written whole.
+The programs take turns within each round, so that a slow machine is slow for all. A line gives the median milliseconds of
+wall clock and of processor (all threads), and the median over the rounds of its wall clock over ours: above 1 it is slower.
+
+Programs do not all do the same, so peers appear twice where they do less by themselves:
+
+- Reading, ours checks what a file can be checked by: the CRC of gzip, DATASUM and CHECKSUM of FITS. "checked" marks a peer
+  that was told to do so too; others do by themselves.
+- Writing, ours forces the file to disk, reads it back, compares it and only then gives it its name; into FITS it writes
+  checksums. "safe" marks a peer around which the same was put. Without it, the file may be torn or still be lost.
+
+Needs the extras `itk` and `peers`; a program that is not installed is left out, with a line that says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import zarr
+from astropy.io import fits
+from scipy.ndimage import gaussian_filter, zoom
+from zarr.codecs import ZstdCodec
+
+from densepred.volumes import Volume, open_volume, open_writer
+from densepred.volumes.fits_tiles import tile_shape
+from densepred.volumes.zarr_write import sharding
+
+SHAPE = (128, 256, 256)
+OURS = "densepred"
+
+Read = Callable[[Path], np.ndarray]
+Write = Callable[[Path], Any]
+
+
+@dataclass
+class Case:
+    """A file or a way to write one. `programs` give its values, or write them; ours comes first."""
+
+    title: str
+    path: Path
+    values: np.ndarray
+    programs: dict[str, Any]
+    reading: bool = True
+
+
+# The images
+
+
+def smooth(rng: np.random.Generator) -> np.ndarray:
+    """A smooth random field of unit variance."""
+    coarse = gaussian_filter(rng.standard_normal([size // 4 for size in SHAPE]), 3)
+    return zoom(coarse / coarse.std(), 4, order=1).astype(np.float32)
+
+
+def scan(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A body in air, int16 in Hounsfield units with noise, and the labels 0 to 8 of its organs."""
+    rng = np.random.default_rng(seed)
+    _, y, x = np.meshgrid(*[np.linspace(-1, 1, size, dtype=np.float32) for size in SHAPE], indexing="ij")
+    body = (y / 0.75) ** 2 + (x / 0.9) ** 2 < 1
+    best = np.full(SHAPE, 1.2, np.float32)  # no organ where the fields are below
+    labels = np.zeros(SHAPE, np.uint8)
+    for number in range(1, 9):
+        organ = smooth(rng)
+        labels[(organ > best) & body] = number
+        np.maximum(best, organ, out=best)
+    values = np.array([-1000, 60, 40, -80, 120, 300, 30, -700, 90], np.float32)[labels]
+    values[(labels == 0) & body] = 20
+    values += rng.normal(0, 12, SHAPE)
+    return np.clip(np.rint(values), -1024, 3071).astype(np.int16), labels
+
+
+def sky(seed: int) -> np.ndarray:
+    """Float32 with a background, clouds and noise, as a telescope's pipeline leaves it."""
+    rng = np.random.default_rng(seed)
+    return (rng.normal(100, 5, SHAPE) + 20 * np.exp(smooth(rng))).astype(np.float32)
+
+
+# Reading
+
+
+def ours(path: Path) -> np.ndarray:
+    with open_volume(path, axes="zyx" if ".fits" in path.name else None) as volume:
+        return volume.numpy()[0]
+
+
+def native(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values, values.dtype.newbyteorder("="))
+
+
+def by_nibabel(path: Path) -> np.ndarray:
+    image: Any = nibabel.load(path, mmap=False)  # with a map nothing would be read yet
+    return native(np.asanyarray(image.dataobj).T)
+
+
+def by_nibabel_float32(path: Path) -> np.ndarray:
+    image: Any = nibabel.load(path, mmap=False)
+    return native(image.get_fdata(dtype=np.float32, caching="unchanged").T)
+
+
+def by_sitk(path: Path) -> np.ndarray:
+    import SimpleITK as sitk
+
+    values: np.ndarray = sitk.GetArrayFromImage(sitk.ReadImage(path))
+    return values
+
+
+def by_astropy(path: Path, checksum: bool = False) -> np.ndarray:
+    with fits.open(path, memmap=False, checksum=checksum) as hdus:
+        return native(next(hdu.data for hdu in hdus if hdu.header["NAXIS"]))
+
+
+def by_fitsio(path: Path) -> np.ndarray:
+    import fitsio
+
+    with fitsio.FITS(str(path)) as hdus:
+        return native(next(hdu for hdu in hdus if hdu.has_data()).read())
+
+
+def by_zarr(path: Path) -> np.ndarray:
+    stored: Any = zarr.open(str(path), mode="r")
+    return native((stored if isinstance(stored, zarr.Array) else stored["0"])[:])
+
+
+def nifti_reading(folder: Path) -> Iterator[Case]:
+    image, labels = scan(1)
+    slope, inter = 0.5, -10.0
+    for suffix in (".nii", ".nii.gz"):
+        peers: dict[str, Read] = {"nibabel": by_nibabel, "SimpleITK": by_sitk}
+        for name, values in (("int16", image), ("float32", sky(2)), ("uint8 labels", labels)):
+            path = folder / f"{name[:5]}{suffix}"
+            nibabel.Nifti1Image(values.T, np.eye(4)).to_filename(path)
+            yield Case(f"`{suffix}`, {name}", path, values, {OURS: ours, **peers})
+        path = folder / f"scaled{suffix}"
+        scaled = image.astype(np.float32) * np.float32(slope) + np.float32(inter)
+        header = nibabel.Nifti1Image(image.T, np.eye(4)).header
+        header["vox_offset"] = 352
+        header.set_slope_inter(slope, inter)
+        with nibabel.openers.Opener(path, "wb") as file:
+            file.write(header.binaryblock + bytes(4) + image.tobytes())
+        peers["nibabel"] = by_nibabel_float32
+        yield Case(f"`{suffix}`, int16 scaled", path, scaled, {OURS: ours, **peers})
+
+
+def fits_reading(folder: Path) -> Iterator[Case]:
+    image, real = scan(1)[0], sky(2)
+    checked: dict[str, Read] = {"astropy, checked": lambda path: by_astropy(path, checksum=True)}
+    peers: dict[str, Read] = {"astropy": by_astropy, "fitsio": by_fitsio}
+    for suffix in (".fits", ".fits.gz"):
+        for sums in (False, True):
+            path = folder / f"float{sums}{suffix}"
+            fits.PrimaryHDU(real).writeto(path, checksum=sums)
+            title = f"`{suffix}`, float32{', with sums' if sums else ''}"
+            yield Case(title, path, real, {OURS: ours, **peers, **(checked if sums else {})})
+    for kind, name, values, tile, sums in (
+        ("RICE_1", "int16", image, None, False),
+        ("RICE_1", "int16", image, None, True),
+        ("RICE_1", "int16", image, tile_shape(SHAPE, 2), False),
+        ("GZIP_2", "float32", real, None, False),
+        ("GZIP_2", "float32", real, tile_shape(SHAPE, 4), False),
+        ("RICE_1", "float32 quantised", real, None, False),
+        ("HCOMPRESS_1", "int16", image, (1, 16, 256), False),
+    ):
+        path = folder / f"{kind}{values.dtype}{tile}{sums}.fits.fz"
+        quantised = "quantised" in name
+        hdu = fits.CompImageHDU(values, compression_type=kind, tile_shape=tile, quantize_level=16 if quantised else 0)
+        hdu.writeto(path, checksum=sums)
+        expected = by_astropy(path) if quantised else values
+        title = f"`.fits.fz`, {name}, {kind}, tiles of {'a row' if tile is None else f'{tile[1]} rows'}"
+        title += ", with sums" if sums else ""
+        yield Case(title, path, expected, {OURS: ours, **peers, **(checked if sums else {})})
+
+
+def zarr_reading(folder: Path) -> Iterator[Case]:
+    image = scan(1)[0]
+    sharded = folder / "sharded.zarr"
+    Volume.from_array(image, (1.0,) * 3).save(sharded)
+    yield Case("Zarr, int16, sharded by ours", sharded, image, {OURS: ours, "zarr": by_zarr})
+    for name, compressors in (("Zstandard", ZstdCodec(level=3)), ("no compression", None)):
+        path = folder / f"{name[:4]}.zarr"
+        zarr.create_array(str(path), data=image, chunks=(64,) * 3, compressors=compressors)
+        yield Case(f"Zarr, int16, 64x64x64, {name}", path, image, {OURS: ours, "zarr": by_zarr})
+
+
+# Writing
+
+
+def write_ours(path: Path, values: np.ndarray) -> None:
+    like = Volume(np.broadcast_to(np.uint8(0), (1, *values.shape)), (1.0,) * 3, np.eye(4))
+    with open_writer(path, like, values.dtype, labels=True) as writer:
+        writer.write(values[np.newaxis])
+
+
+def write_nibabel(path: Path, values: np.ndarray) -> None:
+    nibabel.Nifti1Image(values.T, np.eye(4)).to_filename(path)
+
+
+def write_sitk(path: Path, values: np.ndarray) -> None:
+    import SimpleITK as sitk
+
+    sitk.WriteImage(sitk.GetImageFromArray(values), path, useCompression=path.suffix == ".gz")
+
+
+def write_astropy(path: Path, values: np.ndarray, kind: str = "", checksum: bool = False) -> None:
+    tile = tile_shape(values.shape, values.itemsize)
+    hdu: Any = fits.CompImageHDU(values, compression_type=kind, tile_shape=tile) if kind else fits.PrimaryHDU(values)
+    hdu.writeto(path, checksum=checksum)
+
+
+def write_fitsio(path: Path, values: np.ndarray, kind: str = "") -> None:
+    import fitsio
+
+    tile = tile_shape(values.shape, values.itemsize)
+    with fitsio.FITS(str(path), "rw", clobber=True) as file:
+        file.write(values, **({"compress": kind, "tile_dims": tile} if kind else {}))
+
+
+def write_zarr(path: Path, values: np.ndarray) -> None:
+    chunks, shards = sharding(1, values.shape, values.itemsize)
+    zstd = ZstdCodec(level=3, checksum=True)
+    stored = zarr.create_array(
+        str(path), shape=values.shape, dtype=values.dtype, chunks=chunks, shards=shards, compressors=zstd
+    )
+    stored[:] = values
+
+
+def safe(write: Write, read: Read, values: np.ndarray) -> Write:
+    """What ours does, around a peer: under another name, forced to disk, read back, compared, renamed."""
+
+    def run(path: Path) -> None:
+        part = path.with_name(f"part.{path.name}")
+        write(part)
+        for inner, _, names in os.walk(part) if part.is_dir() else [(part.parent, [], [part.name])]:
+            for name in names:
+                force(Path(inner, name))
+            force(Path(inner))
+        if not np.array_equal(read(part), values):
+            raise OSError(f"{part} does not read back")
+        os.replace(part, path)
+        force(path.parent)
+
+    return run
+
+
+def force(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def label_writing(folder: Path) -> Iterator[Case]:
+    labels = scan(1)[1]
+
+    def case(suffix: str, peers: dict[str, tuple[Write, Write, Read]]) -> Case:
+        programs: dict[str, Write] = {OURS: lambda path: write_ours(path, labels)}
+        for name, (plain, summed, read) in peers.items():
+            programs[name] = plain
+            programs[f"{name}, safe"] = safe(summed, read, labels)
+        return Case(f"`{suffix}`", folder / f"written{suffix}", labels, programs, reading=False)
+
+    def same(write: Callable[..., Any], read: Read, kind: str = "") -> tuple[Write, Write, Read]:
+        told = (lambda path: write(path, labels, kind)) if kind else (lambda path: write(path, labels))
+        return told, told, read
+
+    def astropy(kind: str = "") -> tuple[Write, Write, Read]:
+        plain, summed = (lambda path, sums=sums: write_astropy(path, labels, kind, sums) for sums in (False, True))
+        return plain, summed, lambda path: by_astropy(path, checksum=True)
+
+    for suffix in (".nii", ".nii.gz"):
+        nifti = {"nibabel": same(write_nibabel, by_nibabel), "SimpleITK": same(write_sitk, by_sitk)}
+        yield case(suffix, nifti)
+    for suffix in (".fits", ".fits.gz"):
+        yield case(suffix, {"astropy": astropy(), "fitsio": same(write_fitsio, by_fitsio)})
+    tiled = {f"astropy, {kind}": astropy(kind) for kind in ("GZIP_2", "RICE_1")}
+    yield case(".fits.fz", {**tiled, "fitsio, GZIP_2": same(write_fitsio, by_fitsio, "GZIP_2")})
+    yield case(".zarr", {"zarr": same(write_zarr, by_zarr)})
+
+
+# Measuring
+
+GROUPS: dict[str, Callable[[Path], Iterator[Case]]] = {
+    "nifti": nifti_reading,
+    "fits": fits_reading,
+    "zarr": zarr_reading,
+    "labels": label_writing,
+}
+
+
+def missing() -> set[str]:
+    """Peers that are not installed; a line says so."""
+    found = set()
+    for name in ("SimpleITK", "fitsio"):
+        try:
+            import_module(name)
+        except ImportError as error:
+            print(f"Without {name}: {error}.\n")
+            found.add(name)
+    return found
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def size_of(path: Path) -> int:
+    files = [path] if path.is_file() else [inner for inner in path.rglob("*") if inner.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def run_once(case: Case, program: Callable[[Path], Any]) -> tuple[float, float, Any]:
+    """Seconds of wall clock and processor, and what came of it."""
+    if not case.reading:
+        remove(case.path)
+    start, worked = time.perf_counter(), time.process_time()
+    result = program(case.path)
+    return time.perf_counter() - start, time.process_time() - worked, result
+
+
+def measure(case: Case, rounds: int) -> None:
+    """Check each program once, which also warms up, then let them take turns; prints the lines of the table."""
+    sizes: dict[str, int] = {}
+    for name, program in case.programs.items():
+        got = run_once(case, program)[2]
+        values = got if case.reading else ours(case.path)
+        if not np.allclose(values, case.values, rtol=1e-6, atol=0) or not values.dtype.isnative:
+            raise SystemExit(f"{case.title}: {name} gives other values")
+        sizes[name] = size_of(case.path)
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in case.programs}
+    for _ in range(rounds):
+        for name, program in case.programs.items():
+            taken[name].append(run_once(case, program)[:2])
+    base = [wall for wall, _ in taken[OURS]]
+    for name, times in taken.items():
+        wall, worked = (statistics.median(column) * 1000 for column in zip(*times, strict=True))
+        ratio = statistics.median(time / our for (time, _), our in zip(times, base, strict=True))
+        verb = "read" if case.reading else "write"
+        print(
+            f"| {verb} {case.title} | {name} | {wall:.1f} | {worked:.1f} | {case.values.nbytes / wall / 1e3:,.0f} "
+            f"| {ratio:.2f} | {sizes[name] / 1e3:,.0f} |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=sorted(GROUPS), default=list(GROUPS))
+    parser.add_argument("--match", default="", help="only cases whose title holds this")
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where the files are put")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    gone = missing()
+    packages = ("nibabel", "SimpleITK", "astropy", "fitsio", "zarr", "isal")
+    print(platform.platform(), *[f"{name} {version(name)}" for name in packages if name not in gone], sep=", ")
+    print("\n| file | program | ms | processor, ms | MB/s | time over ours | kB |\n|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        for group in arguments.only:
+            for case in GROUPS[group](Path(name)):
+                if arguments.match in case.title:
+                    for peer in [name for name in case.programs if any(name.startswith(part) for part in gone)]:
+                        del case.programs[peer]
+                    measure(case, arguments.rounds)
+                remove(case.path)
+
+
+if __name__ == "__main__":
+    main()
