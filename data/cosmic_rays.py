@@ -128,7 +128,7 @@ def deposit(shape: tuple[int, int], y: Array, x: Array, charge: Array) -> Array:
     inside = ((rows >= 0) & (rows < shape[0]))[:, :, None] & ((columns >= 0) & (columns < shape[1]))[:, None, :]
     place = rows[:, :, None] * shape[1] + columns[:, None, :]
     amount = charge[:, None, None] * down[:, :, None] * across[:, None, :]
-    return np.bincount(place[inside], amount[inside], shape[0] * shape[1]).reshape(shape)
+    return np.bincount(place[inside], amount[inside], shape[0] * shape[1]).reshape(shape).astype(np.float64)
 
 
 def stars(rng: np.random.Generator, shape: tuple[int, int], number: float, decades: tuple[float, float]) -> Array:

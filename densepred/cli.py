@@ -96,13 +96,21 @@ def predict(
     words: Annotated[list[str], typer.Argument(metavar="INPUT", help="files, folders, globs; inference.KEY=VALUE")],
     out: Annotated[Path, typer.Option(help="folder for the predictions")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace files changed or not made here")] = False,
+    cutout: Annotated[str | None, typer.Option(help="the part to predict: y0:y1,x0:x1 or ra,dec,size")] = None,
+    bins: Annotated[int, typer.Option("--bin", min=1, help="average over blocks of so many pixels a side")] = 1,
+    bids: Annotated[bool, typer.Option("--bids", help="name the results as BIDS derivatives")] = False,
 ) -> None:
     """Segment files; what is done already stays as it is."""
     tune_allocator()
     from densepred.inference import batch
 
     overrides = [word for word in words if re.match(r"[a-z_]+\.[\w.]+=", word) and not Path(word).exists()]
-    result = batch.predict(run, [word for word in words if word not in overrides], out, overrides, overwrite)
+    inputs = [word for word in words if word not in overrides]
+    if cutout is not None:
+        quoted = cutout.replace("'", "''")
+        overrides.append(f"inference.cutout='{quoted}'")
+    overrides += [] if bins == 1 else [f"inference.bin={bins}"]
+    result = batch.predict(run, inputs, out, overrides, overwrite, bids)
     for error in result.failed.values():
         _say(str(error))
     _show(str(result))

@@ -122,7 +122,7 @@ def astroscrappy_points(data: Path, kind: str) -> list[tuple[float, float]]:
     best = hull([point for points in tried.values() for point in points])
 
     def promising(point: tuple[float, float]) -> bool:
-        return point[0] <= 4 * LIMITS[-1] and point[1] > np.interp(point[0], *best) - 0.03
+        return point[0] <= 4 * LIMITS[-1] and point[1] > float(np.interp(point[0], *best)) - 0.03
 
     kept = [setting for setting, points in tried.items() if any(promising(point) for point in points)]
     return [point for setting in kept for point in _rates(setting, exposures)]
@@ -211,7 +211,7 @@ def demands(ours: dict[str, list[Curve]], theirs: dict[str, Curve], tiled: float
     out = {f"sparse: {sparse:.4f} of the rays at {100 * LIMITS[-1]:g} % false, at least 0.95": sparse > 0.95}
     for kind, curves in ours.items():
         ahead = [rate_at(c, limit) - np.interp(limit, *theirs[kind]) for c in curves for limit in LIMITS]
-        out[f"{kind}: ahead of astroscrappy by at least {min(ahead):.4f} at all rates"] = min(ahead) > 0
+        out[f"{kind}: ahead of astroscrappy by at least {min(ahead):.4f} at all rates"] = bool(min(ahead) > 0)
     out[f"windows differ from the whole image by {tiled:.1e} in probability, at most {TILED:g}"] = tiled <= TILED
     return out
 
@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="steps of a training, instead of the recipe's")
     parser.add_argument("--train", type=int, default=160, help="training images (default 160)")
     parser.add_argument("--test", type=int, default=40, help="test images of each kind of field (default 40)")
-    parser.add_argument("--large", type=int, default=600, help="pixels of the image for the windows (default 600)")
+    parser.add_argument("--large", type=int, default=603, help="pixels of the image for the windows (default 603)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="further settings of the recipe")
     arguments = parser.parse_args()
     from densepred import load

@@ -14,7 +14,9 @@ from astropy.io import fits
 from scipy import stats
 from scipy.spatial import ConvexHull
 
+from densepred import load
 from densepred.files import sha256
+from densepred.training.loop import train
 from densepred.volumes import open_volume
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +38,7 @@ make, bench = _module("data"), _module("scripts")
 
 @pytest.fixture(scope="module")
 def scenes() -> dict[str, list]:
-    return {kind: [make.make_scene(kind, make.SEEDS[kind] + n) for n in range(6)] for kind in KINDS}
+    return {kind: [make.make_scene(kind, make.SEEDS[kind] + n) for n in range(4)] for kind in KINDS}
 
 
 def test_a_pixel_collects_the_integral_of_a_gaussian():
@@ -160,14 +162,11 @@ def test_exposure_and_sky_are_drawn_as_said(monkeypatch: pytest.MonkeyPatch):
     assert (plain.exposure, plain.expected[0, 0]) == (1, 60)
 
 
-def _generate(out: Path, *arguments: str) -> None:
-    command = [sys.executable, str(ROOT / "data" / "cosmic_rays.py"), str(out), *arguments]
-    subprocess.run(command, check=True, cwd=ROOT, env={"PYTHONPATH": "."}, timeout=60)
-
-
 def test_the_files_are_a_sound_set(tmp_path: Path):
-    for out in (tmp_path / "a", tmp_path / "b"):
-        _generate(out, "--train", "3", "--test", "1", "--size", "48", "--seed", "2")
+    command = [sys.executable, str(ROOT / "data" / "cosmic_rays.py"), str(tmp_path / "a")]
+    numbers = ["--train", "3", "--test", "1", "--size", "48", "--seed", "2"]
+    subprocess.run([*command, *numbers], check=True, cwd=ROOT, env={"PYTHONPATH": "."}, timeout=60)
+    make.write_set(tmp_path / "b", train=3, test=1, size=48, seed=2)
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.fits"))
     assert len(files) == 2 * (3 + 3)
     assert [sha256(tmp_path / "a" / file) for file in files] == [sha256(tmp_path / "b" / file) for file in files]
@@ -238,6 +237,24 @@ def test_astroscrappys_masks_are_counted_over_the_set():
     assert false == pytest.approx(found[label == 0].mean())
     assert 0.3 < true < grown[1]
     assert false < grown[0]
+
+
+def test_the_recipe_fits_the_files_and_its_predictions_are_ranked(tmp_path: Path):
+    make.write_set(tmp_path / "set", train=2, test=2, size=96, seed=1)
+    small = ["training.epochs=1", "training.steps=2", "patch.batch=2", "data.folds=2", "training.tensorboard=false"]
+    small += [f"data.root={tmp_path / 'set' / 'train'}", "inference.window=[48,48]"]
+    train(ROOT / "configs" / "cosmic_rays_unet2d.yaml", tmp_path / "run", small)
+    predictor = load(tmp_path / "run")
+    path, label = next(bench.images(tmp_path / "set", "sparse"))
+    odds = bench.log_odds(predictor, path)
+    labels = predictor.predict(path).numpy()[0]
+    assert odds.shape == label.shape
+    np.testing.assert_array_equal(labels == 1, odds > 0)
+    false, true = bench.network_curve(predictor, tmp_path / "set", "sparse")
+    assert (false[-1], true[-1]) == (1, 1)
+    pixels = sum(int((label != 255).sum()) for _, label in bench.images(tmp_path / "set", "sparse"))
+    assert len(false) <= pixels + 1
+    assert 0 <= bench.tiled_difference(tmp_path / "run", path) <= 1
 
 
 def test_the_table_and_the_demands():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from densepred.errors import InputError
 from densepred.volumes import open_volume, stack
 from densepred.volumes.fits_header import FitsHeader, wcs_offset
 from tests.fits_files import RNG, TAN, astropy_values, image, pixels, save, save_many
+from tests.test_fits_cut import HEADERS, five
 
 
 def header_of(shape: tuple[int, ...] = (24, 40), **cards: object) -> FitsHeader:
@@ -70,6 +72,20 @@ def test_the_header_keeps_what_the_hdu_has(tmp_path: Path) -> None:
         header.wcs.all_pix2world([[19.5, 11.5]], 0), [[TAN["CRVAL1"], TAN["CRVAL2"]]], rtol=1e-12
     )
     assert header.spatial_axes == (0, 1)
+
+
+@pytest.mark.parametrize("name", ["SIP", "TPV", "TAN with CD"])
+def test_a_third_axis_does_not_hide_a_distortion(name: str) -> None:
+    flat = HEADERS[name]
+    cube = flat.copy()
+    cube["NAXIS"], cube["NAXIS3"] = 3, 1
+    spots = five((240, 320))
+    header = FitsHeader(cube, 0, "", 1, (1, 240, 320), (0,))
+    with warnings.catch_warnings(action="ignore"):
+        expected = WCS(flat).all_pix2world(spots, 0)
+    np.testing.assert_allclose(header.spatial_wcs.all_pix2world(spots, 0), expected, rtol=0, atol=1e-12)
+    assert wcs_offset(header, FitsHeader(flat, 0, "", 1, (240, 320))) < 1e-9
+    assert len(header.pixel_scale) == 2
 
 
 def test_tables_of_distortions_are_read_from_the_file(tmp_path: Path) -> None:

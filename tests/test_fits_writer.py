@@ -77,25 +77,6 @@ def test_astropy_reads_what_was_written(tmp_path_factory: pytest.TempPathFactory
     assert np.array_equal(got.reshape(values.shape), expected, equal_nan=expected.dtype.kind == "f")
 
 
-@settings(max_examples=80, deadline=None)
-@given(st.data())
-def test_reading_undoes_writing(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    path = tmp_path_factory.getbasetemp() / f"identity{data.draw(st.sampled_from(SUFFIXES))}"
-    dtype = np.dtype(data.draw(st.sampled_from(["u1", "i2", "u2", "i4", "u4", "f4", "f8"])))
-    shape = tuple(data.draw(st.lists(st.integers(2, 9), min_size=2, max_size=3)))
-    channels = data.draw(st.integers(1, 3))
-    values = np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, 200, (channels, *shape)).astype(dtype)
-    write(path, Volume(values, (1.0,) * len(shape)), values, rows=data.draw(st.integers(1, 9)))
-    axes = ("c" if channels > 1 else "") + "zyx"[-len(shape) :]
-    with open_volume(path, axes) as volume:
-        got = volume.numpy()  # with its checksums
-        assert got.dtype == dtype
-        np.testing.assert_array_equal(got, values)
-        volume.save(path.with_name("again.fits"))
-    with open_volume(path.with_name("again.fits"), axes) as volume:
-        np.testing.assert_array_equal(volume.numpy(), values)
-
-
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("dtype", ["u1", "i2", "u2", "i4", "u4", "f4", "f8"])
 def test_cfitsio_reads_the_same(tmp_path: Path, suffix: str, dtype: str) -> None:

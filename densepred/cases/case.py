@@ -12,9 +12,11 @@ from densepred.cases.patterns import id_of, is_store, match, nothing_matched
 from densepred.config import DataConfig
 from densepred.errors import InputError, UnsafeError
 from densepred.volumes import split_part
+from densepred.volumes.members import members
 
 __all__ = ["Case", "Found", "Problem", "by_patterns", "collect", "find", "id_of", "raise_all"]
 
+_SEVERAL = re.compile(r"\[(.+,\s*)?all\]$", re.IGNORECASE)
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
 
 
@@ -104,8 +106,33 @@ def find(data: DataConfig) -> Found:
     else:
         raise InputError("no images are named", "give data.images (a pattern) or data.dataset (a list)")
     _check_ids(found)
-    found.cases = [case for case in sorted(found.cases, key=lambda case: case.id) if _files_exist(case, found)]
+    there = [case for case in sorted(found.cases, key=lambda case: case.id) if _files_exist(case, found)]
+    found.cases = [one for case in there for one in _apart(case, data, found)]
     return found
+
+
+def _apart(case: Case, data: DataConfig, found: Found) -> list[Case]:
+    """A case for each of the images where the files are said to hold several; they stay in one fold."""
+    if data.axes != "xyzt" and not any(_SEVERAL.search(str(path)) for path in case.roles.values()):
+        return [case]
+    try:
+        listed = {role: members(path, data.axes) for role, path in case.roles.items()}
+    except InputError as error:
+        found.error(case.id, error.file or case.images[0], error.what, error.fix)
+        return []
+    count = max(map(len, listed.values()))
+    odd = next((role for role, paths in listed.items() if len(paths) not in (1, count)), None)
+    if odd is not None:
+        what = f"{len(listed[odd])} images, but {count} in another file of the case"
+        found.error(case.id, case.roles[odd], what, "choose as many of each")
+        return []
+    cases = []
+    for number in range(count):
+        one = {role: Path(paths[number if len(paths) > 1 else 0]) for role, paths in listed.items()}
+        images = tuple(path for role, path in one.items() if role.startswith("image"))
+        planes = (one.get("label"), case.group or case.id, one.get("mask"), one.get("weight"))
+        cases.append(Case(f"{case.id}_{number}" if count > 1 else case.id, images, *planes))
+    return cases
 
 
 def by_patterns(

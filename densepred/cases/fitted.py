@@ -123,7 +123,10 @@ class Fitted:
         """Of each channel: the settings, the parameters found (offset and scale, in the unit of the image; of boxes
         their range) and the number of valid voxels; for JSON."""
         each = zip(self._chosen, self._stretches, self.valid, strict=True)
-        return [{**chosen.model_dump(), **stretch.describe(), "valid": valid} for chosen, stretch, valid in each]
+        return [
+            {"name": chosen.name, **chosen.model_dump(), **stretch.describe(), "valid": valid}
+            for chosen, stretch, valid in each
+        ]
 
     def _chunks(self, shape: tuple[int, ...], where: tuple[slice, ...]) -> Iterator[tuple[int, slice, Positions]]:
         """Parts of about a megabyte, so that float64 and temporary arrays stay small."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import EllipsisType
 
 import numpy as np
@@ -18,6 +18,7 @@ from densepred.errors import DensepredError, InputError
 from densepred.volumes import GEOMETRY_TOLERANCE, Volume, corner_offset
 from densepred.volumes.channels import sky_offset
 from densepred.volumes.fits_header import WCS_TOLERANCE
+from densepred.volumes.grid import Box, cutout
 from densepred.volumes.volume import full_key, span
 
 __all__ = [
@@ -59,6 +60,7 @@ class NormalizedVolume:
         volume: the image, NaN or infinite where pixels do not count.
         fitted: what normalises it.
         validity: what stands at those pixels, and whether their map is one more channel.
+        origin: where the volume begins in the image that `fitted` is of.
 
     Example:
         >>> volume = Volume.from_array(np.arange(8.0).reshape(2, 2, 2), (1.0, 1.0, 1.0))
@@ -66,8 +68,15 @@ class NormalizedVolume:
         (1, 1, 2, 2)
     """
 
-    def __init__(self, volume: Volume, fitted: Fitted, validity: ValidityConfig | None = None) -> None:
+    def __init__(
+        self,
+        volume: Volume,
+        fitted: Fitted,
+        validity: ValidityConfig | None = None,
+        origin: Sequence[int] | None = None,
+    ) -> None:
         self.volume, self.fitted, self.validity = volume, fitted, validity or ValidityConfig()
+        self._origin = tuple(origin or (0,) * volume.dims)
         self.shape = (volume.shape[0] + self.validity.channel, *volume.shape[1:])
         self.spacing, self.dtype = volume.spacing, np.dtype(np.float32)
 
@@ -85,7 +94,13 @@ class NormalizedVolume:
         out = self._filled(values, valid, where)
         return out[(first, *inner)], None if valid is None else valid[inner]
 
+    def cutout(self, box: Box) -> NormalizedVolume:
+        """A part, normalised as in the whole."""
+        origin = [start + begin for start, (begin, _) in zip(self._origin, box, strict=True)]
+        return NormalizedVolume(cutout(self.volume, box), self.fitted, self.validity, origin)
+
     def _filled(self, values: np.ndarray, valid: np.ndarray | None, where: tuple[slice, ...]) -> np.ndarray:
+        where = tuple(slice(s.start + o, s.stop + o) for s, o in zip(where, self._origin, strict=True))
         out = self.fitted.forward(values, where)
         if valid is not None and not valid.all():
             out = self.fitted.fill(out, self.validity.fill, where)
@@ -102,13 +117,13 @@ class NormalizedVolume:
         self.volume.verify()
 
 
-def open_image(case: Case, plan: Plan, planes_required: bool = True) -> Volume:
+def open_image(case: Case, plan: Plan) -> Volume:
     """The image of a case with its channels `(C, *spatial)`; see `Reading.open_case`.
 
     Raises:
         InputError: another number of channels or axes than the plan's.
     """
-    volume = plan.reading.open_case(case, planes_required)
+    volume = plan.reading.open_case(case)
     check_image(volume, plan, case.id)
     return volume
 

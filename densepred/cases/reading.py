@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,10 +14,11 @@ from densepred.config import ChannelConfig, DataConfig, Section, ValidityConfig
 from densepred.config.base import Axes
 from densepred.errors import InputError
 from densepred.volumes import Flags, Volume, flag_plane, masked, open_volume, stack
+from densepred.volumes.members import members, open_members
 
 VALIDITY = "validity"
 """Name of the channel that tells the network which pixels are valid."""
-_ONE_PLANE: dict[str | None, Axes] = {"zyx": "zyx", "czyx": "zyx"}
+_ONE_PLANE: dict[str | None, Axes] = {"zyx": "zyx", "czyx": "zyx", "xyzt": "xyzt"}
 """The axes that a label, mask or weight has beside an image, where they must be declared."""
 
 
@@ -64,36 +65,87 @@ class Reading(Section):
         Raises:
             InputError: files that cannot be read, do not lie on one grid, or lack a plane.
         """
-        bits = self.bits or (0,) * len(case.images)
+        paths = self._paths(case, planes_required)
         with ExitStack() as opened:
-            channels = []
-            for path, flags in zip(case.images, bits, strict=True):
-                volume = self.open_plane(path) if flags else self.open(path)
-                opened.callback(volume.close)
-                channels.append(flag_plane(volume, Flags(flags)) if flags else volume)
-            planes: dict[str, Volume | None] = {"mask": None, "weight": None}
-            for role in planes:
-                found = self._plane_of(case, role, planes_required)
-                if found is not None:
-                    planes[role] = plane = self.open_plane(found)
-                    opened.callback(plane.close)
-            image = masked(stack(channels), planes["mask"], self.bad, planes["weight"])
+            volumes = []
+            for role, path in paths.items():
+                volumes.append(open_volume(path, self._axes_of(role), self.checksum))
+                opened.callback(volumes[-1].close)
+            image = self._joined(list(paths), volumes)
             opened.pop_all()
         return image
+
+    def count(self, case: Case) -> int:
+        """How many images a case holds: more than one where its files are said to hold several (`[all]`, xyzt).
+
+        Raises:
+            InputError: a plane or channel holds neither one image nor as many as the others.
+        """
+        counts = {path: len(members(path, self._axes_of(role))) for role, path in case.roles.items() if role != "label"}
+        most = max(counts.values())
+        for path, count in counts.items():
+            if count not in (1, most):
+                what = f"holds {count} images, and {next(p for p, n in counts.items() if n == most)} holds {most}"
+                raise InputError(what, "choose as many of each", path, case.id)
+        return most
+
+    def open_cases(self, case: Case, planes_required: bool = True) -> Iterator[Volume]:
+        """As `open_case`, for each of the images that a case holds; a file of one image goes with each of them."""
+        count, paths = self.count(case), self._paths(case, planes_required)
+        streams = [self._stream(path, self._axes_of(role), count) for role, path in paths.items()]
+        for volumes in zip(*streams, strict=True):
+            yield self._joined(list(paths), list(volumes))
+
+    def _stream(self, path: Path, axes: Axes | None, count: int) -> Iterator[Volume]:
+        found = members(path, axes)
+        if len(found) > 1:
+            yield from open_members(path, axes, self.checksum)
+            return
+        for _ in range(count):
+            yield open_volume(found[0], axes, self.checksum)
+
+    def _paths(self, case: Case, planes_required: bool) -> dict[str, Path]:
+        """What is read, by role; the planes only if the model knows them.
+
+        Raises:
+            InputError: a plane is missing.
+        """
+        wanted = {role for role in ("mask", "weight") if getattr(self.validity, role) is not None}
+        paths = {
+            role: path for role, path in case.roles.items() if role.startswith("image") or role in ("mask", "weight")
+        }
+        for role in sorted(wanted - paths.keys()):
+            if planes_required:
+                what = (
+                    f"no {role}: the model was trained with one (data.validity.{role}: {getattr(self.validity, role)})"
+                )
+                fix = "add it, named by that pattern, or say inference.planes=optional"
+                raise InputError(what, fix, case.images[0], case.id)
+        return paths
+
+    def _axes_of(self, role: str) -> Axes | None:
+        return self.axes if role.startswith("image") and not self._bits_of(role) else self.plane_axes
+
+    def _bits_of(self, role: str) -> int:
+        number = int(role.removeprefix("image "))
+        return self.bits[number] if self.bits else 0
+
+    def _joined(self, roles: Sequence[str], volumes: Sequence[Volume]) -> Volume:
+        """Channels next to each other, with NaN where the planes say that pixels do not count."""
+        channels, planes = [], {}
+        for role, volume in zip(roles, volumes, strict=True):
+            if not role.startswith("image"):
+                planes[role] = volume
+            elif bits := self._bits_of(role):
+                channels.append(flag_plane(volume, Flags(bits)))
+            else:
+                channels.append(volume)
+        return masked(stack(channels), planes.get("mask"), self.bad, planes.get("weight"))
 
     @property
     def bad(self) -> Flags:
         """Which values of the mask are bad."""
         return Flags(joined_bits(self.validity.bits, self.validity.flags), self.validity.values)
-
-    def _plane_of(self, case: Case, role: str, required: bool) -> Path | None:
-        path: Path | None = getattr(case, role)
-        pattern = getattr(self.validity, role)
-        if required and pattern is not None and path is None:
-            what = f"no {role}: the model was trained with one (data.validity.{role}: {pattern})"
-            fix = "add it, named by that pattern, or say inference.planes=optional"
-            raise InputError(what, fix, case.images[0], case.id)
-        return path
 
 
 def joined_bits(bits: Sequence[int | str], names: Mapping[str, int]) -> int:

@@ -21,7 +21,7 @@ from densepred.catalogue.objects import Components, Finder, Instances, codes_of
 from densepred.catalogue.sums import Sums, joined, tally
 from densepred.catalogue.world import world_of
 from densepred.errors import InputError
-from densepred.evaluation.compare import _Meaning, _meaning_beside
+from densepred.evaluation.compare import Meaning, meaning_beside
 from densepred.volumes import Volume, open_volume, split_part
 from densepred.volumes.channels import check_grids
 
@@ -97,12 +97,12 @@ def catalogue(
     return found
 
 
-def _meaning(labels: Source) -> _Meaning:
+def _meaning(labels: Source) -> Meaning:
     """What a file beside the labels says of their values; a volume may have been made from another file."""
-    return _Meaning() if isinstance(labels, Volume) else _meaning_beside(split_part(labels)[0].parent)
+    return Meaning() if isinstance(labels, Volume) else meaning_beside(split_part(labels)[0].parent)
 
 
-def _none(ignore: Collection[int], meaning: _Meaning) -> set[int]:
+def _none(ignore: Collection[int], meaning: Meaning) -> set[int]:
     """The values of no object, beside the background."""
     return {*ignore, *meaning.ignore, *(() if meaning.invalid is None else [meaning.invalid])}
 

@@ -126,6 +126,10 @@ class InferenceConfig(Section):
     """auto, cpu, cuda or cuda:N."""
     outputs: Annotated[tuple[Literal["labels", "probabilities"], ...], Field(strict=False, min_length=1)] = ("labels",)
     """What is written: label maps, and the probabilities of the classes (in a folder `probabilities`)."""
+    cutout: str | None = None
+    """The part to predict: `y0:y1,x0:x1` (pixels from 0), or `ra,dec,size` on the sky; normalised as in the whole."""
+    bin: Positive = 1
+    """Side of the blocks of pixels in a plane over which probabilities are averaged before they are written."""
     planes: Literal["required", "optional"] = "required"
     """Data-quality and weight planes, if the model was trained with them; without them every finite pixel counts."""
 

@@ -26,7 +26,9 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True)
-class _Meaning:
+class Meaning:
+    """What `labels.json` says of the values beside it."""
+
     classes: dict[int, str] = field(default_factory=dict)
     merged: dict[int, int] = field(default_factory=dict)
     ignore: tuple[int, ...] = ()
@@ -80,7 +82,7 @@ def evaluate(
     if out is not None:
         writable_folder(out)
     predicted, truths = find_files(predictions, "predictions"), find_files(labels, "labels")
-    meaning = _meaning_beside(predictions)
+    meaning = meaning_beside(predictions)
     axes, ignore = axes or meaning.axes, {*ignore, *meaning.ignore}
     names, allowed = (meaning.classes, None) if classes is None else (dict(classes), dict(classes))
     counted: list[_Counted] = []
@@ -124,7 +126,7 @@ def _meant(
     prediction: Path,
     found: tuple[Pairs, float],
     allowed: Mapping[int, str] | None,
-    meaning: _Meaning,
+    meaning: Meaning,
 ) -> _Counted:
     """The counts with merged values joined, and without the voxels that were not predicted."""
     pairs: Pairs = Counter()
@@ -156,17 +158,17 @@ def _matrix(pairs: Pairs, values: list[int]) -> np.ndarray:
     return matrix
 
 
-def _meaning_beside(predictions: Files) -> _Meaning:
+def meaning_beside(predictions: Files) -> Meaning:
     """What the predictions' folder says of its values."""
     if not isinstance(predictions, (str, Path)) or not (path := Path(predictions) / MEANING_FILE).is_file():
-        return _Meaning()
+        return Meaning()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         names = {int(value): str(name) for value, name in content["classes"].items()}
         merged = {int(value): int(other) for value, other in content.get("merged", {}).items()}
         ignore, invalid, axes = content.get("ignore", ()), content.get("invalid"), content.get("axes")
         invalid = None if invalid is None else int(invalid)
-        return _Meaning(names, merged, tuple(int(value) for value in ignore), invalid, axes)
+        return Meaning(names, merged, tuple(int(value) for value in ignore), invalid, axes)
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         fix = 'write {"classes": {"1": "name", ...}}'
         raise InputError(f"does not say what the values mean ({error})", fix, path) from error

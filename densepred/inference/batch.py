@@ -15,18 +15,16 @@ from typing import Any
 from densepred import errors
 from densepred.cases.case import Case
 from densepred.cases.plan import Plan
-from densepred.config import Config
 from densepred.device import needing_memory
 from densepred.errors import DensepredError, DiskFullError, InputError, StoppedError, UnsafeError
 from densepred.files import atomic_write, locked, sha256, sweep_parts, writable_folder
 from densepred.inference.inputs import find_inputs
-from densepred.inference.outputs import PROBABILITIES
+from densepred.inference.layouts import RECORDS, Bids, Layout, Plain
 from densepred.inference.predictor import Predictor, load
 from densepred.progress import progress
 from densepred.signals import StopSignals
-from densepred.volumes import labels_suffix
 
-MANIFEST, FAILURES, LABELS = "manifest.jsonl", "failures.tsv", "labels.json"
+MANIFEST, FAILURES, LABELS = RECORDS
 _LOG = logging.getLogger(__name__)
 
 
@@ -96,6 +94,7 @@ def predict(
     out: str | Path,
     overrides: Sequence[str] = (),
     overwrite: bool = False,
+    bids: bool = False,
 ) -> BatchResult:
     """Segment files into `out/<id>` with the suffix of the images' format (`.nii.gz`, `.fits.fz`, `.tif` ...).
 
@@ -106,33 +105,51 @@ def predict(
         out: folder of the predictions, their manifest, the class names and, if cases failed, `failures.tsv`.
         overrides: `inference.key=value` texts.
         overwrite: replace outputs that were changed since they were written, or that some other program wrote.
+        bids: name the results as BIDS derivatives, `out/derivatives/densepred-<model>/sub-...`, with side-car files.
 
     Raises:
+        InputError: with `bids`, images without BIDS names.
         NothingDoneError: no input was found.
         UnsafeError: outputs would replace files that were not predicted here.
         DiskFullError: the disk is full; what is done stays, and a rerun goes on.
         StoppedError: a signal; likewise.
     """
-    folder = writable_folder(out)
     predictor = load(run, overrides=overrides)
     cases = find_inputs([str(item) for item in inputs], predictor.config, len(predictor.plan.channels))
+    outputs = predictor.config.inference.outputs
+    layout: Layout = Plain(Path(out), outputs)
+    if bids:
+        layout = Bids(Path(out), cases[0].images[0], predictor.name, predictor.plan, outputs)
+    layout.prepare()
+    with locked(layout.folder):
+        sweep_parts(layout.folder)
+        result = BatchResult()
+        paths: dict[str, dict[str, Path]] = {}
+        for case in cases:
+            with _failing(case, result):
+                paths[case.id] = layout.paths(case)
+        _check_safe([case for case in cases if case.id in paths], paths, layout.folder, overwrite)
+        for parent in {path.parent for files in paths.values() for path in files.values()} - {layout.folder}:
+            sweep_parts(writable_folder(parent))
+        atomic_write(layout.folder / LABELS, json.dumps(_meaning(predictor.plan), indent=1))
+        return _run_all(predictor, cases, paths, layout, result, overwrite)
+
+
+def _check_safe(cases: Sequence[Case], paths: Mapping[str, Mapping[str, Path]], folder: Path, overwrite: bool) -> None:
+    """Refuse results that would replace an input, or what some other program wrote.
+
+    Raises:
+        UnsafeError: as above.
+    """
     for case in cases:
-        written = {path.resolve() for path in outputs_of(folder, case, predictor.config).values()}
-        if written & {path.resolve() for path in case.inputs}:
+        inputs = {path.resolve() for path in case.inputs}
+        if inputs & {path.resolve() for path in paths[case.id].values()}:
             what = "the output would replace the input"
             raise UnsafeError(what, "choose another --out folder", case.images[0], case.id)
-    with locked(folder):
-        sweep_parts(folder)
-        there = [
-            path for case in cases for path in outputs_of(folder, case, predictor.config).values() if path.exists()
-        ]
-        if there and not overwrite and not (folder / MANIFEST).exists():
-            what = f"{len(there)} outputs would replace files that were not predicted here"
-            raise UnsafeError(what, "choose another --out folder, or say --overwrite", there[0])
-        if "probabilities" in predictor.config.inference.outputs:
-            sweep_parts(writable_folder(folder / PROBABILITIES))
-        atomic_write(folder / LABELS, json.dumps(_meaning(predictor.plan), indent=1))
-        return _run_all(predictor, cases, folder, overwrite)
+    there = [path for files in paths.values() for path in files.values() if path.exists()]
+    if there and not overwrite and not (folder / MANIFEST).exists():
+        what = f"{len(there)} outputs would replace files that were not predicted here"
+        raise UnsafeError(what, "choose another --out folder, or say --overwrite", there[0])
 
 
 def _meaning(plan: Plan) -> dict[str, Any]:
@@ -144,8 +161,15 @@ def _meaning(plan: Plan) -> dict[str, Any]:
     return meaning | apart | ({"axes": plan.reading.plane_axes} if plan.reading.plane_axes else {})
 
 
-def _run_all(predictor: Predictor, cases: list[Case], folder: Path, overwrite: bool) -> BatchResult:
-    manifest, result = Manifest(folder / MANIFEST), BatchResult()
+def _run_all(
+    predictor: Predictor,
+    cases: list[Case],
+    paths: Mapping[str, Mapping[str, Path]],
+    layout: Layout,
+    result: BatchResult,
+    overwrite: bool,
+) -> BatchResult:
+    manifest = Manifest(layout.folder / MANIFEST)
     made_by = {"model": predictor.weights_hash, "config": predictor.config_hash}
     with StopSignals() as stop, progress(len(cases), "predicting") as advance:
 
@@ -159,18 +183,25 @@ def _run_all(predictor: Predictor, cases: list[Case], folder: Path, overwrite: b
         try:
             for case in cases:
                 watch(0, 0)
+                if case.id in result.failed:
+                    continue
                 with _failing(case, result):
                     entry = {"id": case.id, "inputs": [sha256(path) for path in case.inputs], **made_by}
-                    outputs = outputs_of(folder, case, predictor.config)
-                    if _is_done(manifest, entry, outputs, overwrite):
+                    if _is_done(manifest, entry, paths[case.id], overwrite):
                         result.skipped.append(case.id)
                     else:
-                        _run_one(predictor, case, outputs, manifest, entry, watch)
+                        manifest.drop(case.id)
+                        _run_one(predictor, case, paths[case.id], layout, watch)
+                        manifest.add(entry | {"outputs": _hashes(paths[case.id], layout.folder)})
                         result.done.append(case.id)
                 advance(1, case=case.id)
         finally:
-            _write_failures(folder, result)
+            _write_failures(layout.folder, result)
     return result
+
+
+def _hashes(paths: Mapping[str, Path], folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): sha256(path) for path in paths.values()}
 
 
 def _is_done(manifest: Manifest, entry: dict[str, Any], outputs: Mapping[str, Path], overwrite: bool) -> bool:
@@ -189,18 +220,11 @@ def _is_done(manifest: Manifest, entry: dict[str, Any], outputs: Mapping[str, Pa
 
 
 def _run_one(
-    predictor: Predictor,
-    case: Case,
-    outputs: Mapping[str, Path],
-    manifest: Manifest,
-    entry: dict[str, Any],
-    watch: Callable[[int, int], None],
+    predictor: Predictor, case: Case, paths: Mapping[str, Path], layout: Layout, watch: Callable[[int, int], None]
 ) -> None:
-    manifest.drop(case.id)
     with needing_memory("lower inference.window or inference.batch"):
-        predictor.predict_file(case, outputs, watch)
-    folder = manifest.path.parent
-    manifest.add(entry | {"outputs": {str(path.relative_to(folder)): sha256(path) for path in outputs.values()}})
+        predictor.predict_file(case, paths, watch)
+    layout.finish(case, paths)
 
 
 @contextlib.contextmanager
@@ -221,15 +245,6 @@ def _failing(case: Case, result: BatchResult) -> Iterator[None]:
         _LOG.error("case %s\n%s", case.id, traceback.format_exc())
         what, fix = f"{type(error).__name__}: {error}", "this may be a bug: please report it"
         result.failed[case.id] = DensepredError(what, fix, case.images[0], case.id)
-
-
-def outputs_of(folder: Path, case: Case, config: Config) -> dict[str, Path]:
-    """What is written for a case: kind -> file."""
-    suffix = labels_suffix(case.images[0])
-    files = {"labels": folder / f"{case.id}{suffix}"}
-    wide = ".tif" if suffix == ".png" else suffix  # PNG holds no real numbers
-    files |= {"probabilities": folder / PROBABILITIES / f"{case.id}{wide}"}
-    return {kind: files[kind] for kind in config.inference.outputs}
 
 
 def _write_failures(folder: Path, result: BatchResult) -> None:

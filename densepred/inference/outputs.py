@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from densepred.cases.plan import Plan
 from densepred.volumes import Provenance, Record, SlabWriter, Volume, label_dtype, open_writer
+from densepred.volumes.members import MembersWriter, open_members_writer
 
 PROBABILITIES = "probabilities"
 """Folder of the probabilities, beside the label maps."""
@@ -72,36 +74,52 @@ class Outputs:
 
     Args:
         paths: kind ("labels", "probabilities") -> file.
-        like: the grid.
+        count: images that the case holds, which go into one file.
         plan: the meaning of the classes.
         made: how the result came about.
     """
 
-    def __init__(self, paths: Mapping[str, Path], like: Volume, plan: Plan, made: Provenance) -> None:
-        self.paths, self.like, self.plan, self.made = dict(paths), like, plan, made
+    def __init__(self, paths: Mapping[str, Path], count: int, plan: Plan, made: Provenance) -> None:
+        self.paths, self.count, self.plan, self.made = dict(paths), count, plan, made
+        self._stack = ExitStack()
+        self._members: dict[str, MembersWriter] = {}
+        self._writers: dict[str, SlabWriter] = {}
 
     def __enter__(self) -> Outputs:
-        self._writers: dict[str, SlabWriter] = {}
-        with ExitStack() as stack:
-            for kind, path in self.paths.items():
-                self._writers[kind] = stack.enter_context(self._open(kind, path))
-            self._stack = stack.pop_all()
         return self
 
-    def _open(self, kind: str, path: Path) -> Any:
+    def begin(self, like: Volume) -> None:
+        """Begin the next image, on the grid of `like`."""
+        for kind, path in self.paths.items():
+            if self.count == 1:
+                self._writers[kind] = self._stack.enter_context(self._open(kind, path, like))
+                continue
+            if kind not in self._members:
+                self._members[kind] = self._stack.enter_context(self._open_members(kind, path))
+            self._writers[kind] = self._members[kind].member(like)
+
+    def _open(self, kind: str, path: Path, like: Volume) -> AbstractContextManager[SlabWriter]:
+        labels, record, dtype, channels = self._contents(kind)
+        return open_writer(path, like, dtype, channels, labels, record)
+
+    def _open_members(self, kind: str, path: Path) -> AbstractContextManager[MembersWriter]:
+        labels, record, dtype, channels = self._contents(kind)
+        return open_members_writer(path, self.count, dtype, channels, labels, record)
+
+    def _contents(self, kind: str) -> tuple[bool, Record, np.dtype, int]:
         plan, labels = self.plan, KINDS[kind].labels
         names = dict(zip(plan.values, plan.classes, strict=True)) if labels else dict(enumerate(plan.classes))
         if labels and plan.invalid not in names:
             names[plan.invalid] = "invalid"
-        record = Record(names, not labels, self.made)
         dtype = label_type(plan) if labels else np.dtype(np.float32)
-        channels = 1 if labels else len(plan.classes)
-        return open_writer(path, self.like, dtype, channels, labels, record)
+        return labels, Record(names, not labels, self.made), dtype, 1 if labels else len(plan.classes)
 
     def write(self, planes: Predicted) -> None:
-        """Append finished planes to every file."""
+        """Append finished planes of the image that was begun last to every file."""
         for kind, writer in self._writers.items():
             writer.write(KINDS[kind].reduce(planes, self.plan))
 
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)

@@ -20,12 +20,13 @@ from densepred import config as configuration
 from densepred.cases.case import Case
 from densepred.cases.patterns import id_of
 from densepred.cases.plan import Plan
-from densepred.cases.preprocess import NormalizedVolume, check_image, normalized, open_image
+from densepred.cases.preprocess import NormalizedVolume, check_image, normalized
 from densepred.cases.resample import resample, resampled_shape
 from densepred.config import Config
 from densepred.device import pick_device, pick_precision
 from densepred.errors import InputError, UnsafeError
 from densepred.files import sha256
+from densepred.inference.blocks import in_blocks
 from densepred.inference.outputs import Outputs, Predicted, label_type, labels_of
 from densepred.inference.resample import resample_slabs
 from densepred.inference.sliding_window import Progress, SlidingWindowInferer
@@ -34,6 +35,8 @@ from densepred.models.dense import Model
 from densepred.models.layers import to_channels_last
 from densepred.models.weights import Pretraining
 from densepred.volumes import Provenance, Volume
+from densepred.volumes.grid import binned_like, cutout
+from densepred.volumes.region import parse_region
 
 WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
 PRETRAINING = "pretraining.json"
@@ -177,11 +180,11 @@ class Predictor:
             A Volume (1, *spatial) of label values (as in the training labels), on the input's grid.
         """
         if isinstance(source, str | Path):
-            with self._open(Case(id_of(source), (Path(source),))) as volume:
-                return volume.like(self._whole(volume))
+            with self.plan.reading.open_case(Case(id_of(source), (Path(source),)), self._planes_required) as volume:
+                return self.grid(volume).like(self._whole(volume))
         if isinstance(source, np.ndarray):
             source = Volume.from_array(source, tuple(spacing) if spacing else (1.0,) * self.plan.dims)
-        return source.like(self._whole(source))
+        return self.grid(source).like(self._whole(source))
 
     def predict_file(self, case: Case, paths: Mapping[str, Path], progress: Progress | None = None) -> None:
         """Predict one case from its files to files, slab by slab; each appears whole or not at all.
@@ -191,12 +194,23 @@ class Predictor:
             paths: "labels", "probabilities" -> the file for them.
             progress: called with windows done and all windows.
         """
-        with self._open(case) as volume, Outputs(paths, volume, self.plan, self.made(case)) as outputs:
-            for planes in self.stream(volume, progress):
-                outputs.write(planes)
+        count = self.plan.reading.count(case)
+        with Outputs(paths, count, self.plan, self.made(case)) as outputs:
+            for volume in self.plan.reading.open_cases(case, self._planes_required):
+                with volume:
+                    outputs.begin(self.grid(volume))
+                    for planes in self.stream(volume, progress):
+                        outputs.write(planes)
 
-    def _open(self, case: Case) -> Volume:
-        return open_image(case, self.plan, self.config.inference.planes == "required")
+    @property
+    def _planes_required(self) -> bool:
+        return self.config.inference.planes == "required"
+
+    def grid(self, volume: Volume) -> Volume:
+        """What has the grid of a result: the image, or its cut-out, or the blocks of that."""
+        settings = self.config.inference
+        like = volume if settings.cutout is None else cutout(volume, parse_region(settings.cutout).resolve(volume))
+        return like if settings.bin == 1 else binned_like(like, settings.bin)
 
     def made(self, case: Case) -> Provenance:
         """How the result of a case comes about."""
@@ -213,7 +227,7 @@ class Predictor:
         )
 
     def stream(self, volume: Volume, progress: Progress | None = None) -> Iterator[Predicted]:
-        """Yield finished planes as soon as no later window can change them.
+        """Yield finished planes, of what `grid` says, as soon as no later window can change them.
 
         The volume is read forward: for what normalisation needs (and its checksum), then for the windows.
 
@@ -221,22 +235,24 @@ class Predictor:
             InputError: dimensions or channels other than the model's, too few valid pixels, or a damaged file.
         """
         check_image(volume, self.plan)
-        source = _Screened(normalized(volume, self.plan))
-        shape = tuple(volume.shape[1:])
+        settings, whole = self.config.inference, normalized(volume, self.plan)
+        box = None if settings.cutout is None else parse_region(settings.cutout).resolve(volume)
+        source = _Screened(whole if box is None else whole.cutout(box))
+        shape = tuple(source.shape[1:])
         target = resampled_shape(shape, volume.spacing, self.plan.spacing) if self.plan.spacing else shape
         if target == shape:
             slabs = self.inferer.stream(self.model, source, progress)
         else:
             moved = resample(source[:, :], target)
             slabs = resample_slabs(self.inferer.stream(self.model, moved, progress), target, shape)
-        for start, stop, logits in slabs:
-            yield Predicted(start, stop, logits, source.invalid(start, stop))
+        planes = (Predicted(start, stop, logits, source.invalid(start, stop)) for start, stop, logits in slabs)
+        yield from planes if settings.bin == 1 else in_blocks(planes, settings.bin)
         if source.count:
             name, value = volume.path or "image", self.plan.invalid
             _LOG.warning("%s: %d pixels do not count (NaN, infinite or masked): labelled %d", name, source.count, value)
 
     def _whole(self, volume: Volume) -> NDArray[Any]:
-        labels = np.empty((1, *volume.shape[1:]), label_type(self.plan))
+        labels = np.empty((1, *self.grid(volume).shape[1:]), label_type(self.plan))
         for planes in self.stream(volume):
             labels[:, planes.start : planes.stop] = labels_of(planes, self.plan)
         return labels

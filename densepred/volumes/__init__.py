@@ -107,6 +107,9 @@ def suffix_of(path: str | Path) -> str:
     for suffix in sorted(FORMATS, key=len, reverse=True):
         if name.endswith(suffix):
             return suffix
+    if name.endswith((".hdr", ".img")):
+        what = "a pair of files (.hdr and .img) of NIfTI or Analyze is not read"
+        raise InputError(what, "save it as one .nii or .nii.gz", path)
     parts = Path(name).suffixes
     suffix = "".join(parts[-2:]) if parts and parts[-1] == ".gz" else "".join(parts[-1:])
     near = difflib.get_close_matches(suffix, FORMATS, n=1, cutoff=0.5)

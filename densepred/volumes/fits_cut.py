@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from astropy.io import fits
 
 from densepred.errors import InputError
+from densepred.volumes.fits_header import POLYNOMIALS
 
 _VERSION = re.compile(r"(?:CTYPE|CRVAL|CDELT|CRPIX|CUNIT)\d+([A-Z]?)|(?:CD|PC)\d+_\d+([A-Z]?)")
 _TABLES = re.compile(r"(CPDIS|CQDIS|D2IMDIS)\d+[A-Z]?|AXISCORR|D2IMEXT")
-_POLYNOMIALS = ("TPV", "TPD", "TPU", "TNX", "ZPX")
 _SIP = re.compile(r"([AB]|[AB]P)_(\d+)_(\d+)")
 
 
@@ -107,7 +107,7 @@ def _refuse_tables(header: fits.Header, action: str) -> None:
 
 def _refuse_polynomials(header: fits.Header) -> None:
     for keyword in header:
-        if re.fullmatch(r"CTYPE\d+[A-Z]?", keyword) and str(header[keyword])[5:].strip("-") in _POLYNOMIALS:
+        if re.fullmatch(r"CTYPE\d+[A-Z]?", keyword) and str(header[keyword])[5:].strip("-") in POLYNOMIALS:
             what = f"a {str(header[keyword])[5:]} distortion cannot be binned ({keyword} = '{header[keyword]}')"
             raise InputError(what, "write the result unbinned")
     if "AMDX1" in header and not str(header.get("CTYPE1", "")):

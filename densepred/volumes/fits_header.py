@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 WCS_TOLERANCE = 0.1
 """Pixels by which the channels of one case may lie apart."""
+POLYNOMIALS = ("TPV", "TPD", "TPU", "TNX", "ZPX")
+"""Projections with a distortion by a polynomial."""
 _FLAT = ("A_ORDER", "B_ORDER", "CPDIS1", "CPDIS2", "D2IMDIS1", "D2IMDIS2")
-"""Distortions of the first two axes; astropy takes no others beside them."""
+"""Distortions of the first two axes."""
 _TABLES = ("CPDIS1", "CPDIS2", "CQDIS1", "CQDIS2", "D2IMDIS1", "D2IMDIS2", "PS1_0", "PS2_0", "PS3_0")
 
 
@@ -126,7 +128,7 @@ def _wcs_of(header: FitsHeader) -> WCS:
     from astropy.wcs import WCS
 
     cards, axes = header.header, len(header.shape)
-    most = 2 if axes > 2 and any(name in cards for name in _FLAT) else None
+    most = 2 if axes > 2 and _is_distorted(cards) else None
     with warnings.catch_warnings(action="ignore"):  # units and dates that astropy mends
         try:
             if header.path is not None and any(name in cards for name in _TABLES):
@@ -141,6 +143,12 @@ def _wcs_of(header: FitsHeader) -> WCS:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             what = f"HDU {header.index}: the world coordinates make no sense: {reason}"
             raise InputError(what, "mend the WCS cards of its header", header.path) from error
+
+
+def _is_distorted(cards: Header) -> bool:
+    """Whether astropy handles these world coordinates in two dimensions only (it cannot copy others of wcslib's)."""
+    projections = [str(cards.get(f"CTYPE{axis}", ""))[5:].strip("-") for axis in (1, 2)]
+    return any(name in cards for name in _FLAT) or any(name in POLYNOMIALS for name in projections)
 
 
 def wcs_offset(first: FitsHeader, second: FitsHeader) -> float:

@@ -1,9 +1,13 @@
-"""The pixels of one HDU, read by windows through astropy's `section`; its checksums, read in one pass."""
+"""The pixels of one HDU, read by windows; its checksums, taken while it is read or in one pass of their own.
+
+Rows that lie together are read as they are, tiles by `fits_untile`, and everything else through astropy's `section`.
+"""
 
 from __future__ import annotations
 
 import warnings
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Literal, TypeAlias
 
@@ -11,14 +15,17 @@ import numpy as np
 from astropy.io import fits
 
 from densepred.errors import InputError
+from densepred.volumes.fits_guard import check_tiles
 from densepred.volumes.fits_scan import Hdu, card, reason
-from densepred.volumes.fits_sums import add_sums, sum_of_stream
-from densepred.volumes.fits_values import values_of
+from densepred.volumes.fits_sums import BLOCK, add_sums, sum_of, sum_of_stream
+from densepred.volumes.fits_untile import TileReader, UnusualError
+from densepred.volumes.fits_values import Values, values_of
 from densepred.volumes.volume import Key, check_memory, full_key, span
 
 Checksum: TypeAlias = Literal["verify", "ignore", "require"]
 """What `verify()` does with CHECKSUM and DATASUM: compare those there are, nothing, or refuse a file without them."""
 _BLOCK = 1 << 23  # bytes read at once
+_PIECE = 1 << 19  # bytes of those that are summed and converted while they are in the processor's cache
 _TILES_BLOCK = 1 << 26  # bytes decompressed at once: astropy prepares each call, and reads a whole image's at a time
 _ROW_BYTES = 1 << 16  # rows shorter than this are read whole: a call of astropy's costs more
 _AGAIN = "get the file again from its source"
@@ -47,8 +54,15 @@ class FitsPixels:
             what = f"HDU {hdu.index}: the header makes no sense ({reason(error)})"
             raise InputError(what, _AGAIN, path) from error
         self._tile = tuple(int(size) for size in tile)
+        self._tiles: TileReader | None = None
+        if hdu.kind == "compressed":
+            with suppress(Exception):  # whatever is rare or broken is left to astropy
+                self._tiles = TileReader(file, hdu)
         self._block = _TILES_BLOCK if hdu.kind == "compressed" else _BLOCK
         self._values = values_of(self.header, hdu.bitpix, hdu.index, path)
+        self._plain = self._values == Values(self._values.stored, self._values.stored)
+        self._checked = False  # whether its tiles can be left to astropy
+        self._summed = self._sum = 0  # how many bytes of the data were read forward, and their sum
         self.shape, self.dtype = shape, self._values.dtype
 
     def __getitem__(self, key: Key) -> np.ndarray:
@@ -82,6 +96,16 @@ class FitsPixels:
         self._read(out, window)
 
     def _read(self, out: np.ndarray, window: list[tuple[int, int]]) -> None:
+        if self._tiles is not None:
+            if self._untile(out, window):
+                return
+            self._tiles = None  # from here on astropy reads it, which knows more, or says what is wrong
+        if self._hdu.kind == "compressed" and not self._checked:
+            check_tiles(self._file, self._hdu, self._path)
+            self._checked = True
+        if self._hdu.kind == "image" and out.flags.c_contiguous and (at := self._run(window)) is not None:
+            self._read_run(at, out.reshape(-1))
+            return
         width = self._hdu.shape[-1]
         start, stop = window[-1]
         whole = self._hdu.kind == "image" and width * self._values.stored.itemsize <= _ROW_BYTES
@@ -96,12 +120,63 @@ class FitsPixels:
             verb = "decompressed" if self._hdu.kind == "compressed" else "read"
             what = f"HDU {self._hdu.index}: cannot be {verb} ({reason(error)})"
             raise InputError(what, _AGAIN, self._path) from error
+        self._convert(raw[..., start:stop] if whole else raw, out)
+
+    def _convert(self, raw: np.ndarray, out: np.ndarray) -> None:
         try:
-            self._values.convert(raw[..., start:stop] if whole else raw, out)
+            self._values.convert(raw, out)
         except ValueError as error:
             raise InputError(
                 f"HDU {self._hdu.index}: {error}", "remove its BLANK or BSCALE card", self._path
             ) from error
+
+    def _untile(self, out: np.ndarray, window: list[tuple[int, int]]) -> bool:
+        """Decode the tiles of a window, straight into `out` where the values are as stored."""
+        assert self._tiles is not None
+        raw = out if self._plain else np.empty(out.shape, self._values.stored)
+        try:
+            self._tiles.read(raw, window)
+        except UnusualError:
+            return False
+        if raw is not out:
+            self._convert(raw, out)
+        return True
+
+    def _run(self, window: list[tuple[int, int]]) -> int | None:
+        """Where a window starts among the values, if it is one run of them."""
+        at, split = 0, False
+        for (start, stop), size in zip(window, self._hdu.shape, strict=True):
+            if split and (start, stop) != (0, size):
+                return None
+            at = at * size + start
+            split = split or stop - start > 1
+        return at
+
+    def _read_run(self, at: int, out: np.ndarray) -> None:
+        """Read values from the `at`-th on."""
+        stored = self._values.stored
+        held = np.empty(min(out.size, _PIECE // stored.itemsize), stored.newbyteorder(">"))
+        for first in range(0, out.size, held.size):
+            raw = held[: out.size - first]
+            octets, offset = raw.view(np.uint8), (at + first) * stored.itemsize
+            try:
+                self._file.seek(self._hdu.data + offset)
+                count = self._file.readinto(octets.data)  # type: ignore[attr-defined]
+            except OSError as error:
+                what = f"HDU {self._hdu.index}: cannot be read ({reason(error)})"
+                raise InputError(what, _AGAIN, self._path) from error
+            if count != octets.size:
+                raise self._shorter()
+            self._take_sum(octets, offset)
+            self._convert(raw, out[first : first + raw.size])
+
+    def _take_sum(self, octets: np.ndarray, at: int) -> None:
+        """Sum what is read from the start of the data on, for `verify`."""
+        if at == 0:
+            self._summed = self._sum = 0
+        if at == self._summed and self._is_summed:
+            self._sum = add_sums(self._sum, sum_of(octets, at))
+            self._summed += octets.size
 
     def verify(self) -> None:
         """Compare CHECKSUM and DATASUM with the file.
@@ -110,9 +185,7 @@ class FitsPixels:
             InputError: they differ, or are asked for and missing; or the file has become shorter.
         """
         if self._file.seek(0, 2) < self._hdu.data + self._hdu.held:
-            raise InputError(
-                f"HDU {self._hdu.index}: the file has become shorter since it was opened", _AGAIN, self._path
-            )
+            raise self._shorter()
         if self._checksum == "ignore":
             return
         data_sum, checksum = (self._card(name) for name in ("DATASUM", "CHECKSUM"))
@@ -123,7 +196,10 @@ class FitsPixels:
             return
         self._file.seek(self._hdu.start)
         head = sum_of_stream(self._file, self._hdu.data - self._hdu.start)
-        data = sum_of_stream(self._file, self._hdu.size + -self._hdu.size % 2880)
+        self._file.seek(self._summed, 1)
+        left = self._hdu.size + -self._hdu.size % BLOCK - self._summed
+        data = add_sums(self._sum, sum_of_stream(self._file, left, self._summed))
+        self._summed = self._sum = 0  # said once of what was read once
         sound = data_sum.isdecimal() and int(data_sum) == data
         if data_sum and not sound:
             what = f"HDU {self._hdu.index}: its data sum to {data} and DATASUM says {data_sum}: the file is corrupt"
@@ -132,6 +208,14 @@ class FitsPixels:
             where = "the data are as DATASUM says, so the header was changed" if sound else "the file is corrupt"
             what = f"HDU {self._hdu.index}: CHECKSUM does not match, off by {add_sums(head, data):#010x}: {where}"
             raise InputError(what, _AGAIN, self._path)
+
+    def _shorter(self) -> InputError:
+        what = f"HDU {self._hdu.index}: the file has become shorter since it was opened"
+        return InputError(what, _AGAIN, self._path)
+
+    @cached_property
+    def _is_summed(self) -> bool:
+        return self._checksum != "ignore" and any(self._card(name) for name in ("DATASUM", "CHECKSUM"))
 
     def _card(self, name: str) -> str:
         value = card(self._hdu.header, name, "", self._hdu.index, self._path)

@@ -27,6 +27,10 @@ _FIX = "mend the header, or get the file again from its source"
 _AGAIN = "get the file again from its source"
 
 
+class CutHeaderError(InputError):
+    """The file ends within a header."""
+
+
 @dataclass(frozen=True)
 class Hdu:
     """One HDU as it lies on disk.
@@ -124,7 +128,7 @@ def _header_bytes(file: IO[bytes], block: bytes, index: int, path: Path) -> byte
         held = len(blocks) * BLOCK
         if len(block) < BLOCK:
             what = f"HDU {index}: the file ends within the header (no END in {held - BLOCK + len(block)} bytes)"
-            raise InputError(what, _AGAIN, path)
+            raise CutHeaderError(what, _AGAIN, path)
         if held >= MAX_HEADER:
             raise InputError(f"HDU {index}: no END in the first {held} bytes of the header", _FIX, path)
         block = file.read(BLOCK)

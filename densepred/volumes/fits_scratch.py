@@ -14,10 +14,13 @@ from isal import igzip, isal_zlib
 
 from densepred.errors import InputError, ResourceError
 from densepred.files import needing_space
+from densepred.volumes.bombs import FREE
+from densepred.volumes.fits_scan import BLOCK, CutHeaderError, scan
 
 MAX_SHARE = 0.8
 """Share of the free space that one scratch file may take."""
 _CHUNK = 1 << 20
+_LOOK = 1 << 27  # bytes that come out of a file before it is looked at again what they are
 _AGAIN = "get the file again from its source"
 
 
@@ -45,6 +48,7 @@ def _scratch(path: Path, source: IO[bytes]) -> IO[bytes]:
     most = int(shutil.disk_usage(folder).free * MAX_SHARE)
     held = 0
     with source, tempfile.TemporaryFile(dir=folder) as scratch:
+        look = 1
         while chunk := _read(source, path, held):
             held += len(chunk)
             if held > most:
@@ -54,9 +58,27 @@ def _scratch(path: Path, source: IO[bytes]) -> IO[bytes]:
                 raise ResourceError(what, "set TMPDIR to a folder on a larger disk, or decompress the file", path)
             with needing_space(folder / "scratch"):
                 scratch.write(chunk)
-        with needing_space(folder / "scratch"):
-            scratch.flush()
+                scratch.flush()
+            if held >= look:
+                _check_so_far(scratch, path)
+                look = max(_LOOK, 2 * held)
         return io.BufferedReader(io.FileIO(os.dup(scratch.fileno()), "rb"))
+
+
+def _check_so_far(scratch: IO[bytes], path: Path) -> None:
+    """Whether what has come out of a compressed file until now is FITS, lest a small one fills the disk with rubbish.
+
+    Raises:
+        InputError: it is none, or goes on far behind its last HDU.
+    """
+    try:
+        last = scan(scratch, path).hdus[-1]
+    except CutHeaderError:
+        return  # as yet
+    behind = scratch.seek(0, 2) - last.data - last.size - BLOCK
+    if behind > FREE:
+        what = f"decompressed it goes on for over {behind} bytes behind its last HDU, {last.index}"
+        raise InputError(what, _AGAIN, path)
 
 
 def _read(source: IO[bytes], path: Path, held: int) -> bytes:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 BLOCK = 2880
 """Headers and data fill whole blocks of so many bytes."""
 CHECKSUM_UNSET = "0" * 16
-_READ_BYTES = 1 << 22
+_READ_BYTES = 1 << 19
 _WORD = 0xFFFFFFFF
 _BETWEEN = frozenset(b":;<=>?@[\\]^_`")  # the signs between digits, capitals and small letters
 
@@ -63,12 +63,13 @@ def sum_of(data: np.ndarray | bytes | memoryview, offset: int = 0) -> int:
     return (total >> turn | total << (32 - turn)) & _WORD if turn else total
 
 
-def sum_of_stream(file: IO[bytes], size: int) -> int:
-    """The sum of the next `size` bytes of a file; fewer where it ends."""
-    total = offset = 0
-    while offset < size and (chunk := file.read(min(size - offset, _READ_BYTES))):
-        total = add_sums(total, sum_of(chunk, offset))
-        offset += len(chunk)
+def sum_of_stream(file: IO[bytes], size: int, offset: int = 0) -> int:
+    """The sum of the next `size` bytes of a file, `offset` bytes into their data unit; fewer where it ends."""
+    total, end = 0, offset + size
+    held = memoryview(bytearray(min(size, _READ_BYTES)))
+    while offset < end and (count := file.readinto(held[: end - offset])):  # type: ignore[attr-defined]
+        total = add_sums(total, sum_of(held[:count], offset))
+        offset += count
     return total
 
 

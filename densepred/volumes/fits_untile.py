@@ -10,14 +10,16 @@ Reference: FITS standard 4.0, sections 10.1 (the table of tiles), 10.2 (quantise
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import IO, Any
 
 import imagecodecs
 import numpy as np
 from astropy.io import fits
+from isal import isal_zlib
 from numpy.lib.stride_tricks import sliding_window_view
 
 from densepred.volumes.fits_scan import TYPES, Hdu
@@ -26,7 +28,8 @@ _FORMS = {"P": (">i4", (2,)), "Q": (">i8", (2,)), "J": ">i4", "E": ">f4", "D": "
 _DITHERS = ("NO_DITHER", "SUBTRACTIVE_DITHER_1", "SUBTRACTIVE_DITHER_2")
 _ZERO = -2147483646  # a float 0.0, in SUBTRACTIVE_DITHER_2
 _RANDOMS = 10000
-_BATCH = 1 << 16  # pixels that are dequantised at once
+_BATCH = 1 << 16  # pixels of small tiles that are decoded at once
+_SHORT = 1 << 14  # bytes of a tile that cannot do harm, whatever they expand to
 _SLACK = 1 << 20
 _GUARD = b"\xff" * 16  # behind what is decoded: RICE looks for the next bit that is set
 
@@ -63,6 +66,7 @@ class TileReader:
             self._nblock = int(_setting(header, "BLOCKSIZE", 32))
             self._coded = np.dtype({1: "u1", 2: "i2", 4: "i4"}.get(int(_setting(header, "BYTEPIX", 4)), "V"))
         self._dither = str(header.get("ZQUANTIZ", "NO_DITHER")).strip()
+        self._seed = int(header.get("ZDITHER0", 1))
         self._blank = header.get("ZBLANK", header.get("BLANK"))
         self._check()
 
@@ -77,7 +81,7 @@ class TileReader:
         rare |= self._heap_bytes < 0 or ("ZBLANK" in names and not self._quantised)
         if self._quantised:
             rare |= not floats or "ZZERO" not in names or self._dither not in _DITHERS
-            rare |= self._coded != np.int32
+            rare |= self._coded != np.int32 or self._seed < 1
         elif floats:
             rare |= self._codec == "RICE" or self._blank is not None
         elif self._codec == "RICE":
@@ -97,51 +101,56 @@ class TileReader:
             for axis, size, whole in zip(grid, self._tile, self._hdu.shape, strict=True)
         ]
         lengths = functools.reduce(np.multiply.outer, [np.array([b - a for a, b in axis]) for axis in edges])
-        ends = np.cumsum(lengths.reshape(-1))
-        total = int(ends[-1])
+        sizes = lengths.reshape(-1)
+        total = int(sizes.sum())
         counts = [-(-whole // size) for whole, size in zip(self._hdu.shape, self._tile, strict=True)]
         rows = np.ravel_multi_index(np.ix_(*grid), counts).reshape(-1)
         in_order = total == out.size and out.flags.c_contiguous and _in_order(edges)
         flat = out.reshape(-1) if in_order else np.empty(total, self._stored)
         try:
-            self._decode(rows, ends, flat)
-        except (RuntimeError, ValueError, OSError) as error:
+            self._decode(rows, sizes, flat)
+        except (RuntimeError, ValueError, OSError, isal_zlib.error) as error:  # type: ignore[misc]
             raise UnusualError from error
         if not in_order:
             _scatter(flat, edges, out, window)
 
-    def _decode(self, rows: np.ndarray, ends: np.ndarray, out: np.ndarray) -> None:
+    def _decode(self, rows: np.ndarray, sizes: np.ndarray, out: np.ndarray) -> None:
+        """Decode tiles of `sizes` pixels one behind the other into `out`, some equal ones at a time."""
         table = self._table[rows]
-        starts = np.concatenate(([0], ends[:-1]))
-        empty = table["COMPRESSED_DATA"][:, 0] == 0
-        direct = self._coded == self._stored
-        coded = out if direct else np.empty(out.size, self._coded)
-        ranges = list(zip(starts.tolist(), ends.tolist(), strict=True))
         packed = self._packed(table["COMPRESSED_DATA"], out.nbytes)
-        for data, (start, stop), skip in zip(packed, ranges, empty.tolist(), strict=True):
-            if not skip:
-                self._decode_tile(data, coded[start:stop])
-        if self._quantised:
-            coded[np.repeat(empty, ends - starts)] = 0
-            self._dequantise(coded, out, rows, ends - starts)
-        elif not direct:
-            out[...] = coded
-        if empty.any():
-            self._decode_gzipped(table[empty], [pair for pair, skip in zip(ranges, empty, strict=True) if skip], out)
+        cuts = [0, *(np.flatnonzero(np.diff(sizes)) + 1).tolist(), len(rows)]
+        start = 0
+        for cut, end in itertools.pairwise(cuts):
+            size = int(sizes[cut])
+            for first in range(cut, end, max(1, _BATCH // size)):
+                last = min(end, first + max(1, _BATCH // size))
+                stop = start + (last - first) * size
+                target = out[start:stop].reshape(-1, size)
+                self._decode_equal(packed[first:last], table[first:last], rows[first:last], target)
+                start = stop
 
-    def _decode_tile(self, data: memoryview, out: np.ndarray) -> None:
+    def _decode_equal(
+        self, packed: list[memoryview], table: np.ndarray, rows: np.ndarray, out: np.ndarray
+    ) -> None:
+        """Decode tiles into `out`, `(len(packed), pixels)`."""
+        coded = out if self._coded == self._stored else np.empty(out.shape, self._coded)
         if self._codec == "RICE":
-            imagecodecs.rcomp_decode(data, nblock=self._nblock, out=out)
+            for data, tile in zip(packed, coded, strict=True):
+                if data:
+                    imagecodecs.rcomp_decode(data, nblock=self._nblock, out=tile)
         else:
-            _gunzip(data, out, shuffled=self._codec == "GZIP_2")
-
-    def _decode_gzipped(self, table: np.ndarray, ranges: list[tuple[int, int]], out: np.ndarray) -> None:
-        """Tiles whose values could not be quantised."""
-        if "GZIP_COMPRESSED_DATA" not in self._names:
-            raise UnusualError
-        packed = self._packed(table["GZIP_COMPRESSED_DATA"], out.nbytes)
-        for data, (start, stop) in zip(packed, ranges, strict=True):
-            _gunzip(data, out[start:stop], shuffled=False)
+            _gunzip(packed, coded, shuffled=self._codec == "GZIP_2")
+        if self._quantised:
+            self._dequantise(coded, out, table, rows)
+        elif coded is not out:
+            out[...] = coded
+        raw = [number for number, data in enumerate(packed) if not data]
+        if raw:  # values that could not be quantised
+            if "GZIP_COMPRESSED_DATA" not in self._names:
+                raise UnusualError
+            values = np.empty((len(raw), out.shape[1]), self._stored)
+            _gunzip(self._packed(table["GZIP_COMPRESSED_DATA"][raw], values.nbytes), values, shuffled=False)
+            out[raw] = values
 
     @functools.cached_property
     def _table(self) -> np.ndarray:
@@ -149,7 +158,7 @@ class TileReader:
         count = int(self._hdu.header["NAXIS2"])
         return np.frombuffer(self._file.read(count * self._row.itemsize), self._row, count)
 
-    def _packed(self, places: np.ndarray, expected: int) -> Iterator[memoryview]:
+    def _packed(self, places: np.ndarray, expected: int) -> list[memoryview]:
         """The compressed bytes of tiles, read at once where they lie together."""
         sizes, offsets = places.astype(np.int64).T
         within = (sizes >= 0) & (offsets >= 0) & (sizes <= self._heap_bytes) & (offsets <= self._heap_bytes - sizes)
@@ -158,13 +167,10 @@ class TileReader:
         held = sizes > 0
         first = int(offsets[held].min(initial=self._heap_bytes))
         last = int((offsets + sizes)[held].max(initial=first))
-        if last - first <= 2 * sizes.sum() + _SLACK:
-            data = self._piece(first, last - first)
-            for size, offset in zip(sizes.tolist(), (offsets - first).tolist(), strict=True):
-                yield data[offset : offset + size]
-            return
-        for size, offset in zip(sizes.tolist(), offsets.tolist(), strict=True):
-            yield self._piece(offset, size)[:size]
+        if last - first > 2 * sizes.sum() + _SLACK:
+            return [self._piece(at, size)[:size] for size, at in zip(sizes.tolist(), offsets.tolist(), strict=True)]
+        data, starts = self._piece(first, last - first), offsets - first
+        return [data[at:end] for at, end in zip(starts.tolist(), (starts + sizes).tolist(), strict=True)]
 
     def _piece(self, offset: int, size: int) -> memoryview:
         held = bytearray(size + len(_GUARD))
@@ -174,53 +180,53 @@ class TileReader:
             raise UnusualError
         return memoryview(held)
 
-    def _dequantise(self, coded: np.ndarray, out: np.ndarray, rows: np.ndarray, sizes: np.ndarray) -> None:
+    def _dequantise(self, coded: np.ndarray, out: np.ndarray, table: np.ndarray, rows: np.ndarray) -> None:
         """Scale integers back to floats, in float64 as `funpack` does."""
-        table, start, first = self._table, 0, 0
-        while first < len(rows):
-            size = int(sizes[first])
-            last = first + 1
-            while last < len(rows) and sizes[last] == size and (last - first) * size < _BATCH:
-                last += 1
-            stop = start + (last - first) * size
-            chosen = rows[first:last]
-            integers = coded[start:stop].reshape(-1, size)
-            values = self._undithered(integers, chosen)
-            values *= table["ZSCALE"][chosen].astype(np.float64)[:, np.newaxis]
-            values += table["ZZERO"][chosen].astype(np.float64)[:, np.newaxis]
-            if self._dither == "SUBTRACTIVE_DITHER_2":
-                values[integers == _ZERO] = 0
-            if "ZBLANK" in self._names:
-                values[integers == table["ZBLANK"][chosen][:, np.newaxis]] = np.nan
-            elif self._blank is not None:
-                values[integers == self._blank] = np.nan
-            out[start:stop].reshape(-1, size)[...] = values
-            start, first = stop, last
+        values = self._undithered(coded, rows)
+        values *= table["ZSCALE"].astype(np.float64)[:, np.newaxis]
+        values += table["ZZERO"].astype(np.float64)[:, np.newaxis]
+        if self._dither == "SUBTRACTIVE_DITHER_2":
+            values[coded == _ZERO] = 0
+        if "ZBLANK" in self._names:
+            values[coded == table["ZBLANK"][:, np.newaxis]] = np.nan
+        elif self._blank is not None:
+            values[coded == self._blank] = np.nan
+        out[...] = values
 
     def _undithered(self, integers: np.ndarray, rows: np.ndarray) -> np.ndarray:
         if self._dither == "NO_DITHER":
             return integers.astype(np.float64)
-        seed = int(self._hdu.header.get("ZDITHER0", 0))
-        values = integers - _noise((rows + seed - 1) % _RANDOMS, integers.shape[1])
+        values = integers - _noise((rows + self._seed - 1) % _RANDOMS, integers.shape[1])
         values += 0.5
         return np.asarray(values)
 
 
-def _gunzip(data: memoryview, out: np.ndarray, shuffled: bool) -> None:
-    """Decompress big-endian values, sorted by their bytes' weight or not, into native ones."""
-    octets = np.frombuffer(imagecodecs.gzip_decode(data, out=out.nbytes), np.uint8)
-    if octets.size != out.nbytes:
-        raise UnusualError
+def _gunzip(packed: list[memoryview], out: np.ndarray, shuffled: bool) -> None:
+    """Decompress big-endian values into native ones, `(len(packed), pixels)`; `shuffled`: sorted by bytes' weight."""
+    expected = out.nbytes // len(out)
+    tiles = [_gunzip_one(data, expected) for data in packed]
+    octets = np.frombuffer(tiles[0] if len(tiles) == 1 else b"".join(tiles), np.uint8)
     size = out.dtype.itemsize
     if not shuffled or size == 1:
-        out[...] = octets.view(out.dtype.newbyteorder(">"))
+        out[...] = octets.view(out.dtype.newbyteorder(">")).reshape(out.shape)
         return
     bits = out.view(f"u{size}")
-    planes = octets.reshape(size, -1)
-    bits[...] = planes[0]
-    for plane in planes[1:]:
+    planes = octets.reshape(len(out), size, -1)
+    bits[...] = planes[:, 0]
+    for weight in range(1, size):
         np.left_shift(bits, 8, out=bits)
-        np.bitwise_or(bits, plane, out=bits)
+        np.bitwise_or(bits, planes[:, weight], out=bits)
+
+
+def _gunzip_one(data: memoryview, expected: int) -> bytes:
+    """`expected` bytes, zeros where there are no data; libdeflate is faster, but takes long to begin."""
+    if not data:
+        return bytes(expected)
+    short = len(data) <= _SHORT
+    tile: bytes = isal_zlib.decompress(data, 31, expected) if short else imagecodecs.gzip_decode(data, out=expected)
+    if len(tile) != expected:
+        raise UnusualError
+    return tile
 
 
 def _in_order(edges: list[list[tuple[int, int]]]) -> bool:
@@ -282,13 +288,13 @@ def _randoms() -> np.ndarray:
     for at in range(_RANDOMS):
         seed = seed * 16807 % 2147483647
         out[at] = seed / 2147483647
-    return out.astype(np.float64)
+    return out
 
 
 def _noise(first: np.ndarray, size: int) -> np.ndarray:
     """`(len(first), size)` random numbers: for each tile from its own place in the sequence, again and again."""
-    randoms = _randoms()
-    begins = (randoms * 500).astype(int)  # exact: the product of a float32 and 500 needs 33 bits
+    begins = (_randoms() * np.float32(500)).astype(int)
+    randoms = _randoms().astype(np.float64)
     if size <= _RANDOMS - 500:
         return np.asarray(sliding_window_view(randoms, size)[begins[first]])
     out = np.empty((len(first), size))

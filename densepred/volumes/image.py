@@ -21,6 +21,7 @@ import numpy as np
 
 from densepred.errors import InputError
 from densepred.volumes.arrays import FileArray, stranger
+from densepred.volumes.bombs import FREE, expands
 from densepred.volumes.volume import Volume, check_memory
 
 try:
@@ -137,6 +138,7 @@ class ImageArray:
             if self._png:
                 with _opened(self._path) as image:
                     image.verify()  # the checksums of its chunks, which decoding leaves out
+                self._check_stream()
             if self._png and self._depth == 16 and len(self.shape) == 3:
                 import imagecodecs
 
@@ -151,6 +153,12 @@ class ImageArray:
         if values.shape != self.shape:
             raise InputError(f"decodes to {values.shape} instead of {self.shape}", _FIX, self._path)
         return values
+
+    def _check_stream(self) -> None:
+        """Its pixels are not behind something endless: libpng reads on to the end of the stream."""
+        most = 2 * int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize  # with the filters' bytes, interlaced
+        if self._path.stat().st_size * _MAX_RATIO > most + FREE and expands(_png_stream(self._path), "zlib", most):
+            raise InputError(f"its pixels expand to more than twice the {most // 2} bytes they are", _FIX, self._path)
 
     def _decode_by_pillow(self) -> np.ndarray:
         with _opened(self._path) as image:
@@ -211,6 +219,20 @@ def _png_pixels(path: Path) -> tuple[int, int]:
     with open(path, "rb") as file:
         head = file.read(26)
     return head[24], head[25]
+
+
+def _png_stream(path: Path) -> bytes:
+    """The compressed pixels: what is in the chunks IDAT."""
+    pieces = []
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            size = int.from_bytes(head[:4], "big")
+            if head[4:] == b"IDAT":
+                pieces.append(file.read(size))
+                size = 0
+            file.seek(size + 4, 1)
+    return b"".join(pieces)
 
 
 def _tell_orientation(image: Any, path: Path) -> None:

@@ -166,7 +166,7 @@ class ItkArray:
             voxels *= size
         self._stored = itk_stream.locate(path)
         self._bytes = voxels * self.dtype.itemsize
-        self._stored.check_length(self._bytes)
+        self._stored.check_length(self._bytes, voxels)
         self._held: np.ndarray | None = None
 
     def __getitem__(self, key: Key) -> np.ndarray:

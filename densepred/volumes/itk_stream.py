@@ -6,6 +6,7 @@ ITK decodes; here the stream is only counted and its checksum compared, in bound
 from __future__ import annotations
 
 import bz2
+import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,11 @@ from pathlib import Path
 from densepred.errors import InputError
 from densepred.volumes.arrays import stranger
 
-_CHUNK, _LONGEST = 1 << 20, 1 << 20
+_CHUNK = 1 << 20
+_LONGEST, _MAX_HEADER = 1 << 20, 1 << 24
+"""Bytes of a line and of a header; ITK keeps them on its stack."""
+_MOST_AXES = 10
+"""Of a MetaImage: ITK's own limit, which it does not check."""
 _FIX = "get the file again from its source"
 _MAGIC = {".nrrd": (b"NRRD",), ".nhdr": (b"NRRD",), ".mha": (b"=",), ".mhd": (b"=",)}
 
@@ -47,17 +52,22 @@ class Voxels:
             fix = f"put it beside {self.header.name}"
             raise InputError(f"its voxels are in {self.file.name}, which is not there", fix, self.header)
 
-    def check_length(self, needed: int) -> None:
-        """Compare the length of raw voxels with `needed` bytes.
+    def check_length(self, needed: int, count: int) -> None:
+        """Compare the length of what is stored with what is needed.
+
+        Args:
+            needed: bytes of the voxels.
+            count: how many numbers these are; as text each takes a digit and, but for the last, a blank.
 
         Raises:
-            InputError: there are fewer.
+            InputError: it is shorter.
         """
-        if self.file is None or self.encoding == "text":
+        least = {"raw": needed, "text": 2 * count - 1}.get(self.encoding, 0)
+        if self.file is None:
             return
         held = self.file.stat().st_size - max(self.start, 0)
-        if self.encoding == "raw" and held < needed:
-            raise InputError(f"truncated: holds {held} of {needed} bytes of voxels", _FIX, self.header)
+        if held < least:
+            raise InputError(f"truncated: holds {held} of {least} bytes of voxels", _FIX, self.header)
 
     def check_stream(self, needed: int) -> None:
         """Decode compressed voxels once, forward, without keeping them.
@@ -113,6 +123,8 @@ def _lines(path: Path, last: str | None) -> Iterator[tuple[str, int]]:
     """Lines of a text header, each with where it ends; up to an empty one, or to the one that starts with `last`."""
     with open(path, "rb") as file:
         while line := file.readline(_LONGEST):
+            if len(line) == _LONGEST or file.tell() > _MAX_HEADER:
+                raise InputError(f"no end of its header in the first {file.tell()} bytes", _FIX, path)
             text = line.decode("latin-1").strip()
             if last is None and not text:
                 yield "", file.tell()
@@ -128,6 +140,8 @@ def _of_nrrd(path: Path) -> Voxels:
         name, colon, value = text.partition(":")
         if colon and not value.startswith("=") and not text.startswith("#"):
             fields[name.strip().lower()] = value.strip()
+    spacings = [size for size in fields.get("spacings", "").split() if size.lower() != "nan"]  # of an axis without one
+    _check_sizes("spacings", spacings, path, float)
     names = {"raw": "raw", "gz": "gzip", "gzip": "gzip", "bz2": "bzip2", "bzip2": "bzip2"}
     encoding = names.get(fields.get("encoding", "raw").lower(), "text")
     other = fields.get("data file", fields.get("datafile"))
@@ -147,11 +161,29 @@ def _whole(fields: dict[str, str], names: tuple[str, ...], path: Path) -> int:
         raise InputError(f"impossible header: {names[0]}: {text[:40]}", _FIX, path) from None
 
 
+def _check_sizes(name: str, words: list[str], path: Path, kind: type[int] | type[float], count: int = 0) -> None:
+    """All words are positive numbers, `count` of them where it is given."""
+    try:
+        sizes = [kind(word) for word in words]
+    except ValueError:
+        sizes = [0]
+    if not all(0 < size < math.inf for size in sizes) or len(sizes) != (count or len(sizes)):
+        raise InputError(f"impossible sizes: {name} = {' '.join(words)[:80]}", _FIX, path)
+
+
 def _of_meta(path: Path) -> Voxels:
     fields, end = {}, 0
     for text, end in _lines(path, "ElementDataFile"):  # noqa: B007
         name, _, value = text.partition("=")
         fields[name.strip()] = value.strip()
+    axes = _whole(fields, ("NDims",), path)
+    if not 2 <= axes <= _MOST_AXES:
+        raise InputError(f"impossible number of axes: NDims = {axes}", _FIX, path)
+    _check_sizes("DimSize", fields.get("DimSize", "").split(), path, int, axes)
+    for name in ("ElementSpacing", "ElementSize"):
+        _check_sizes(name, fields.get(name, "").split(), path, float)
+    if _whole(fields, ("CompressedDataSize",), path) > path.stat().st_size:
+        raise InputError(f"truncated: CompressedDataSize = {fields['CompressedDataSize']}", _FIX, path)
     packed = fields.get("CompressedData", "False").lower() == "true"
     spelled = fields.get("BinaryData", "True").lower() == "false"
     encoding = "zlib" if packed else "text" if spelled else "raw"

@@ -12,6 +12,7 @@ from nibabel.nifti1 import Nifti1Header
 from densepred.errors import InputError
 from densepred.files import atomic_path
 from densepred.volumes import nifti_header
+from densepred.volumes.arrays import check_slab
 from densepred.volumes.channels import check_grids
 from densepred.volumes.nifti import NiftiArray, Writer, opened, volume_of
 from densepred.volumes.record import Record
@@ -127,7 +128,8 @@ class FramesWriter:
         self.dtype = dtype
         self._count, self._channels, self._labels = count, channels, labels
         self._first: Volume | None = None
-        self._begun = self._written = self._planes = 0
+        self._shape: tuple[int, ...] = (0, 0)
+        self._begun = self._written = 0
 
     def start(self, part: Path, gzipped: bool, stack: ExitStack) -> None:
         """Say where the file goes, which the first frame opens."""
@@ -144,9 +146,10 @@ class FramesWriter:
         if self._begun == self._count:
             raise ValueError(f"count must be the number of frames, got {self._count} and one more")
         if self._first is None:
-            self._first, self._planes = like, like.shape[1]
+            self._first, self._shape = like, (self._channels, *like.shape[1:])
             header = nifti_header.for_output(like, self.dtype, self._channels, self._labels, self._count)
-            self._all = Writer(header, (self._channels, self._count * self._planes, *like.shape[2:]), self.dtype)
+            planes = self._count * like.shape[1]
+            self._all = Writer(header, (self._channels, planes, *like.shape[2:]), self.dtype)
             self._all.start(*self._place)
         else:
             check_grids(self._first, like, "frames")
@@ -155,8 +158,7 @@ class FramesWriter:
 
     def write(self, slab: np.ndarray) -> None:
         """Append the next planes of the frame, `(C, n, *rest)`; as `Writer.write`."""
-        if self._written + slab.shape[1] > self._planes:
-            raise ValueError(f"a frame has {self._planes} planes, got {self._written + slab.shape[1]}")
+        check_slab(slab, self._shape, self._written)
         self._all.write(slab)
         self._written += slab.shape[1]
 
@@ -172,8 +174,8 @@ class FramesWriter:
         self._all.finish()
 
     def _check_whole(self) -> None:
-        if self._begun and self._written != self._planes:
-            raise ValueError(f"all {self._planes} planes must be written, got {self._written}")
+        if self._begun and self._written != self._shape[1]:
+            raise ValueError(f"all {self._shape[1]} planes must be written, got {self._written}")
 
     def verify(self, path: Path) -> None:
         """See `Writer.verify`."""

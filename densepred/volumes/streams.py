@@ -15,6 +15,7 @@ import numpy as np
 from isal import igzip, isal_zlib
 
 from densepred.errors import InputError
+from densepred.volumes.bombs import FREE
 
 MAX_RATIO = 1100
 """No gzip file holds more bytes per byte: deflate's limit is 1032."""
@@ -211,6 +212,8 @@ class _GzipStream:
         except OSError as error:
             raise _unreadable(self.path, error) from error
         self.position += len(chunk)
+        if self.position > needed + FREE:
+            raise InputError(f"goes on for over {FREE} bytes behind the {needed} it declares", _FIX, self.path)
         return chunk
 
     def close(self) -> None:

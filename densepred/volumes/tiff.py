@@ -7,6 +7,7 @@ applied, and "0 is white" not inverted. A page of its own is an image (Y, X).
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from densepred.volumes.volume import Volume
 
 try:
     import tifffile
+    from PIL import Image
 except ImportError as error:
     raise InputError("TIFF files need tifffile", "pip install 'densepred[formats]'") from error
 
@@ -32,6 +34,9 @@ __all__ = ["open_writer", "read"]
 
 _LETTERS = {"X": "x", "Y": "y", "Z": "z", "C": "c", "S": "c", "I": "z", "Q": "z"}
 """tifffile's axes -> ours; I and Q are pages or axes without a meaning."""
+_IMAGES = (6, 7, 33003, 33004, 33005, 33007, 34712, 34892, 34927, 34933, 50001)
+"""Compressions by whole images: JPEG, JPEG 2000, PNG, WebP."""
+_SPARE = 1 << 22  # pixels by which such an image may be larger
 _FIX = "get the file again from its source"
 
 
@@ -224,7 +229,9 @@ def _read_page(page: Any, key: tuple[slice, ...], axes: str) -> np.ndarray:
         if not (planes.start <= plane < planes.stop and _touch(rows, top, high) and _touch(columns, left, wide)):
             continue
         handle.seek(offset)
-        segment = np.asarray(frame.decode(handle.read(count), number, **tables)[0])[0]
+        data = handle.read(count)
+        _check_image(data, frame)
+        segment = np.asarray(frame.decode(data, number, **tables)[0])[0]
         y0, y1 = max(top, rows.start), min(top + high, rows.stop)
         x0, x1 = max(left, columns.start), min(left + wide, columns.stop)
         target = out[plane, y0 - rows.start : y1 - rows.start, x0 - columns.start : x1 - columns.start]
@@ -232,6 +239,25 @@ def _read_page(page: Any, key: tuple[slice, ...], axes: str) -> np.ndarray:
     if separate > 1:
         return out[planes, :, :, 0]
     return out[0, :, :, samples] if "S" in axes else out[0, :, :, 0]
+
+
+def _check_image(data: bytes, frame: TiffPage) -> None:
+    """A strip or tile that is an image of its own, such as JPEG, is not much larger than it should be.
+
+    Raises:
+        ValueError: it is.
+    """
+    if int(frame.compression) not in _IMAGES:
+        return
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"a strip or tile holds a far larger image: {error}") from error
+    except (OSError, SyntaxError, ValueError, EOFError):
+        return  # the decoder says what is wrong
+    if width * height > 4 * int(np.prod(frame.chunks)) + _SPARE:
+        raise ValueError(f"a strip or tile of {frame.chunks} holds an image of {width} x {height}")
 
 
 def _touch(wanted: slice, start: int, size: int) -> bool:

@@ -17,7 +17,21 @@ from densepred.errors import InputError
 from densepred.volumes.bombs import CODECS, expands
 
 _FIX = "get the store again from its source, or write it again"
+MAX_METADATA = 1 << 24
+"""Bytes of the longest metadata that are believed."""
 _NO_CHUNK = (1 << 64) - 1
+
+
+def check_metadata(folder: Path) -> None:
+    """The metadata of a store are of a sensible length; zarr reads them whole.
+
+    Raises:
+        InputError: they are not.
+    """
+    for name in ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"):
+        file = folder / name
+        if file.is_file() and file.stat().st_size > MAX_METADATA:
+            raise InputError(f"{name} has {file.stat().st_size} bytes: no metadata are that long", _FIX, folder)
 
 
 class ChunkFiles:

@@ -21,7 +21,7 @@ from densepred.errors import InputError, UnsafeError
 from densepred.volumes import zarr_ome
 from densepred.volumes.arrays import FileArray
 from densepred.volumes.volume import Volume, check_memory
-from densepred.volumes.zarr_chunks import ChunkFiles
+from densepred.volumes.zarr_chunks import ChunkFiles, check_metadata
 from densepred.volumes.zarr_write import MARKS, Writer, open_part_writer, open_writer, unpacked
 
 __all__ = ["StoredZarr", "Writer", "open_part_writer", "open_writer", "read"]
@@ -70,6 +70,7 @@ def read(path: str | Path, axes: str | None = None, part: str | None = None) -> 
 def _opened(path: Path) -> Any:
     if not path.is_dir():
         raise InputError("no Zarr store: it is a file, not a folder", "unpack it, or give it its true suffix", path)
+    check_metadata(path)
     if not any((path / mark).is_file() for mark in MARKS):
         what = f"no Zarr store: the folder has none of {', '.join(MARKS)}"
         raise InputError(what, "give the folder that has one", path)
@@ -188,6 +189,8 @@ class StoredZarr:
         except TypeError as error:
             raise _unreadable(path, error) from error
         self._place = path / array.path if array.path else path
+        if 0 in array.chunks:
+            raise InputError(f"impossible sizes: chunks of {array.chunks}", _FIX, path)
         self._stamp = self._stat()
         check_memory(int(np.prod([float(size) for size in array.chunks])) * self.dtype.itemsize, path)
         self._files = ChunkFiles(array, path)
