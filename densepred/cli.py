@@ -210,13 +210,16 @@ def info(
     file: Annotated[str, typer.Argument(help="an image, such as ct.nii.gz or mosaic.fits[SCI]", metavar="FILE")],
     axes: Annotated[str | None, typer.Option(help="its axes where they are open, such as zyx")] = None,
     picture: Annotated[Path | None, typer.Option(help="PNG to draw its middle slice to")] = None,
+    labels: Annotated[str | None, typer.Option(help="a label map of it, to outline in the picture")] = None,
 ) -> None:
     """Show the geometry and the statistics of an image file."""
     from densepred import info as information
 
+    if labels is not None and picture is None:
+        raise InputError("--labels are outlined in a picture, and none is asked for", "add --picture middle.png")
     _show(information.info(file, axes).table())
     if picture is not None:
-        information.draw(file, picture, axes)
+        information.draw(file, picture, axes, labels)
         _show(str(picture))
 
 

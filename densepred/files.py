@@ -178,6 +178,19 @@ def _alive(pid: str) -> bool:
     return True
 
 
+def is_pickled(head: bytes) -> bool:
+    """Whether the first nine bytes of a weights file are those of a pickle, or of torch's archive of pickles.
+
+    A safetensors file begins with the length of its header, whose first byte may be a pickle's 0x80 too; behind it
+    stands the brace of JSON.
+
+    Example:
+        >>> is_pickled(bytes([0x80, 4, 0x95]) + bytes(6)), is_pickled(bytes([0x80, 2, 0, 0, 0, 0, 0, 0]) + b"{")
+        (True, False)
+    """
+    return head[:4] == b"PK\x03\x04" or (head[:1] == b"\x80" and head[8:9] != b"{")
+
+
 def sha256(path: str | Path) -> str:
     """The SHA-256 of a file, as hexadecimal digits; of a folder, that of the names and sums of its files."""
     path = Path(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,20 +107,29 @@ def info(path: str | Path, axes: str | None = None) -> Info:
         )
 
 
-def draw(path: str | Path, png: str | Path, axes: str | None = None) -> None:
+def draw(path: str | Path, png: str | Path, axes: str | None = None, labels: str | Path | None = None) -> None:
     """Write a picture of the middle slice, with physical coordinates along its axes; see `info_figure.figure_of`.
 
     Args:
         path, axes: as for `info`.
         png: the picture, replaced in one step.
+        labels: a label map on the same grid, to outline.
+
+    Raises:
+        InputError: a file cannot be read, or the labels lie on another grid.
 
     Example:
-        >>> draw("mosaic.fits[SCI]", "mosaic.png")  # doctest: +SKIP
+        >>> draw("mosaic.fits[SCI]", "mosaic.png", labels="sources.fits")  # doctest: +SKIP
     """
-    from densepred.info_figure import draw_volume
+    from densepred.info_figure import Overlay, draw_volume
 
-    with open_volume(path, axes) as volume:
-        draw_volume(volume, png)
+    with ExitStack() as stack:
+        volume = stack.enter_context(open_volume(path, axes))
+        overlay = None
+        if labels is not None:
+            spatial = None if axes is None else axes.replace("c", "").replace("t", "")
+            overlay = Overlay(stack.enter_context(open_volume(labels, spatial)))
+        draw_volume(volume, png, overlay)
 
 
 def unit_of(volume: Volume) -> str | None:

@@ -1,109 +1,245 @@
-"""The picture of `densepred info`: the middle slice with physical coordinates on its axes."""
+"""The picture of `densepred info`: the middle slice with physical coordinates on its axes, and outlines of labels."""
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from densepred.errors import InputError
 from densepred.figures import COLORS, INK, new_figure, save_png
-from densepred.info import orientation_of, unit_of
+from densepred.info_axes import Frame, add_axes, edges_of, frame_of, names_of, slice_title
 from densepred.volumes import Volume
+from densepred.volumes.channels import check_grids
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, FigureBase
 
+HOLE = "#B9A3D6"
+"""The colour of pixels without a value."""
 _MOST_PIXELS = 1200  # along a side; more are passed over
 _ROWS = 256
+_SHARES = (1, 99)  # percentiles
+_MOST_NAMED = len(COLORS)
 
 
-def draw_volume(volume: Volume, png: str | Path) -> None:
+@dataclass(frozen=True)
+class Overlay:
+    """Labels whose outlines are drawn over an image.
+
+    Args:
+        volume: the labels, on the grid of the image.
+        names: of their values; else those of its header, or the numbers.
+    """
+
+    volume: Volume
+    names: Mapping[int, str] = field(default_factory=dict)
+
+
+def draw_volume(volume: Volume, png: str | Path, overlay: Overlay | None = None) -> None:
     """Write the middle slice of a volume as PNG; see `figure_of`."""
-    save_png(figure_of(volume), png)
+    save_png(figure_of(volume, overlay), png)
 
 
-def figure_of(volume: Volume) -> Figure:
+def figure_of(volume: Volume, overlay: Overlay | None = None) -> Figure:
     """The middle slice across the first axis, or the image if it is 2D.
 
-    Three or four channels of bytes are shown as colours, labels in a colour each, else the first channel in grey
-    between its 1st and 99th percentile. Along the axes stand world coordinates where a FITS header has them, else the
-    distance from the first voxel's centre in the unit of the file, with the direction of the patient's axes.
+    Three or four channels of bytes are shown as colours, labels in a colour each, else the first channel in grey: FITS
+    between astropy's zscale limits, others between the 1st and 99th percentile, as the scale beside it says. Pixels
+    without a value have a colour of their own. For the coordinates along the axes see `info_axes.frame_of`.
+
+    Args:
+        volume: the image.
+        overlay: labels to outline.
+
+    Raises:
+        InputError: the labels lie on another grid, or are none.
+
+    Example:
+        >>> image = Volume.from_array(np.random.default_rng(0).normal(size=(40, 50)), (0.5, 0.5))
+        >>> figure_of(image, Overlay(image.like(np.eye(40, 50, dtype=int)))).axes[0].get_xlabel()
+        'x / unit unknown'
     """
-    plane = middle(volume)
     height, width = volume.shape[-2:]
-    tall = height * volume.spacing[-2] / (width * volume.spacing[-1])
-    figure = new_figure(7.0, float(np.clip(5.6 * tall, 2.5, 9.0)) + 0.9)
-    axes, extent, origin = _axes(figure, volume)
-    if volume.labels:
-        shown: dict[str, Any] = {"X": _colored(plane[0])}
-    elif volume.shape[0] in (3, 4) and volume.dtype == np.uint8:
-        shown = {"X": np.moveaxis(plane[:3], 0, -1)}
-    else:
-        image = plane[0].astype(np.float64)
-        finite = image[np.isfinite(image)]
-        low, high = np.percentile(finite, (1, 99)) if finite.size else (0.0, 1.0)
-        shown = {"X": image, "cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-6 * max(1.0, abs(low)))}
-    picture = axes.imshow(**shown, extent=extent, origin=origin, interpolation="nearest")
-    axes.set_aspect("equal")
-    if "cmap" in shown:
-        bar = figure.colorbar(picture, ax=axes, shrink=0.85)
-        bar.ax.tick_params(colors=INK, labelsize=8)
-    axes.set_title(_title(volume), fontsize=10, color=INK, loc="left", parse_math=False)
+    frame = frame_of(volume, _index(volume))
+    tall = abs(height * frame.y[1] * frame.aspect / (width * frame.x[1]))
+    figure = new_figure(7.0, float(np.clip(5.4 * tall, 2.5, 8.5)) + 1.0)
+    draw_on(figure, volume, overlay)
     return figure
+
+
+def draw_on(figure: FigureBase, volume: Volume, overlay: Overlay | None = None) -> Axes:
+    """Draw what `figure_of` does on an empty figure, or on a part of one.
+
+    Args:
+        figure: a figure or subfigure with constrained layout.
+        volume, overlay: as there.
+
+    Raises:
+        InputError: as there.
+    """
+    index = _index(volume)
+    frame = frame_of(volume, index)
+    outlined = None if overlay is None else _outlined(volume, overlay)  # refused before anything is drawn
+    plane, step = middle(volume), _step(volume)
+    axes = add_axes(figure, volume, frame, index)
+    handles = _show(figure, axes, volume, plane, frame, step)
+    if overlay is not None and outlined is not None:
+        handles += _outline(axes, outlined, overlay, frame, step)
+    if handles:
+        columns = min(len(handles), 4)
+        legend = figure.legend(
+            handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    axes.set_title(slice_title(volume, index, frame), fontsize=10, color=INK, loc="left", parse_math=False)
+    return axes
 
 
 def middle(volume: Volume) -> np.ndarray:
     """`(C, rows, columns)` of the middle slice, every n-th pixel where it is very large."""
-    height, width = volume.shape[-2:]
-    step = -(-max(height, width) // _MOST_PIXELS)
+    step, height = _step(volume), volume.shape[-2]
     if volume.dims == 3:
-        return volume[:, volume.shape[1] // 2, ::step, ::step]
+        return volume[:, _index(volume), ::step, ::step]
     rows = _ROWS * step
     return np.concatenate([volume[:, at : at + rows][:, ::step, ::step] for at in range(0, height, rows)], axis=1)
 
 
+def _index(volume: Volume) -> int:
+    return volume.shape[1] // 2 if volume.dims == 3 else 0
+
+
+def _step(volume: Volume) -> int:
+    return -(-max(volume.shape[-2:]) // _MOST_PIXELS)
+
+
+def _show(figure: FigureBase, axes: Axes, volume: Volume, plane: np.ndarray, frame: Frame, step: int) -> list[Any]:
+    """The image itself; returns what the legend says of it."""
+    from matplotlib.patches import Patch
+
+    handles: list[Any] = []
+    scale = ""
+    if volume.labels:
+        shown: dict[str, Any] = {"X": _colored(plane[0])}
+        handles = _named([Patch], np.unique(plane[0]), names_of(volume.header, np.unique(plane[0]).tolist()))
+    elif volume.shape[0] in (3, 4) and volume.dtype == np.uint8:
+        shown = {"X": np.moveaxis(plane[:3], 0, -1)}
+    else:
+        image = plane[0].astype(np.float64)
+        low, high, scale = stretch(image, sky=hasattr(volume.header, "has_wcs"))
+        shown = {"X": np.ma.masked_invalid(image), "cmap": "gray", "vmin": low, "vmax": high}
+        axes.set_facecolor(HOLE)
+        if not np.isfinite(image).all():
+            handles = [Patch(color=HOLE, label="no value")]
+    rows, columns = plane.shape[-2:]
+    picture = axes.imshow(
+        **shown,
+        extent=frame.extent(rows * step, columns * step),
+        origin="lower" if frame.upward else "upper",
+        interpolation="nearest",
+    )
+    left, right, low, high = frame.extent(*volume.shape[-2:])  # every n-th pixel may end beyond
+    axes.set(xlim=(left, right), ylim=(low, high), aspect=frame.aspect)
+    if scale:
+        bar = figure.colorbar(picture, ax=axes, shrink=0.85, pad=0.02)
+        bar.set_label(f"{value_unit(volume)}, {scale}", color=INK, fontsize=9, parse_math=False)
+        bar.ax.tick_params(colors=INK, labelsize=8)
+    return handles
+
+
+def stretch(image: np.ndarray, sky: bool = False) -> tuple[float, float, str]:
+    """Which values are shown black and white, and how these were chosen; pixels without a value do not count.
+
+    Args:
+        image: `(rows, columns)`.
+        sky: take the limits of IRAF's zscale (`astropy.visualization.ZScaleInterval`), not percentiles.
+
+    Example:
+        >>> stretch(np.arange(101.0).reshape(1, 101))
+        (1.0, 99.0, '1st to 99th percentile')
+    """
+    finite = image[np.isfinite(image)]
+    if not finite.size:
+        return 0.0, 1.0, "no value"
+    if sky:
+        from astropy.visualization import ZScaleInterval
+
+        low, high = map(float, ZScaleInterval().get_limits(finite))
+        if high > low:
+            return low, high, "zscale"
+    low, high = np.percentile(finite, _SHARES).tolist()
+    if high > low:
+        return low, high, "1st to 99th percentile"
+    low, high = float(finite.min()), float(finite.max())
+    return (low, high, "least to greatest") if high > low else (low, low + max(1e-6, 1e-6 * abs(low)), "constant")
+
+
+def value_unit(volume: Volume) -> str:
+    """What the grey values count: BUNIT of FITS, else "value"."""
+    cards: Any = getattr(volume.header, "header", {})
+    return str(cards.get("BUNIT", "") or "value").strip() or "value"
+
+
+def _outlined(volume: Volume, overlay: Overlay) -> np.ndarray:
+    """The labels of the middle slice, `(rows, columns)`.
+
+    Raises:
+        InputError: they lie on another grid, or are none.
+    """
+    labels = overlay.volume
+    check_grids(volume, labels, "image and labels")
+    if labels.shape[0] != 1:
+        what = f"a label map has one channel, and this has {labels.shape[0]}"
+        raise InputError(what, "give a file with one channel", labels.path)
+    plane = middle(labels)[0]
+    if plane.dtype.kind == "f":
+        odd = plane[plane != np.round(plane)]  # NaN too
+        if odd.size:
+            what = f"labels are integers, and {odd.size} of {plane.size} values are not, such as {odd[0]:g}"
+            raise InputError(what, "give a label map", labels.path)
+    return plane.astype(np.int64)
+
+
+def _outline(axes: Axes, labels: np.ndarray, overlay: Overlay, frame: Frame, step: int) -> list[Any]:
+    """Lines around every label in its colour; returns the entries of the legend."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.lines import Line2D
+
+    segments, owners = edges_of(labels)
+    lines = frame.at((segments + 0.5) * step - 0.5)
+    for number, color in enumerate(COLORS):
+        own = lines[(owners - 1) % len(COLORS) == number]
+        if len(own):
+            for paint, width, over in (("black", 2.2, 3), (color, 1.2, 4)):
+                style = {"colors": paint, "linewidths": width, "capstyle": "projecting", "zorder": over}
+                axes.add_collection(LineCollection(own, **style), autolim=False)  # type: ignore[arg-type]
+    values = np.unique(labels)
+    names = names_of(overlay.volume.header, values.tolist()) | dict(overlay.names)
+    return _named([Line2D, [], []], values, names)
+
+
+def _named(kind: Sequence[Any], values: np.ndarray, names: Mapping[int, str]) -> list[Any]:
+    """Entries of a legend: one for each label but 0, or one that counts them where they are many."""
+    present = [value for value in values.tolist() if value != 0]
+    make, *given = kind
+    if len(present) > _MOST_NAMED:
+        return [make(*given, color=COLORS[0], label=f"{len(present)} labels, seven colours in turn")]
+    return [make(*given, color=color_of(value), label=names[value]) for value in present]
+
+
+def color_of(value: int) -> str:
+    """The colour of a label: seven of them, over again."""
+    return COLORS[(int(value) - 1) % len(COLORS)]
+
+
 def _colored(labels: np.ndarray) -> np.ndarray:
-    """`(rows, columns, 3)`: 0 in black, every other value in one of seven colours."""
+    """`(rows, columns, 3)`: 0 in black, every other value in its colour."""
     colors = np.array([[int(color[at : at + 2], 16) for at in (1, 3, 5)] for color in COLORS], np.uint8)
     out = colors[(labels.astype(np.int64) - 1) % len(colors)]
     out[labels == 0] = 0
     return out
-
-
-def _axes(figure: Figure, volume: Volume) -> tuple[Axes, tuple[float, float, float, float], Literal["upper", "lower"]]:
-    """Axes with their labels, the extent (left, right, bottom, top) of the picture in them, and where row 0 lies."""
-    height, width = volume.shape[-2:]
-    header: Any = volume.header
-    if getattr(header, "has_wcs", False):
-        wcs = header.spatial_wcs
-        if wcs.naxis == volume.dims:
-            slices = ("x", "y", volume.shape[1] // 2)[: volume.dims]
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                axes = figure.add_subplot(projection=wcs, slices=slices)
-            for number, kind in enumerate(list(wcs.wcs.ctype)[:2]):
-                axes.coords[number].set_axislabel(str(kind).split("-")[0], color=INK)
-            return axes, (-0.5, width - 0.5, -0.5, height - 0.5), "lower"
-    axes = figure.add_subplot()
-    unit = unit_of(volume)
-    codes = orientation_of(volume)
-    down, right = volume.spacing[-2:]
-    words = [f"{name} / {unit}" if unit else name for name in "xy"]
-    if codes:
-        words = [f"{word}, towards {code}" for word, code in zip(words, codes, strict=False)]
-    axes.set_xlabel(words[0], color=INK)
-    axes.set_ylabel(words[1], color=INK)
-    axes.tick_params(colors=INK, labelsize=9)
-    left, first = -0.5 * right, -0.5 * down
-    last = (height - 0.5) * down
-    if codes and codes[1] in "RAS":
-        return axes, (left, (width - 0.5) * right, first, last), "lower"
-    return axes, (left, (width - 0.5) * right, last, first), "upper"
-
-
-def _title(volume: Volume) -> str:
-    name = "" if volume.path is None else volume.path.name
-    return f"{name}   slice {volume.shape[1] // 2} of {volume.shape[1]}" if volume.dims == 3 else name

@@ -18,7 +18,8 @@ import nibabel as nib
 import numpy as np
 
 from densepred.cases.plan import Plan
-from densepred.config import Config, DataConfig, InferenceConfig, ModelConfig
+from densepred.config import Config, DataConfig, InferenceConfig, ModelConfig, PatchConfig
+from densepred.config.normalize import ZScore
 from densepred.models.build import build, initialize
 from densepred.training.run import Run
 
@@ -31,14 +32,22 @@ main()
 
 
 def make_run(folder: Path, window: tuple[int, ...], channels: tuple[int, ...]) -> Path:
-    """A run directory with an untrained network of three classes."""
+    """A run directory with an untrained network of three classes, of as many dimensions as the window."""
+    dims = len(window)
     config = Config(
         data=DataConfig(images="*.nii.gz", labels="{id}.nii.gz"),
-        model=ModelConfig(channels=channels),
+        model=ModelConfig(channels=channels, dims=dims),
+        patch=PatchConfig(size=window),
         inference=InferenceConfig(window=window),
     )
-    names = ("background", "one", "two")
-    plan = Plan(dims=3, channels=("image",), classes=names, values=(0, 1, 2), label_map={0: 0, 1: 1, 2: 2})
+    plan = Plan(
+        dims=dims,
+        channels=("image",),
+        classes=("background", "one", "two"),
+        values=(0, 1, 2),
+        label_map={0: 0, 1: 1, 2: 2},
+        normalize=(ZScore(),),
+    )
     folder.mkdir()
     run = Run(folder, config, plan)
     run.save_recipe()

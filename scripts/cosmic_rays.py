@@ -34,9 +34,9 @@ KINDS = ("sparse", "crowded", "nebular")
 LIMITS = (1e-4, 5e-4, 5e-3)
 """False-positive rates to compare at."""
 RAY, IGNORED = 1, 255
-SIGCLIP, SIGFRAC = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 25.0), (0.1, 0.3, 0.5, 1.0)
-OBJLIM, FSMODE = (2.0, 3.0, 5.0, 8.0, 12.0), ("median", "convolve")
-PROBE = 4
+SIGCLIP, SIGFRAC = (2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 25.0), (0.1, 0.3, 0.6, 1.0)
+OBJLIM, FSMODE = (2.0, 5.0, 10.0), ("median", "convolve")
+PROBE = 3
 """Images on which all settings of astroscrappy are tried; those near the best go on to all images."""
 TILED = 1e-5
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -122,7 +122,7 @@ def astroscrappy_points(data: Path, kind: str) -> list[tuple[float, float]]:
     best = hull([point for points in tried.values() for point in points])
 
     def promising(point: tuple[float, float]) -> bool:
-        return point[0] <= 4 * LIMITS[-1] and point[1] > float(np.interp(point[0], *best)) - 0.03
+        return point[0] <= 4 * LIMITS[-1] and point[1] > float(np.interp(point[0], *best)) - 0.02
 
     kept = [setting for setting, points in tried.items() if any(promising(point) for point in points)]
     return [point for setting in kept for point in _rates(setting, exposures)]

@@ -25,7 +25,7 @@ from densepred.cases.resample import resample, resampled_shape
 from densepred.config import Config
 from densepred.device import pick_device, pick_precision
 from densepred.errors import InputError, UnsafeError
-from densepred.files import sha256
+from densepred.files import is_pickled, sha256
 from densepred.inference.blocks import in_blocks
 from densepred.inference.outputs import Outputs, Predicted, label_type, labels_of
 from densepred.inference.resample import resample_slabs
@@ -100,7 +100,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         UnsafeError: it is something else, such as a pickle, or holds non-finite numbers.
     """
     head = path.read_bytes()[:9] if path.stat().st_size < 9 else path.open("rb").read(9)
-    if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
+    if is_pickled(head):
         what = "holds Python objects (a pickle), which can run code when they are loaded"
         raise UnsafeError(what, "ask the author for the weights as safetensors", path)
     try:

@@ -27,6 +27,7 @@ _TAGS = (
 _IO = "GDCMImageIO"
 _TURN = 1e-3  # largest change of a direction cosine within a series
 _UNEVEN = 0.02  # share of the spacing by which slices may stray
+_MOST_RATIO = 1 << 12  # bytes of pixels for one that is compressed, by any codec
 _FIX = "put the slices of one regular stack into a folder of their own"
 
 
@@ -117,7 +118,9 @@ def _head(file: Path) -> Any:
     """The tags of a file that matter here; None if it is no DICOM."""
     pydicom = _pydicom()
     try:
-        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
+        head = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
+        list(head)  # which decodes every value now
+        return head
     except (pydicom.errors.InvalidDicomError, EOFError):
         return None
     except Exception as error:  # pydicom raises many kinds for a broken file
@@ -132,7 +135,8 @@ def _numbers(head: Any, name: str, count: int, file: Path) -> np.ndarray:
         values = np.asarray([float(value) for value in head[name].value], np.float64)
     except (KeyError, TypeError, ValueError):
         values = np.zeros(0)
-    if values.shape != (count,) or not np.isfinite(values).all():
+    sizes = "Spacing" in name
+    if values.shape != (count,) or not np.isfinite(values).all() or (sizes and values.min() <= 0):
         what = f"{name} is missing or makes no sense: {head.get(name)}"
         raise InputError(what, "convert the series with a tool of its maker", file)
     return values
@@ -225,6 +229,10 @@ class DicomArray:
 
     def __init__(self, files: list[Path], heads: list[Any], flat: bool) -> None:
         self._files, self._flat = files, flat
+        self._plane = (int(heads[0].Rows), int(heads[0].Columns))
+        channels = int(heads[0].get("SamplesPerPixel") or 1)
+        self._pixel_bytes = channels * self._plane[0] * self._plane[1] * (int(heads[0].get("BitsAllocated") or 8) // 8)
+        _check_pixels(files[0], self._pixel_bytes)
         kinds: dict[tuple[str, ...], np.dtype] = {}
         names = ("RescaleSlope", "RescaleIntercept", "PixelRepresentation", "BitsStored", "BitsAllocated")
         for file, head in zip(files, heads, strict=True):
@@ -232,8 +240,6 @@ class DicomArray:
             if kind not in kinds:
                 kinds[kind] = pixel_dtype(information(file, _IO), file)
         self.dtype = np.result_type(*kinds.values())
-        self._plane = (int(heads[0].Rows), int(heads[0].Columns))
-        channels = int(heads[0].get("SamplesPerPixel") or 1)
         self.shape = (channels, *(() if flat else (len(files),)), *self._plane)
 
     def __getitem__(self, key: Key) -> np.ndarray:
@@ -250,6 +256,7 @@ class DicomArray:
 
     def _slice(self, file: Path) -> np.ndarray:
         """`(C, Y, X)` after the rescaling of its own header."""
+        _check_pixels(file, self._pixel_bytes)
         reader = information(file, _IO)
         try:
             values = simple_itk().GetArrayFromImage(reader.Execute())
@@ -257,3 +264,27 @@ class DicomArray:
             raise unreadable(file, error) from error
         values = values.reshape(*self._plane, self.shape[0])
         return np.moveaxis(values, -1, 0).astype(self.dtype, copy=False)
+
+
+def _check_pixels(file: Path, needed: int) -> None:
+    """The stored pixels of a slice can be the `needed` bytes that its header declares; GDCM does not ask.
+
+    Raises:
+        InputError: there are fewer, or run-length coded ones have no segments.
+    """
+    pydicom = _pydicom()
+    fix = "get the file again from its source"
+    try:
+        head = pydicom.dcmread(file, defer_size=1 << 10)
+        syntax = head.file_meta.TransferSyntaxUID
+        held = file.stat().st_size * (1 if not syntax.is_compressed and not syntax.is_deflated else _MOST_RATIO)
+        frames = pydicom.encaps.generate_frames(head.PixelData, number_of_frames=1) if syntax == pydicom.uid.RLELossless else []
+        segments = [int.from_bytes(frame[:4], "little") for frame in frames]
+    except Exception as error:  # pydicom raises many kinds for a broken file
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise InputError(f"its pixels cannot be read: {error}", fix, file) from error
+    if needed > held:
+        raise InputError(f"truncated: holds at most {held} of {needed} bytes of pixels", fix, file)
+    if not all(1 <= count <= 15 for count in segments):
+        raise InputError(f"its run-length coded pixels have {segments[0]} segments", fix, file)

@@ -40,13 +40,13 @@ def check_tiles(file: IO[bytes], hdu: Hdu, path: Path) -> None:
         if packed.startswith("HCOMPRESS"):
             for number, ((size, offset), pixels) in enumerate(zip(places.tolist(), _pixels(hdu), strict=True), 1):
                 if size:
-                    file.seek(heap + offset)
+                    file.seek(max(0, heap + offset))
                     _check_head(file.read(_HEAD), pixels, f"HDU {hdu.index}: tile {number}", path)
         elif packed.startswith("GZIP"):
             most = 8 * max(_pixels(hdu))
             for number in np.flatnonzero(places[:, 0] * _RATIO > most + FREE).tolist():
                 size, offset = places[number].tolist()
-                file.seek(heap + offset)
+                file.seek(max(0, heap + offset))
                 if expands(file.read(min(size, hdu.size)), "gzip", most):
                     what = f"HDU {hdu.index}: tile {number + 1} expands to more than the {most} bytes of a tile"
                     raise InputError(what, _AGAIN, path)

@@ -16,7 +16,7 @@ from densepred.errors import InputError
 from densepred.volumes.arrays import stranger
 
 _CHUNK = 1 << 20
-_LONGEST, _MAX_HEADER = 1 << 20, 1 << 24
+_LONGEST, _MAX_HEADER = 1 << 20, 1 << 23
 """Bytes of a line and of a header; ITK keeps them on its stack."""
 _MOST_AXES = 10
 """Of a MetaImage: ITK's own limit, which it does not check."""
@@ -122,14 +122,15 @@ def locate(path: Path) -> Voxels:
 def _lines(path: Path, last: str | None) -> Iterator[tuple[str, int]]:
     """Lines of a text header, each with where it ends; up to an empty one, or to the one that starts with `last`."""
     with open(path, "rb") as file:
+        end = 0
         while line := file.readline(_LONGEST):
-            if len(line) == _LONGEST or file.tell() > _MAX_HEADER:
-                raise InputError(f"no end of its header in the first {file.tell()} bytes", _FIX, path)
+            end += len(line)
+            if len(line) == _LONGEST or end > _MAX_HEADER:
+                raise InputError(f"no end of its header in the first {end} bytes", _FIX, path)
             text = line.decode("latin-1").strip()
+            yield text, end
             if last is None and not text:
-                yield "", file.tell()
                 return
-            yield text, file.tell()
             if last is not None and text.startswith(last):
                 return
 
@@ -182,8 +183,8 @@ def _of_meta(path: Path) -> Voxels:
     _check_sizes("DimSize", fields.get("DimSize", "").split(), path, int, axes)
     for name in ("ElementSpacing", "ElementSize"):
         _check_sizes(name, fields.get(name, "").split(), path, float)
-    if _whole(fields, ("CompressedDataSize",), path) > path.stat().st_size:
-        raise InputError(f"truncated: CompressedDataSize = {fields['CompressedDataSize']}", _FIX, path)
+    if not 0 <= _whole(fields, ("CompressedDataSize",), path) <= path.stat().st_size:
+        raise InputError(f"truncated, or impossible: CompressedDataSize = {fields['CompressedDataSize']}", _FIX, path)
     packed = fields.get("CompressedData", "False").lower() == "true"
     spelled = fields.get("BinaryData", "True").lower() == "false"
     encoding = "zlib" if packed else "text" if spelled else "raw"

@@ -22,8 +22,11 @@ from densepred.errors import InputError, ResourceError
 from densepred.files import atomic_path
 from densepred.volumes import nifti_header
 from densepred.volumes.arrays import as_stored, check_slab, scaled_dtype
+from densepred.volumes.record import Record
 from densepred.volumes.streams import Bytes, GzipBytes, GzipWriter, open_bytes, open_forward
 from densepred.volumes.volume import Key, Volume, check_memory, full_key, span
+
+RECORDS = True
 
 _BLOCK = 1 << 23  # bytes that are scaled, or read back, at once
 
@@ -137,7 +140,12 @@ class NiftiArray:
 
 @contextmanager
 def open_writer(
-    path: str | Path, like: Volume, dtype: np.dtype, channels: int = 1, labels: bool = False
+    path: str | Path,
+    like: Volume,
+    dtype: np.dtype,
+    channels: int = 1,
+    labels: bool = False,
+    record: Record | None = None,
 ) -> Iterator[Writer]:
     """Write a file slab by slab; it gets its name only once it is whole and has been read back.
 
@@ -147,6 +155,7 @@ def open_writer(
         dtype: of the values; what is stored for it is told by `Writer.dtype`.
         channels: more than one are stored along a fourth axis.
         labels: the values are classes.
+        record: of whose provenance version and model stand in the header (`descrip`).
 
     Raises:
         ValueError: the dtype cannot be stored, or not all planes were written.
@@ -154,7 +163,7 @@ def open_writer(
     """
     path = Path(path)
     stored = nifti_header.stored_dtype(np.dtype(dtype), labels)
-    header = nifti_header.for_output(like, stored, channels, labels)
+    header = nifti_header.for_output(like, stored, channels, labels, record=record)
     writer = Writer(header, (channels, *like.shape[1:]), stored)
     with atomic_path(path, writer.verify) as part, ExitStack() as stack:
         writer.start(part, path.suffix.lower() == ".gz", stack)

@@ -111,7 +111,7 @@ def open_writer(
     path: Path, count: int, dtype: np.dtype, channels: int, labels: bool, record: Record | None = None
 ) -> Iterator[FramesWriter]:
     """Write `count` frames one after the other into a 4D file, 5D with several channels; else as `open_writer`."""
-    writer = FramesWriter(count, nifti_header.stored_dtype(np.dtype(dtype), labels), channels, labels)
+    writer = FramesWriter(count, nifti_header.stored_dtype(np.dtype(dtype), labels), channels, labels, record)
     with atomic_path(path, writer.verify) as part, ExitStack() as stack:
         writer.start(part, path.suffix.lower() == ".gz", stack)
         yield writer
@@ -124,8 +124,8 @@ class FramesWriter:
     On disk the planes of a channel follow each other through all frames, as if these were one long image.
     """
 
-    def __init__(self, count: int, dtype: np.dtype, channels: int, labels: bool) -> None:
-        self.dtype = dtype
+    def __init__(self, count: int, dtype: np.dtype, channels: int, labels: bool, record: Record | None) -> None:
+        self.dtype, self._record = dtype, record
         self._count, self._channels, self._labels = count, channels, labels
         self._first: Volume | None = None
         self._shape: tuple[int, ...] = (0, 0)
@@ -147,7 +147,9 @@ class FramesWriter:
             raise ValueError(f"count must be the number of frames, got {self._count} and one more")
         if self._first is None:
             self._first, self._shape = like, (self._channels, *like.shape[1:])
-            header = nifti_header.for_output(like, self.dtype, self._channels, self._labels, self._count)
+            header = nifti_header.for_output(
+                like, self.dtype, self._channels, self._labels, self._count, self._record
+            )
             planes = self._count * like.shape[1]
             self._all = Writer(header, (self._channels, planes, *like.shape[2:]), self.dtype)
             self._all.start(*self._place)

@@ -20,6 +20,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from densepred.errors import InputError
 from densepred.volumes import arrays
+from densepred.volumes.record import Record
 from densepred.volumes.volume import Volume, label_dtype, spacing_affine
 
 HEAD_BYTES = 540
@@ -201,7 +202,9 @@ def stored_dtype(dtype: np.dtype, labels: bool) -> np.dtype:
     return label_dtype(np.iinfo(stored).max, np.iinfo(stored).min) if labels else stored
 
 
-def for_output(like: Volume, dtype: np.dtype, channels: int, labels: bool, frames: int = 1) -> Nifti1Header:
+def for_output(
+    like: Volume, dtype: np.dtype, channels: int, labels: bool, frames: int = 1, record: Record | None = None
+) -> Nifti1Header:
     """The header of a file on the grid of `like`, little-endian; frames lie along a fourth axis, channels behind them.
 
     A NIfTI source gives its own header: geometry, codes and units bit for bit; extensions, which describe the source's
@@ -241,7 +244,7 @@ def for_output(like: Volume, dtype: np.dtype, channels: int, labels: bool, frame
     header["intent_code"], header["intent_name"] = INTENT_LABEL if labels else 0, b""
     for name in ("intent_p1", "intent_p2", "intent_p3"):
         header[name] = 0
-    header["descrip"] = f"densepred {_version()}".strip().encode()
+    header["descrip"] = _description(record)
     return header
 
 
@@ -278,6 +281,15 @@ def _set_affine(header: Nifti1Header, affine: np.ndarray) -> None:
     header.set_qform(affine, 1)  # also sets the spacing
     if not np.allclose(_qform(header), affine, atol=1e-4 * voxel_sizes(affine).min()):
         header["qform_code"] = 0
+
+
+def _description(record: Record | None) -> bytes:
+    """Version and model, in the 79 bytes there are."""
+    text = f"densepred {_version()}".strip()
+    if record is not None and record.provenance.model:
+        made = record.provenance
+        text = f"{text}, weights {made.model_sha[:16]}, model {made.model}"
+    return text.encode("ascii", "replace")[:79]
 
 
 def _version() -> str:

@@ -232,5 +232,7 @@ def test_bids_derivatives(solid: Path, tmp_path: Path):
         "bids:source:sub-01/anat/sub-01_T1w.nii.gz"
     ]
     assert json.loads((root / "dataset_description.json").read_text())["DatasetType"] == "derivative"
+    about = nibabel.load(root / f"{stem}_dseg.nii.gz").header["descrip"].item().decode()
+    assert about.endswith(", model run")
     again = predict(solid, [pattern], tmp_path / "study", bids=True)
     assert len(again.skipped) == 2

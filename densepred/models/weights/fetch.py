@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from densepred.errors import DensepredError, InputError, ResourceError, UnsafeError
-from densepred.files import atomic_path, sha256, writable_folder
+from densepred.files import atomic_path, is_pickled, sha256, writable_folder
 from densepred.models.adapters.source import Source
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema", "weights")
@@ -117,7 +117,7 @@ def _kind(path: Path, name: Path, fix: str) -> str:
         raise InputError("a web page, not weights", fix, name)
     if text.startswith(b"version https://git-lfs"):
         raise InputError("a pointer of Git LFS, not the weights themselves", fix, name)
-    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
+    if is_pickled(head):
         return "torch"
     if head[8:9] == b"{":
         return "safetensors"
