@@ -27,12 +27,6 @@ if TYPE_CHECKING:
 _SIDES = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
 """What lies at small and at large x, y and z in the world of nibabel."""
 _SLANT = 0.5  # pixels by which a world coordinate may change along the other axis and still be written on this one
-_SKY = {
-    "RA": "right ascension", "DEC": "declination", "GLON": "galactic longitude", "GLAT": "galactic latitude",
-    "ELON": "ecliptic longitude", "ELAT": "ecliptic latitude", "HPLN": "helioprojective longitude",
-    "HPLT": "helioprojective latitude", "CRLN": "Carrington longitude", "CRLT": "Carrington latitude",
-    "HGLN": "heliographic longitude", "HGLT": "heliographic latitude",
-}  # fmt: skip
 _EDGES = ((0.0, 0.5, "left", "center"), (1.0, 0.5, "right", "center"), (0.5, 0.0, "center", "bottom"),
           (0.5, 1.0, "center", "top"))  # fmt: skip
 
@@ -85,34 +79,44 @@ def frame_of(volume: Volume, index: int) -> Frame:
     header: Any = volume.header
     if hasattr(header, "has_wcs"):
         return Frame((0.0, 1.0), (0.0, 1.0), ("x / pixels from 0", "y / pixels from 0"), True, aspect=_aspect(header))
-    unit = {"um": "µm"}.get(unit_of(volume) or "", unit_of(volume))
+    if volume.affine is not None and (volume.dims == 3 or _in_patient(volume)):
+        return _placed(volume, volume.affine, index)
+    unit, plain = _unit(volume), set(volume.spacing) == {1.0}
     down, right = volume.spacing[-2:]
-    if volume.affine is None or (volume.dims == 2 and not _in_patient(header)):
-        if unit is None:
-            unit = "pixels" if set(volume.spacing) == {1.0} else "unit unknown"
-        where = f"z = {index * volume.spacing[0]:.4g} {unit}" if volume.dims == 3 and unit != "pixels" else ""
-        return Frame((0.0, right), (0.0, down), (f"x / {unit}", f"y / {unit}"), where=where)
-    return _placed(volume, volume.affine, index, unit or "unit unknown")
+    where = f"z = {_number(index * volume.spacing[0])}{unit}" if volume.dims == 3 and not plain else ""
+    names = [f"{name} / {'pixels' if plain and not unit else unit.strip() or 'unknown unit'}" for name in "xy"]
+    return Frame((0.0, right), (0.0, down), (names[0], names[1]), where=where)
 
 
-def _placed(volume: Volume, affine: np.ndarray, index: int, unit: str) -> Frame:
+def _unit(volume: Volume) -> str:
+    """The unit of a volume's spacing with a blank before it, "" where nothing names one; a NIfTI's is mm by default."""
+    unit = unit_of(volume) or ("mm" if hasattr(volume.header, "get_xyzt_units") else "")
+    return f" {unit.replace('um', 'µm')}" if unit else ""
+
+
+def _number(value: float) -> str:
+    return f"{value + 0.0:.4g}".replace("-0", "0") if abs(value) < 5e-5 else f"{value:.4g}"
+
+
+def _placed(volume: Volume, affine: np.ndarray, index: int) -> Frame:
     """The frame of a slice by its affine."""
     steps = affine[:3, :3]
     rows, columns = volume.shape[-2:]
     first = affine[:3, 3] + steps[:, 2] * index
     across, along, through = (int(np.abs(steps[:, axis]).argmax()) for axis in range(3))
-    patient = _in_patient(volume.header)
+    patient, unit = _in_patient(volume), _unit(volume)
+    counted = unit.strip() or "unknown unit"
     upward = bool(patient and steps[along, 1] > 0)
     sides = _letters(steps, across, along, upward) if patient else None
     if _is_slanted(steps, rows, columns) or len({across, along, through}) < 3:
         ends = [_SIDES[axis][int(steps[axis, number] > 0)] for number, axis in enumerate((across, along))]
-        names = [f"{unit} from the first voxel, towards {end}" if patient else f"{name} / {unit}"
+        names = [f"{counted} from the first voxel, towards {end}" if patient else f"{name} / {counted}"
                  for name, end in zip("xy", ends, strict=True)]  # fmt: skip
         down, right = volume.spacing[-2:]
         return Frame((0.0, right), (0.0, down), (names[0], names[1]), upward, sides)
-    names = [f"{'xyz'[axis]} / {unit}" + (f" (+ {_SIDES[axis][1]})" if patient else "") for axis in (across, along)]
+    names = [f"{'xyz'[axis]} / {counted}" + (f" (+ {_SIDES[axis][1]})" if patient else "") for axis in (across, along)]
     middle = first + steps[:, 0] * (columns - 1) / 2 + steps[:, 1] * (rows - 1) / 2
-    where = f"{'xyz'[through]} = {round(middle[through], 4) + 0.0:g} {unit}" if volume.dims == 3 else ""
+    where = f"{'xyz'[through]} = {_number(middle[through])}{unit}" if volume.dims == 3 else ""
     x = (float(middle[across] - steps[across, 0] * (columns - 1) / 2), float(steps[across, 0]))
     y = (float(middle[along] - steps[along, 1] * (rows - 1) / 2), float(steps[along, 1]))
     return Frame(x, y, (names[0], names[1]), upward, sides, where)
@@ -134,20 +138,12 @@ def _letters(steps: np.ndarray, across: int, along: int, upward: bool) -> tuple[
     return (left_right[0], left_right[1], low_high[0], low_high[1])
 
 
-def _in_patient(header: object) -> bool:
-    """Whether the world of a file is a patient's: NIfTI, DICOM, and volumes of ITK's formats."""
+def _in_patient(volume: Volume) -> bool:
+    """Whether the world of a file is a patient's: that of NIfTI and DICOM, and of volumes in ITK's formats."""
+    header: Any = volume.header
     if hasattr(header, "get_xyzt_units"):
-        return bool(header["sform_code"] or header["qform_code"])  # type: ignore[index]
-    return type(header).__name__ in ("ItkHeader", "DicomHeader")
-
-
-def _aspect(header: Any) -> float:
-    """Height of a pixel over its width on the sky; 1 where the two are not of one kind."""
-    if not header.has_wcs:
-        return 1.0
-    (high, unit), (wide, other) = header.pixel_scale[-2:]
-    ratio = high / wide if unit == other and wide > 0 else 1.0
-    return float(ratio) if np.isfinite(ratio) and ratio > 0 else 1.0
+        return bool(header["sform_code"] or header["qform_code"])
+    return type(header).__name__ == "DicomHeader" or (type(header).__name__ == "ItkHeader" and volume.dims == 3)
 
 
 def add_axes(figure: FigureBase, volume: Volume, frame: Frame, index: int) -> Axes:
@@ -173,37 +169,6 @@ def _letter_style() -> dict[str, Any]:
     return {"color": "white", "fontsize": 11, "fontweight": "bold", "path_effects": [halo], "zorder": 5}
 
 
-def _sky_axes(figure: FigureBase, header: Any, index: int) -> Axes:
-    """WCSAxes of a slice: astropy writes the world coordinates, distortions included."""
-    wcs: WCS = header.wcs
-    dims = len(header.spatial_axes)
-    slices: list[str | int] = ["x", "y"]
-    for number in range(2, wcs.naxis):
-        axis = len(header.shape) - 1 - number
-        slices.append(index if dims == 3 and axis == header.spatial_axes[0] else 0)
-    with warnings.catch_warnings(action="ignore"):
-        axes: Any = figure.add_subplot(projection=wcs, slices=slices)
-    axes.coords.grid(color="white", alpha=0.35, linestyle=":", linewidth=0.8)
-    for number, coordinate in enumerate(axes.coords):
-        name = _world_name(wcs, number)
-        coordinate.set_axislabel(name, color=INK, fontsize=9)
-        coordinate.set_ticks(number=5)
-        coordinate.set_ticklabel(exclude_overlapping=True, color=INK, size=8)
-        coordinate.display_minor_ticks(False)
-    return axes
-
-
-def _world_name(wcs: WCS, number: int) -> str:
-    """What stands along an axis: the words for its CTYPE, the system of a celestial one, the unit of another."""
-    kind = str(wcs.wcs.ctype[number])
-    name = kind.split("-")[0] if kind[4:5] == "-" or kind[:3] in ("RA-",) else kind
-    words = _SKY.get(name, name or f"axis {number + 1}")
-    if name in ("RA", "DEC") and wcs.wcs.radesys:
-        return f"{words} ({wcs.wcs.radesys})"
-    unit = str(wcs.wcs.cunit[number])
-    return words if number in (wcs.wcs.lng, wcs.wcs.lat) or not unit else f"{words} / {unit}"
-
-
 def slice_title(volume: Volume, index: int, frame: Frame) -> str:
     """The name of the file, and of a volume which slice this is and where."""
     name = "" if volume.path is None else volume.path.name
@@ -213,39 +178,3 @@ def slice_title(volume: Volume, index: int, frame: Frame) -> str:
         parts.append(f"slice {index + 1} of {volume.shape[1]}")
         parts += [frame.where] if frame.where else []
     return ",  ".join(part for part in parts if part)
-
-
-def edges_of(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The outlines of labels, along the edges of pixels.
-
-    Args:
-        labels: `(rows, columns)`, integers; 0 has no outline, the border of the picture is one.
-
-    Returns:
-        Segments `(n, 2, 2)`, each two points of column and row from 0 at pixel centres, so edges are at halves; and the
-        label `(n,)` that each bounds. An edge between two labels is there twice.
-
-    Example:
-        >>> segments, owners = edges_of(np.array([[0, 7]]))
-        >>> sorted(segments.tolist())[0], owners.tolist()
-        ([[0.5, -0.5], [0.5, 0.5]], [7, 7, 7, 7])
-    """
-    padded = np.pad(labels, 1)
-    found: list[np.ndarray] = []
-    owners: list[np.ndarray] = []
-    for axis in (0, 1):
-        before = padded[:-1, 1:-1] if axis == 0 else padded[1:-1, :-1]
-        after = padded[1:, 1:-1] if axis == 0 else padded[1:-1, 1:]
-        for mine in (before, after):
-            rows, columns = np.nonzero((before != after) & (mine != 0))
-            start = np.stack([columns, rows], axis=1) - 0.5
-            step = np.array([1.0, 0.0] if axis == 0 else [0.0, 1.0])
-            found.append(np.stack([start, start + step], axis=1))
-            owners.append(mine[rows, columns])
-    return np.concatenate(found), np.concatenate(owners)
-
-
-def names_of(header: object, values: Sequence[int]) -> dict[int, str]:
-    """The names that a header gives to classes (CLASSn cards of FITS); else their numbers."""
-    cards: Any = getattr(header, "header", {})
-    return {value: str(cards.get(f"CLASS{value}", "") if value >= 0 else "") or str(value) for value in values}

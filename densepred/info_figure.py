@@ -11,7 +11,7 @@ import numpy as np
 
 from densepred.errors import InputError
 from densepred.figures import COLORS, INK, new_figure, save_png
-from densepred.info_axes import Frame, add_axes, edges_of, frame_of, names_of, slice_title
+from densepred.info_axes import Frame, add_axes, edges_of, frame_of, keep_on_sky, names_of, slice_title
 from densepred.volumes import Volume
 from densepred.volumes.channels import check_grids
 
@@ -68,6 +68,7 @@ def figure_of(volume: Volume, overlay: Overlay | None = None) -> Figure:
     frame = frame_of(volume, _index(volume))
     tall = abs(height * frame.y[1] * frame.aspect / (width * frame.x[1]))
     figure = new_figure(7.0, float(np.clip(5.4 * tall, 2.5, 8.5)) + 1.0)
+    figure.set_layout_engine("compressed")  # leaves no gaps beside a picture of fixed proportions
     draw_on(figure, volume, overlay)
     return figure
 
@@ -145,6 +146,7 @@ def _show(figure: FigureBase, axes: Axes, volume: Volume, plane: np.ndarray, fra
     )
     left, right, low, high = frame.extent(*volume.shape[-2:])  # every n-th pixel may end beyond
     axes.set(xlim=(left, right), ylim=(low, high), aspect=frame.aspect)
+    keep_on_sky(axes, volume)
     if scale:
         bar = figure.colorbar(picture, ax=axes, shrink=0.85, pad=0.02)
         bar.set_label(f"{value_unit(volume)}, {scale}", color=INK, fontsize=9, parse_math=False)
@@ -203,43 +205,3 @@ def _outlined(volume: Volume, overlay: Overlay) -> np.ndarray:
             what = f"labels are integers, and {odd.size} of {plane.size} values are not, such as {odd[0]:g}"
             raise InputError(what, "give a label map", labels.path)
     return plane.astype(np.int64)
-
-
-def _outline(axes: Axes, labels: np.ndarray, overlay: Overlay, frame: Frame, step: int) -> list[Any]:
-    """Lines around every label in its colour; returns the entries of the legend."""
-    from matplotlib.collections import LineCollection
-    from matplotlib.lines import Line2D
-
-    segments, owners = edges_of(labels)
-    lines = frame.at((segments + 0.5) * step - 0.5)
-    for number, color in enumerate(COLORS):
-        own = lines[(owners - 1) % len(COLORS) == number]
-        if len(own):
-            for paint, width, over in (("black", 2.2, 3), (color, 1.2, 4)):
-                style = {"colors": paint, "linewidths": width, "capstyle": "projecting", "zorder": over}
-                axes.add_collection(LineCollection(own, **style), autolim=False)  # type: ignore[arg-type]
-    values = np.unique(labels)
-    names = names_of(overlay.volume.header, values.tolist()) | dict(overlay.names)
-    return _named([Line2D, [], []], values, names)
-
-
-def _named(kind: Sequence[Any], values: np.ndarray, names: Mapping[int, str]) -> list[Any]:
-    """Entries of a legend: one for each label but 0, or one that counts them where they are many."""
-    present = [value for value in values.tolist() if value != 0]
-    make, *given = kind
-    if len(present) > _MOST_NAMED:
-        return [make(*given, color=COLORS[0], label=f"{len(present)} labels, seven colours in turn")]
-    return [make(*given, color=color_of(value), label=names[value]) for value in present]
-
-
-def color_of(value: int) -> str:
-    """The colour of a label: seven of them, over again."""
-    return COLORS[(int(value) - 1) % len(COLORS)]
-
-
-def _colored(labels: np.ndarray) -> np.ndarray:
-    """`(rows, columns, 3)`: 0 in black, every other value in its colour."""
-    colors = np.array([[int(color[at : at + 2], 16) for at in (1, 3, 5)] for color in COLORS], np.uint8)
-    out = colors[(labels.astype(np.int64) - 1) % len(colors)]
-    out[labels == 0] = 0
-    return out

@@ -107,7 +107,7 @@ def _tried(path: Path, axes: str | None, first: tuple[Volume, np.ndarray] | None
     try:
         volume, values = _read(path, axes)
     except DensepredError as error:
-        named = error.file == path and error.fix and "\n" not in error.what and str(path) not in error.what
+        named = error.file == path and error.fix and "\n" not in error.what
         return f"{'refused' if named else 'nameless'} {error}"
     except BaseException:
         return f"escaped {traceback.format_exc()}"

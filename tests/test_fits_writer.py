@@ -18,6 +18,7 @@ from densepred.errors import InputError, ResourceError
 from densepred.volumes import Volume, open_volume
 from densepred.volumes.fits_cards import stored_dtype
 from densepred.volumes.fits_writer import Contents, open_writer
+from densepred.volumes.grid import cutout
 from tests.fits_files import TAN, pixels, save
 
 SUFFIXES = (".fits", ".fits.gz", ".fits.fz")
@@ -206,3 +207,16 @@ def test_memory_does_not_grow_with_a_mosaic(tmp_path: Path, suffix: str) -> None
         assert row.max() == 46
         assert (row[0, 230::11] == 46).all()
         assert not (image.section[11_501:11_502]).any()
+
+
+def test_a_copy_keeps_its_unit_and_other_values_do_not(tmp_path: Path):
+    fits.PrimaryHDU(pixels((5, 6)), fits.Header({**TAN, "BUNIT": "electron/s"})).writeto(tmp_path / "a.fits")
+    with open_volume(tmp_path / "a.fits") as volume:
+        volume.save(tmp_path / "copy.fits")
+        cutout(volume, [(1, 4), (2, 5)]).save(tmp_path / "part.fits")
+        volume.like(np.zeros((5, 6), np.float32)).save(tmp_path / "other.fits")
+        volume.like(np.zeros((5, 6), np.uint8)).save(tmp_path / "labels.fits")
+    units = {
+        name: fits.getheader(tmp_path / f"{name}.fits").get("BUNIT") for name in ("copy", "part", "other", "labels")
+    }
+    assert units == {"copy": "electron/s", "part": "electron/s", "other": "", "labels": ""}

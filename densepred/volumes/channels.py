@@ -71,7 +71,8 @@ def stack(volumes: Sequence[Volume]) -> Volume:
         check_grids(first, other, "channels")
     if len(volumes) == 1:
         return first
-    return Volume(ChannelStack(volumes), first.spacing, first.affine, first.header, first.path)
+    unit = first.unit if all(other.unit == first.unit for other in volumes) else ""
+    return Volume(ChannelStack(volumes), first.spacing, first.affine, first.header, first.path, unit=unit)
 
 
 def check_grids(first: Volume, other: Volume, which: str = "channels") -> None:

@@ -27,6 +27,7 @@ _TAGS = (
 _IO = "GDCMImageIO"
 _TURN = 1e-3  # largest change of a direction cosine within a series
 _UNEVEN = 0.02  # share of the spacing by which slices may stray
+_AGAIN = "get the file again from its source"
 _MOST_RATIO = 1 << 12  # bytes of pixels for one that is compressed, by any codec
 _FIX = "put the slices of one regular stack into a folder of their own"
 
@@ -229,10 +230,9 @@ class DicomArray:
 
     def __init__(self, files: list[Path], heads: list[Any], flat: bool) -> None:
         self._files, self._flat = files, flat
+        _check_pixels(files[0])
         self._plane = (int(heads[0].Rows), int(heads[0].Columns))
         channels = int(heads[0].get("SamplesPerPixel") or 1)
-        self._pixel_bytes = channels * self._plane[0] * self._plane[1] * (int(heads[0].get("BitsAllocated") or 8) // 8)
-        _check_pixels(files[0], self._pixel_bytes)
         kinds: dict[tuple[str, ...], np.dtype] = {}
         names = ("RescaleSlope", "RescaleIntercept", "PixelRepresentation", "BitsStored", "BitsAllocated")
         for file, head in zip(files, heads, strict=True):
@@ -256,7 +256,7 @@ class DicomArray:
 
     def _slice(self, file: Path) -> np.ndarray:
         """`(C, Y, X)` after the rescaling of its own header."""
-        _check_pixels(file, self._pixel_bytes)
+        _check_pixels(file)
         reader = information(file, _IO)
         try:
             values = simple_itk().GetArrayFromImage(reader.Execute())
@@ -266,25 +266,27 @@ class DicomArray:
         return np.moveaxis(values, -1, 0).astype(self.dtype, copy=False)
 
 
-def _check_pixels(file: Path, needed: int) -> None:
-    """The stored pixels of a slice can be the `needed` bytes that its header declares; GDCM does not ask.
+def _check_pixels(file: Path) -> None:
+    """The stored pixels of a slice can be those that its header declares; GDCM does not ask.
 
     Raises:
-        InputError: there are fewer, or run-length coded ones have no segments.
+        InputError: there are too few, or run-length coded ones have no segments.
     """
     pydicom = _pydicom()
-    fix = "get the file again from its source"
+    segments: list[int] = []
     try:
         head = pydicom.dcmread(file, defer_size=1 << 10)
         syntax = head.file_meta.TransferSyntaxUID
-        held = file.stat().st_size * (1 if not syntax.is_compressed and not syntax.is_deflated else _MOST_RATIO)
-        frames = pydicom.encaps.generate_frames(head.PixelData, number_of_frames=1) if syntax == pydicom.uid.RLELossless else []
-        segments = [int.from_bytes(frame[:4], "little") for frame in frames]
+        needed = head.Rows * head.Columns * int(head.get("SamplesPerPixel") or 1) * int(head.BitsAllocated) // 8
+        held = file.stat().st_size * (_MOST_RATIO if syntax.is_compressed or syntax.is_deflated else 1)
+        if syntax == pydicom.uid.RLELossless:
+            frames = pydicom.encaps.generate_frames(head.PixelData, number_of_frames=1)
+            segments = [int.from_bytes(frame[:4], "little") for frame in frames]
     except Exception as error:  # pydicom raises many kinds for a broken file
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise InputError(f"its pixels cannot be read: {error}", fix, file) from error
+        raise InputError(f"its pixels cannot be read: {error}", _AGAIN, file) from error
     if needed > held:
-        raise InputError(f"truncated: holds at most {held} of {needed} bytes of pixels", fix, file)
+        raise InputError(f"truncated: holds at most {held} of {needed} bytes of pixels", _AGAIN, file)
     if not all(1 <= count <= 15 for count in segments):
-        raise InputError(f"its run-length coded pixels have {segments[0]} segments", fix, file)
+        raise InputError(f"its run-length coded pixels have {segments[0]} segments", _AGAIN, file)

@@ -75,7 +75,8 @@ def read(path: str | Path, axes: str | None = None, part: str | None = None, che
     header = FitsHeader(
         array.header, hdu.index, hdu.name, hdu.version, hdu.shape, squeezed, channels_axis, path, compression
     )
-    return Volume(array, (1.0,) * (len(array.shape) - 1), None, header, path, _is_labels(array))
+    unit = str(array.header.get("BUNIT", "")).strip()
+    return Volume(array, (1.0,) * (len(array.shape) - 1), None, header, path, _is_labels(array), unit)
 
 
 def images(path: str | Path, part: str = "all") -> list[str]:
@@ -143,9 +144,9 @@ def recorded(
         return None, None, {}
     if labels:
         return None, Legend(record.names), _cards(record.provenance)
-    names = [record.names[number] for number in range(channels)]
-    contents = Contents(names, record.probability, layout="hdus" if record.probability else "cube")
-    return contents, None, _cards(record.provenance)
+    names = [record.names[number] for number in range(channels)] if record.names else []
+    contents = Contents(names, record.probability, record.unit, "hdus" if record.probability else "cube")
+    return contents, None, {} if record.provenance == Provenance() else _cards(record.provenance)
 
 
 def _cards(made: Provenance) -> dict[str, str | float | list[str]]:

@@ -62,7 +62,9 @@ def _check_head(head: bytes, pixels: int, where: str, path: Path) -> None:
 def _pixels(hdu: Hdu) -> Iterator[int]:
     """The number of pixels of each tile, in the order of the table."""
     count = len(hdu.shape)
-    tile = [int(hdu.header.get(f"ZTILE{count - axis}", 1 if axis < count - 1 else hdu.shape[-1])) for axis in range(count)]
+    tile = [
+        int(hdu.header.get(f"ZTILE{count - axis}", 1 if axis < count - 1 else hdu.shape[-1])) for axis in range(count)
+    ]
     lengths = [
         [min(size, whole - start) for start in range(0, whole, size)]
         for size, whole in zip(tile, hdu.shape, strict=True)

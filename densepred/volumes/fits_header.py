@@ -63,7 +63,7 @@ class FitsHeader:
 
     @cached_property
     def wcs(self) -> WCS:
-        """astropy's WCS of all stored axes, distortions included; of the first two, where those of a cube are distorted.
+        """astropy's WCS of all stored axes, distortions included; of a distorted cube, that of its first two axes.
 
         Raises:
             InputError: its cards contradict each other.

@@ -161,12 +161,11 @@ class FitsPixels:
             octets, offset = raw.view(np.uint8), (at + first) * stored.itemsize
             try:
                 self._file.seek(self._hdu.data + offset)
-                count = self._file.readinto(octets.data)  # type: ignore[attr-defined]
-            except OSError as error:
+                if self._file.readinto(octets.data) != octets.size:  # type: ignore[attr-defined]
+                    raise EOFError("the file has become shorter since it was opened")
+            except (OSError, EOFError) as error:
                 what = f"HDU {self._hdu.index}: cannot be read ({reason(error)})"
                 raise InputError(what, _AGAIN, self._path) from error
-            if count != octets.size:
-                raise self._shorter()
             self._take_sum(octets, offset)
             self._convert(raw, out[first : first + raw.size])
 
@@ -185,7 +184,9 @@ class FitsPixels:
             InputError: they differ, or are asked for and missing; or the file has become shorter.
         """
         if self._file.seek(0, 2) < self._hdu.data + self._hdu.held:
-            raise self._shorter()
+            raise InputError(
+                f"HDU {self._hdu.index}: the file has become shorter since it was opened", _AGAIN, self._path
+            )
         if self._checksum == "ignore":
             return
         data_sum, checksum = (self._card(name) for name in ("DATASUM", "CHECKSUM"))
@@ -208,10 +209,6 @@ class FitsPixels:
             where = "the data are as DATASUM says, so the header was changed" if sound else "the file is corrupt"
             what = f"HDU {self._hdu.index}: CHECKSUM does not match, off by {add_sums(head, data):#010x}: {where}"
             raise InputError(what, _AGAIN, self._path)
-
-    def _shorter(self) -> InputError:
-        what = f"HDU {self._hdu.index}: the file has become shorter since it was opened"
-        return InputError(what, _AGAIN, self._path)
 
     @cached_property
     def _is_summed(self) -> bool:

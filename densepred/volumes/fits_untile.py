@@ -129,9 +129,7 @@ class TileReader:
                 self._decode_equal(packed[first:last], table[first:last], rows[first:last], target)
                 start = stop
 
-    def _decode_equal(
-        self, packed: list[memoryview], table: np.ndarray, rows: np.ndarray, out: np.ndarray
-    ) -> None:
+    def _decode_equal(self, packed: list[memoryview], table: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
         """Decode tiles into `out`, `(len(packed), pixels)`."""
         coded = out if self._coded == self._stored else np.empty(out.shape, self._coded)
         if self._codec == "RICE":

@@ -29,7 +29,8 @@ from densepred.volumes.fits_layout import Output, plan
 from densepred.volumes.fits_legend import Legend, count_labels
 from densepred.volumes.fits_sums import sum_of_stream
 from densepred.volumes.fits_tiles import PlainSink, Sealed, Sink, TileSink, big_endian
-from densepred.volumes.streams import GzipWriter, open_forward
+from densepred.volumes.gzip_writer import GzipWriter
+from densepred.volumes.streams import open_forward
 from densepred.volumes.volume import Volume
 
 __all__ = ["Contents", "Legend", "Writer", "binned_header", "cutout_header", "open_writer"]

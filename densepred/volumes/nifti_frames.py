@@ -147,9 +147,7 @@ class FramesWriter:
             raise ValueError(f"count must be the number of frames, got {self._count} and one more")
         if self._first is None:
             self._first, self._shape = like, (self._channels, *like.shape[1:])
-            header = nifti_header.for_output(
-                like, self.dtype, self._channels, self._labels, self._count, self._record
-            )
+            header = nifti_header.for_output(like, self.dtype, self._channels, self._labels, self._count, self._record)
             planes = self._count * like.shape[1]
             self._all = Writer(header, (self._channels, planes, *like.shape[2:]), self.dtype)
             self._all.start(*self._place)

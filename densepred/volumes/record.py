@@ -36,8 +36,9 @@ class Record:
     """What the values of a result are.
 
     Args:
-        names: of labels, value -> class; of probabilities, channel -> class.
+        names: of labels, value -> class; of probabilities, channel -> class; else channel -> name, or none.
         probability: the values are probabilities of classes.
+        unit: of the values.
         provenance: how they came about.
 
     Example:
@@ -47,4 +48,5 @@ class Record:
 
     names: Mapping[int, str]
     probability: bool = False
+    unit: str = ""
     provenance: Provenance = field(default_factory=Provenance)

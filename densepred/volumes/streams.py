@@ -1,4 +1,4 @@
-"""The bytes of plain and gzipped files: read forward, counted and checked; written the same whatever the portions.
+"""The bytes of plain and gzipped files: read forward, counted and checked.
 
 Reference for gzip: RFC 1952.
 """
@@ -22,7 +22,6 @@ MAX_RATIO = 1100
 MAX_STREAMS = 64
 """Files held open for one volume; with more channels than this, reading by slabs starts over and over."""
 _CHUNK = 1 << 20
-_LEVEL = 2
 _FIX = "get the file again from its source"
 
 
@@ -241,42 +240,6 @@ def _decodable(path: Path) -> int:
         for chunk in _decoded(path):
             total += len(chunk)
     return total
-
-
-class GzipWriter:
-    """One gzip member without time or name; its bytes depend on the content alone, not on the portions written.
-
-    isal ends deflate blocks where its input ends, so portions are gathered to a fixed size first.
-    """
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._held = file, bytearray()
-        self._encoder = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, 31)
-
-    def write(self, data: memoryview | bytes) -> None:
-        """Append bytes."""
-        view = memoryview(data)
-        if self._held:
-            missing = _CHUNK - len(self._held)
-            self._held += view[:missing]
-            view = view[missing:]
-            if len(self._held) < _CHUNK:
-                return
-            self._emit(self._held)
-            self._held = bytearray()
-        while len(view) >= _CHUNK:
-            self._emit(view[:_CHUNK])
-            view = view[_CHUNK:]
-        self._held += view
-
-    def finish(self) -> None:
-        """Write what is held and the trailer; the file stays open."""
-        self._emit(self._held)
-        self._held = bytearray()
-        self._file.write(self._encoder.flush())
-
-    def _emit(self, data: memoryview | bytearray) -> None:
-        self._file.write(self._encoder.compress(data))
 
 
 @contextmanager

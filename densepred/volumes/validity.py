@@ -86,7 +86,7 @@ def masked(
     if not given:
         return volume
     array = _MaskedArray(volume, mask, flags or Flags(), weight)
-    return Volume(array, volume.spacing, volume.affine, volume.header, volume.path)
+    return Volume(array, volume.spacing, volume.affine, volume.header, volume.path, unit=volume.unit)
 
 
 def _check_plane(plane: Volume, role: str) -> None:

@@ -62,6 +62,7 @@ class Volume:
         header: the header of the source, in its format's own form.
         path: the file it came from.
         labels: the values are classes, not intensities.
+        unit: of the values, as the file names it ("electron/s"); "" if it does not.
 
     Raises:
         ValueError: the array, spacing and affine do not belong together.
@@ -80,6 +81,7 @@ class Volume:
         header: object | None = None,
         path: str | Path | None = None,
         labels: bool = False,
+        unit: str = "",
     ) -> None:
         if len(array.shape) not in (3, 4) or min(array.shape) < 1:
             raise ValueError(f"array must be (C, Y, X) or (C, Z, Y, X) without empty axes, got shape {array.shape}")
@@ -92,7 +94,7 @@ class Volume:
         self.affine = None if affine is None else np.array(affine, np.float64)
         self.header = header
         self.path = None if path is None else Path(path)
-        self.labels = labels
+        self.labels, self.unit = labels, unit
 
     @classmethod
     def from_array(cls, array: np.ndarray, spacing: Sequence[float], labels: bool = False) -> Volume:
@@ -165,7 +167,7 @@ class Volume:
             self.array.verify()
 
     def like(self, array: np.ndarray, labels: bool | None = None) -> Volume:
-        """This geometry and header with other values, `(*spatial)` or `(C, *spatial)`.
+        """This geometry and header with other values, `(*spatial)` or `(C, *spatial)`, of which the unit is not known.
 
         Args:
             array: the values, in memory.
@@ -192,13 +194,14 @@ class Volume:
         Raises:
             InputError: the suffix is unknown, the values fit no type of the format, or the source is damaged.
         """
-        from densepred.volumes import open_writer
+        from densepred.volumes import Record, open_writer
 
         thickness = max(1, _SAVE_BYTES * self.shape[1] // (int(np.prod(self.shape)) * self.dtype.itemsize))
         dtype = self.dtype
         if dtype.kind in "ui" and (self.labels or dtype.itemsize == 8):
             dtype = self._smallest_dtype(thickness)
-        with open_writer(path, self, dtype, channels=self.shape[0], labels=self.labels) as writer:
+        told = Record({}, unit=self.unit) if self.unit and not self.labels else None
+        with open_writer(path, self, dtype, self.shape[0], self.labels, told) as writer:
             for _, _, slab in self.slabs(thickness):
                 writer.write(slab)
 
