@@ -8,8 +8,6 @@ World coordinates of FITS: Greisen & Calabretta 2002, A&A 395, 1061. Directions 
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +15,10 @@ import numpy as np
 
 from densepred.figures import INK
 from densepred.info import unit_of
+from densepred.info_sky import aspect_of, sky_axes
 from densepred.volumes import Volume
 
 if TYPE_CHECKING:
-    from astropy.wcs import WCS
     from matplotlib.axes import Axes
     from matplotlib.figure import FigureBase
 
@@ -72,13 +70,18 @@ class Frame:
 def frame_of(volume: Volume, index: int) -> Frame:
     """The coordinates of slice `index` across the first axis, or of a 2D image.
 
-    Of FITS with world coordinates these are pixels from 0: the axes of `add_axes` write what lies there on the sky.
-    Else they are world coordinates where each belongs to one axis of the slice, up to half a pixel; of an oblique slice
-    the distances from the centre of its first pixel.
+    Of FITS these are pixels from 0, and the axes of `add_axes` write what lies there on the sky. Else they are world
+    coordinates where the file has them and each belongs to one axis of the slice, up to half a pixel over its whole
+    extent; of other slices, such as oblique ones, they are distances from the centre of the first pixel.
+
+    Example:
+        >>> volume = Volume(np.zeros((1, 4, 5, 6)), (2.0, 1.0, 1.0))
+        >>> frame_of(volume, 2).extent(5, 6)
+        (-0.5, 5.5, 4.5, -0.5)
     """
     header: Any = volume.header
     if hasattr(header, "has_wcs"):
-        return Frame((0.0, 1.0), (0.0, 1.0), ("x / pixels from 0", "y / pixels from 0"), True, aspect=_aspect(header))
+        return Frame((0.0, 1.0), (0.0, 1.0), ("x / pixels from 0", "y / pixels from 0"), True, aspect=aspect_of(header))
     if volume.affine is not None and (volume.dims == 3 or _in_patient(volume)):
         return _placed(volume, volume.affine, index)
     unit, plain = _unit(volume), set(volume.spacing) == {1.0}
@@ -95,7 +98,7 @@ def _unit(volume: Volume) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value + 0.0:.4g}".replace("-0", "0") if abs(value) < 5e-5 else f"{value:.4g}"
+    return f"{round(value, 6) + 0.0:.4g}"  # no -0
 
 
 def _placed(volume: Volume, affine: np.ndarray, index: int) -> Frame:
@@ -150,7 +153,7 @@ def add_axes(figure: FigureBase, volume: Volume, frame: Frame, index: int) -> Ax
     """Empty axes for a slice, with names, ticks and the letters of its edges; of FITS, those and a grid on the sky."""
     header: Any = volume.header
     if getattr(header, "has_wcs", False):
-        return _sky_axes(figure, header, index)
+        return sky_axes(figure, header, index)
     axes = figure.add_subplot()
     axes.set_xlabel(frame.names[0], color=INK, fontsize=9)
     axes.set_ylabel(frame.names[1], color=INK, fontsize=9)
@@ -170,11 +173,12 @@ def _letter_style() -> dict[str, Any]:
 
 
 def slice_title(volume: Volume, index: int, frame: Frame) -> str:
-    """The name of the file, and of a volume which slice this is and where."""
-    name = "" if volume.path is None else volume.path.name
-    part = getattr(volume.header, "dataset", None)
-    parts = [name + (f"[{str(part).strip('/')}]" if part else "")]
+    """The name of the file and its part, and of a volume which slice this is and where."""
+    name, header = "" if volume.path is None else volume.path.name, volume.header
+    part = str(getattr(header, "dataset", "")).strip("/")
+    if getattr(header, "index", 0):  # an extension of FITS
+        part = str(getattr(header, "name", "") or getattr(header, "index", ""))
+    parts = [f"{name}[{part}]" if part and part != "COMPRESSED_IMAGE" else name]
     if volume.dims == 3:
-        parts.append(f"slice {index + 1} of {volume.shape[1]}")
-        parts += [frame.where] if frame.where else []
+        parts += [f"slice {index + 1} of {volume.shape[1]}", frame.where]
     return ",  ".join(part for part in parts if part)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from densepred.errors import InputError
-from densepred.figures import COLORS, INK, new_figure, save_png
-from densepred.info_axes import Frame, add_axes, edges_of, frame_of, keep_on_sky, names_of, slice_title
+from densepred.figures import INK, new_figure, save_png
+from densepred.info_axes import Frame, add_axes, frame_of, slice_title
+from densepred.info_outline import colored, draw_outlines, legend_of, names_of
+from densepred.info_sky import keep_on_sky
 from densepred.volumes import Volume
 from densepred.volumes.channels import check_grids
 
@@ -19,12 +21,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, FigureBase
 
+    from densepred.volumes.fits_header import FitsHeader
+
 HOLE = "#B9A3D6"
 """The colour of pixels without a value."""
 _MOST_PIXELS = 1200  # along a side; more are passed over
 _ROWS = 256
 _SHARES = (1, 99)  # percentiles
-_MOST_NAMED = len(COLORS)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def figure_of(volume: Volume, overlay: Overlay | None = None) -> Figure:
     Example:
         >>> image = Volume.from_array(np.random.default_rng(0).normal(size=(40, 50)), (0.5, 0.5))
         >>> figure_of(image, Overlay(image.like(np.eye(40, 50, dtype=int)))).axes[0].get_xlabel()
-        'x / unit unknown'
+        'x / unknown unit'
     """
     height, width = volume.shape[-2:]
     frame = frame_of(volume, _index(volume))
@@ -90,7 +93,8 @@ def draw_on(figure: FigureBase, volume: Volume, overlay: Overlay | None = None) 
     axes = add_axes(figure, volume, frame, index)
     handles = _show(figure, axes, volume, plane, frame, step)
     if overlay is not None and outlined is not None:
-        handles += _outline(axes, outlined, overlay, frame, step)
+        draw_outlines(axes, outlined, frame, step)
+        handles += legend_of(outlined, names_of(overlay.volume.header) | dict(overlay.names), lines=True)
     if handles:
         columns = min(len(handles), 4)
         legend = figure.legend(
@@ -126,8 +130,8 @@ def _show(figure: FigureBase, axes: Axes, volume: Volume, plane: np.ndarray, fra
     handles: list[Any] = []
     scale = ""
     if volume.labels:
-        shown: dict[str, Any] = {"X": _colored(plane[0])}
-        handles = _named([Patch], np.unique(plane[0]), names_of(volume.header, np.unique(plane[0]).tolist()))
+        shown: dict[str, Any] = {"X": colored(plane[0])}
+        handles = legend_of(plane[0], names_of(volume.header), lines=False)
     elif volume.shape[0] in (3, 4) and volume.dtype == np.uint8:
         shown = {"X": np.moveaxis(plane[:3], 0, -1)}
     else:
@@ -146,7 +150,8 @@ def _show(figure: FigureBase, axes: Axes, volume: Volume, plane: np.ndarray, fra
     )
     left, right, low, high = frame.extent(*volume.shape[-2:])  # every n-th pixel may end beyond
     axes.set(xlim=(left, right), ylim=(low, high), aspect=frame.aspect)
-    keep_on_sky(axes, volume)
+    if getattr(volume.header, "has_wcs", False):
+        keep_on_sky(axes, cast("FitsHeader", volume.header))
     if scale:
         bar = figure.colorbar(picture, ax=axes, shrink=0.85, pad=0.02)
         bar.set_label(f"{value_unit(volume)}, {scale}", color=INK, fontsize=9, parse_math=False)

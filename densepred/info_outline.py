@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from densepred.info_axes import Frame
-
-_MOST_NAMED = len(COLORS)
 
 
 def edges_of(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -47,37 +45,52 @@ def edges_of(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(found), np.concatenate(owners)
 
 
-def names_of(header: object, values: Sequence[int]) -> dict[int, str]:
-    """The names that a header gives to classes (CLASSn cards of FITS); else their numbers."""
+def names_of(header: object) -> dict[int, str]:
+    """The names that a header gives to classes: the CLASSn cards of FITS."""
     cards: Any = getattr(header, "header", {})
-    return {value: str(cards.get(f"CLASS{value}", "") if value >= 0 else "") or str(value) for value in values}
+    found = {card[5:]: str(cards[card]).strip() for card in cards if card[:5] == "CLASS"}
+    return {int(number): name for number, name in found.items() if number.isdecimal() and name}
 
 
-def _outline(axes: Axes, labels: np.ndarray, overlay: Overlay, frame: Frame, step: int) -> list[Any]:
-    """Lines around every label in its colour; returns the entries of the legend."""
+def draw_outlines(axes: Axes, labels: np.ndarray, frame: Frame, step: int = 1) -> None:
+    """Draw lines around every label in its colour.
+
+    Args:
+        axes: where to draw.
+        labels: `(rows, columns)`, every `step`-th pixel of a slice.
+        frame: where its pixels lie.
+        step: as there.
+    """
     from matplotlib.collections import LineCollection
-    from matplotlib.lines import Line2D
 
     segments, owners = edges_of(labels)
     lines = frame.at((segments + 0.5) * step - 0.5)
     for number, color in enumerate(COLORS):
         own = lines[(owners - 1) % len(COLORS) == number]
-        if len(own):
-            for paint, width, over in (("black", 2.2, 3), (color, 1.2, 4)):
-                style = {"colors": paint, "linewidths": width, "capstyle": "projecting", "zorder": over}
-                axes.add_collection(LineCollection(own, **style), autolim=False)  # type: ignore[arg-type]
-    values = np.unique(labels)
-    names = names_of(overlay.volume.header, values.tolist()) | dict(overlay.names)
-    return _named([Line2D, [], []], values, names)
+        for paint, width, over in (("black", 2.2, 3), (color, 1.2, 4)):
+            if len(own):
+                drawn = LineCollection(own, colors=paint, linewidths=width, capstyle="projecting", zorder=over)
+                axes.add_collection(drawn, autolim=False)
 
 
-def _named(kind: Sequence[Any], values: np.ndarray, names: Mapping[int, str]) -> list[Any]:
-    """Entries of a legend: one for each label above 0, or one that counts them where they are many."""
-    present = [value for value in values.tolist() if value > 0]
-    make, *given = kind
-    if len(present) > _MOST_NAMED:
-        return [make(*given, color=COLORS[0], label=f"{len(present)} labels, seven colours in turn")]
-    return [make(*given, color=color_of(value), label=names[value]) for value in present]
+def legend_of(labels: np.ndarray, names: Mapping[int, str], lines: bool) -> list[Any]:
+    """What a legend says of labels: a name for each above 0, or how many there are where they outnumber the colours.
+
+    Args:
+        labels: `(rows, columns)`.
+        names: of their values; else these stand for themselves.
+        lines: of outlines, else of areas.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    present = [value for value in np.unique(labels).tolist() if value > 0]
+    named = {value: names.get(value) or str(value) for value in present}
+    if len(present) > len(COLORS):
+        named = {1: f"{len(present)} labels, {len(COLORS)} colours in turn"}
+    if lines:
+        return [Line2D([], [], color=color_of(value), label=name) for value, name in named.items()]
+    return [Patch(color=color_of(value), label=name) for value, name in named.items()]
 
 
 def color_of(value: int) -> str:
@@ -85,7 +98,7 @@ def color_of(value: int) -> str:
     return COLORS[(int(value) - 1) % len(COLORS)]
 
 
-def _colored(labels: np.ndarray) -> np.ndarray:
+def colored(labels: np.ndarray) -> np.ndarray:
     """`(rows, columns, 3)`: 0 in black, every value above in its colour."""
     colors = np.array([[int(color[at : at + 2], 16) for at in (1, 3, 5)] for color in COLORS], np.uint8)
     out = colors[(labels.astype(np.int64) - 1) % len(colors)]
