@@ -20,11 +20,12 @@ from densepred.volumes import Volume
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import FigureBase
+    from matplotlib.figure import Figure
 
 _SIDES = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
 """What lies at small and at large x, y and z in the world of nibabel."""
 _SLANT = 0.5  # pixels by which a world coordinate may change along the other axis and still be written on this one
+_LONGEST = 48  # characters of a file's name in a title
 _EDGES = ((0.0, 0.5, "left", "center"), (1.0, 0.5, "right", "center"), (0.5, 0.0, "center", "bottom"),
           (0.5, 1.0, "center", "top"))  # fmt: skip
 
@@ -149,7 +150,7 @@ def _in_patient(volume: Volume) -> bool:
     return type(header).__name__ == "DicomHeader" or (type(header).__name__ == "ItkHeader" and volume.dims == 3)
 
 
-def add_axes(figure: FigureBase, volume: Volume, frame: Frame, index: int) -> Axes:
+def add_axes(figure: Figure, volume: Volume, frame: Frame, index: int) -> Axes:
     """Empty axes for a slice, with names, ticks and the letters of its edges; of FITS, those and a grid on the sky."""
     header: Any = volume.header
     if getattr(header, "has_wcs", False):
@@ -176,6 +177,8 @@ def slice_title(volume: Volume, index: int, frame: Frame) -> str:
     """The name of the file and its part, and of a volume which slice this is and where."""
     name, header = "" if volume.path is None else volume.path.name, volume.header
     part = str(getattr(header, "dataset", "")).strip("/")
+    if len(name) > _LONGEST:
+        name = f"{name[: _LONGEST // 2]}...{name[-_LONGEST // 4 :]}"
     if getattr(header, "index", 0):  # an extension of FITS
         part = str(getattr(header, "name", "") or getattr(header, "index", ""))
     parts = [f"{name}[{part}]" if part and part != "COMPRESSED_IMAGE" else name]

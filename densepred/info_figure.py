@@ -19,7 +19,7 @@ from densepred.volumes.channels import check_grids
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, FigureBase
+    from matplotlib.figure import Figure
 
     from densepred.volumes.fits_header import FitsHeader
 
@@ -67,28 +67,12 @@ def figure_of(volume: Volume, overlay: Overlay | None = None) -> Figure:
         >>> figure_of(image, Overlay(image.like(np.eye(40, 50, dtype=int)))).axes[0].get_xlabel()
         'x / unknown unit'
     """
-    height, width = volume.shape[-2:]
-    frame = frame_of(volume, _index(volume))
+    index, (height, width) = _index(volume), volume.shape[-2:]
+    frame = frame_of(volume, index)
     tall = abs(height * frame.y[1] * frame.aspect / (width * frame.x[1]))
     figure = new_figure(7.0, float(np.clip(5.4 * tall, 2.5, 8.5)) + 1.0)
     figure.set_layout_engine("compressed")  # leaves no gaps beside a picture of fixed proportions
-    draw_on(figure, volume, overlay)
-    return figure
-
-
-def draw_on(figure: FigureBase, volume: Volume, overlay: Overlay | None = None) -> Axes:
-    """Draw what `figure_of` does on an empty figure, or on a part of one.
-
-    Args:
-        figure: a figure or subfigure with constrained layout.
-        volume, overlay: as there.
-
-    Raises:
-        InputError: as there.
-    """
-    index = _index(volume)
-    frame = frame_of(volume, index)
-    outlined = None if overlay is None else _outlined(volume, overlay)  # refused before anything is drawn
+    outlined = None if overlay is None else _outlined(volume, overlay)
     plane, step = middle(volume), _step(volume)
     axes = add_axes(figure, volume, frame, index)
     handles = _show(figure, axes, volume, plane, frame, step)
@@ -103,7 +87,7 @@ def draw_on(figure: FigureBase, volume: Volume, overlay: Overlay | None = None) 
         for text in legend.get_texts():
             text.set_parse_math(False)
     axes.set_title(slice_title(volume, index, frame), fontsize=10, color=INK, loc="left", parse_math=False)
-    return axes
+    return figure
 
 
 def middle(volume: Volume) -> np.ndarray:
@@ -123,7 +107,7 @@ def _step(volume: Volume) -> int:
     return -(-max(volume.shape[-2:]) // _MOST_PIXELS)
 
 
-def _show(figure: FigureBase, axes: Axes, volume: Volume, plane: np.ndarray, frame: Frame, step: int) -> list[Any]:
+def _show(figure: Figure, axes: Axes, volume: Volume, plane: np.ndarray, frame: Frame, step: int) -> list[Any]:
     """The image itself; returns what the legend says of it."""
     from matplotlib.patches import Patch
 

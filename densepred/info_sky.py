@@ -15,7 +15,7 @@ from densepred.figures import INK
 if TYPE_CHECKING:
     from astropy.wcs import WCS
     from matplotlib.axes import Axes
-    from matplotlib.figure import FigureBase
+    from matplotlib.figure import Figure
 
     from densepred.volumes.fits_header import FitsHeader
 
@@ -27,7 +27,7 @@ _SKY = {
 }  # fmt: skip
 
 
-def sky_axes(figure: FigureBase, header: FitsHeader, index: int) -> Axes:
+def sky_axes(figure: Figure, header: FitsHeader, index: int) -> Axes:
     """Empty axes for a slice, in pixels from 0, on which astropy writes world coordinates, distortions included.
 
     Args:
@@ -48,7 +48,7 @@ def sky_axes(figure: FigureBase, header: FitsHeader, index: int) -> Axes:
         axes: Any = figure.add_subplot(projection=wcs, slices=slices)
     axes.coords.grid(color="white", alpha=0.5, linestyle=":", linewidth=0.8)
     for number, coordinate in enumerate(axes.coords):
-        coordinate.set_axislabel(_world_name(wcs, number), color=INK, fontsize=9, minpad=0.7)
+        coordinate.set_axislabel(_world_name(wcs, number), color=INK, fontsize=9)
         coordinate.set_ticks(number=5)
         coordinate.set_ticklabel(exclude_overlapping=True, color=INK, size=8)
         coordinate.tick_params(direction="in", color="white", length=4)

@@ -65,8 +65,8 @@ def test_all_problems_of_all_cases_are_found(tmp_path: Path) -> None:
     expected = {
         "shape": "error shape (6, 7, 7), but the image has (6, 7, 8)",
         "moved": "error the corners of label and image lie 0.5 voxels apart (allowed: 0.001)",
-        "few_nan": "note 3 NaN and 1 infinite of 336 voxels of channel 0",
-        "most_nan": "error 210 NaN and 0 infinite of 336 voxels of channel 0",
+        "few_nan": "note 3 NaN or masked and 1 infinite of 336 voxels of channel 0",
+        "most_nan": "error 210 NaN or masked and 0 infinite of 336 voxels of channel 0",
         "constant": "note constant: every voxel of channel 0 is 7",
         "empty": "note empty: no foreground among 336 voxels",
         "values": "error label values without a class: 7 (48 voxels)",

@@ -360,7 +360,7 @@ class TestFaults:
             ({"window": (8, 2.5)}, "window must hold integers"),
             ({"overlap": 1.0}, "overlap must be at least 0 and below 1"),
             ({"overlap": (0.5, -0.1)}, "overlap must be at least 0"),
-            ({"blend": "hann"}, "blend must be one of gaussian, constant, gaussian_monai, got 'hann'"),
+            ({"blend": "hann"}, "blend must be one of gaussian, constant, none, gaussian_monai, got 'hann'"),
             ({"precision": "int8"}, "precision must be one of float32, bfloat16, float16, auto"),
             ({"spacing": "random"}, "spacing must be one of even, fixed"),
             ({"border": "wrap"}, "border must be one of constant, reflect"),

@@ -105,7 +105,7 @@ def _read_image(facts: Facts, image: Volume, least: float) -> None:
         if invalid:
             severity: Literal["error", "note"] = "error" if invalid > (1 - least) * voxels else "note"
             fix = "cut the image to its valid part, or leave it out" if severity == "error" else "they count nowhere"
-            facts.add(severity, file, f"{nan[channel]} NaN and {infinite[channel]} infinite {of}", fix)
+            facts.add(severity, file, f"{nan[channel]} NaN or masked and {infinite[channel]} infinite {of}", fix)
         if low[channel] == high[channel]:
             facts.add("note", file, f"constant: every voxel of channel {channel} is {low[channel]:g}", "look at it")
 

@@ -56,7 +56,7 @@ class Summary:
     """Class name -> its share of the voxels that have a class."""
 
     def __str__(self) -> str:
-        lines = [f"cases     {self.cases}", f"channels  {', '.join(self.channels)}"]
+        lines = [f"cases     {self.cases}", f"channels  {len(self.channels)}: {', '.join(self.channels)}"]
         if self.shapes is not None and self.spacings is not None:
             lines += [f"shape     {self.shapes}", f"spacing   {self.spacings}"]
         if self.shares:
@@ -88,7 +88,7 @@ def summarize(facts: Sequence[Facts], names: Mapping[int, str], channels: tuple[
     alike = [fact for fact in facts if len(fact.shape) == len(facts[0].shape)]
     return Summary(
         cases=len(facts),
-        channels=channels or tuple(str(number) for number in range(facts[0].shape[0] if facts else 0)),
+        channels=channels or tuple(f"channel {number}" for number in range(facts[0].shape[0] if facts else 0)),
         shapes=_spread([fact.shape[1:] for fact in alike]),
         spacings=_spread([fact.spacing for fact in alike]),
         shares={name: count / total for name, count in counts.items()},

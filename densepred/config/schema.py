@@ -114,8 +114,8 @@ class InferenceConfig(Section):
     """Window in voxels; by default the patch size."""
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of the window shared by neighbours."""
-    blend: Literal["gaussian", "gaussian_monai", "constant"] = "gaussian"
-    """Weights of overlapping windows: nnU-Net's Gaussian, MONAI's (clamped), or equal."""
+    blend: Literal["gaussian", "gaussian_monai", "constant", "none"] = "gaussian"
+    """Weights of overlapping windows: nnU-Net's Gaussian, MONAI's (clamped), equal, or none: one window per voxel."""
     batch: Positive = 1
     """Windows per forward pass."""
     mirror: Annotated[tuple[int, ...], Field(strict=False)] = ()

@@ -160,6 +160,7 @@ class Predictor:
             device=self.device,
             precision=str(precision).removeprefix("torch."),
             mirror_axes=settings.mirror,
+            multiple=model.stride if settings.blend == "none" else 1,
         )
 
     @cached_property

@@ -48,7 +48,9 @@ class SlidingWindowInferer:
         window: spatial shape of a window, (Z, Y, X) or (Y, X), or one number for all axes. Where the image is smaller
             it is widened by `border`, and the logits are cropped back.
         overlap: share of a window that its neighbour covers again, one number or one per axis, in [0, 1).
-        blend: weights of a window: "gaussian" (nnU-Net's), "constant" or "gaussian_monai" (MONAI's, clamped at 1e-3).
+        blend: weights of a window: "gaussian" (nnU-Net's), "constant", "gaussian_monai" (MONAI's, clamped at 1e-3), or
+            "none": each voxel is taken from the window it lies deepest in, exactly as of the whole image where windows
+            overlap by the network's receptive field and begin at multiples of its stride.
         batch: windows in one call of the model; the last call of a row of windows may have fewer.
         device: where model and windows go (the model is moved there and stays); by default where the model is.
         precision: "float32", "bfloat16" or "float16" (autocast), or "auto": bfloat16 where the hardware computes in it.
@@ -57,6 +59,7 @@ class SlidingWindowInferer:
         border: "constant" widens small images by zeros, "reflect" by mirroring.
         mirror_axes: spatial axes to mirror; the logits are averaged over all combinations, 2^len(mirror_axes) calls.
         output: the name of the output to take of a model that returns a dict; by default its first.
+        multiple: of which all windows begin, one number or one per axis; for that they grow by less than it.
 
     Raises:
         ValueError: an argument outside of what is allowed.
@@ -78,6 +81,7 @@ class SlidingWindowInferer:
     border: str = "constant"
     mirror_axes: Sequence[int] = ()
     output: str | None = None
+    multiple: int | Sequence[int] = 1
 
     def __post_init__(self) -> None:
         choices = {
@@ -96,7 +100,7 @@ class SlidingWindowInferer:
 
     def grid(self, shape: Sequence[int]) -> WindowGrid:
         """The windows over an image of the spatial shape `shape`."""
-        return WindowGrid.plan(shape, self.window, self.overlap, self.spacing)
+        return WindowGrid.plan(shape, self.window, self.overlap, self.spacing, self.multiple)
 
     def __call__(self, model: Model, image: Source, progress: Progress | None = None) -> Tensor:
         """Logits of a whole image: (C, *spatial) -> (K, *spatial) float32, on the image's device (a file's: the CPU).

@@ -17,19 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def even_starts(size: int, window: int, overlap: float) -> tuple[int, ...]:
+def even_starts(size: int, window: int, overlap: float, multiple: int = 1) -> tuple[int, ...]:
     """Starts spread evenly from the first to the last voxel, with at least the wished overlap (nnU-Net's rule).
 
-    There are ceil((size - window) / (window (1 - overlap))) + 1 of them; a step is never below one voxel.
+    There are ceil((size - window) / (window (1 - overlap))) + 1 of them; a step is never below one voxel. All but the
+    last are rounded to a `multiple`.
     """
     room = max(size - window, 0)
     steps = math.ceil(room / max(window * (1 - overlap), 1) - 1e-9)  # 1 - 0.8 is a little below 0.2
-    return tuple(round(room / steps * i) for i in range(steps + 1)) if steps else (0,)
+    starts = (round(room / steps * i / multiple) * multiple for i in range(steps))
+    return (*dict.fromkeys(start for start in starts if start < room), room)
 
 
-def fixed_starts(size: int, window: int, overlap: float) -> tuple[int, ...]:
+def fixed_starts(size: int, window: int, overlap: float, multiple: int = 1) -> tuple[int, ...]:
     """Starts at multiples of int(window (1 - overlap)), the last one moved inside the image (MONAI's rule)."""
-    step = max(int(window * (1 - overlap)), 1)
+    step = max(int(window * (1 - overlap)) // multiple * multiple, multiple)
     room = max(size - window, 0)
     return tuple(min(i * step, room) for i in range(math.ceil(room / step) + 1))
 
@@ -43,6 +45,15 @@ def gaussian_kernel(window: int) -> NDArray[np.float64]:
 def constant_kernel(window: int) -> NDArray[np.float64]:
     """Every voxel of a window counts the same."""
     return np.ones(window)
+
+
+def deepest_kernel(window: int) -> NDArray[np.float64]:
+    """Each voxel counts in the window it lies deepest in: 150 powers of ten from the middle of a window to its edge.
+
+    Where windows overlap by twice the reach of the network (half its receptive field), and begin at multiples of its
+    stride, no voxel of the result knows where windows end: the overlap-tile strategy of Ronneberger et al. 2015.
+    """
+    return 10.0 ** (-300 * np.abs(np.arange(window) - (window - 1) / 2) / window)
 
 
 def monai_gaussian_map(window: Sequence[int]) -> NDArray[np.float32]:
@@ -59,8 +70,12 @@ def outer(axes: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     return reduce(lambda left, right: left[..., None] * right, axes)
 
 
-SPACINGS: dict[str, Callable[[int, int, float], tuple[int, ...]]] = {"even": even_starts, "fixed": fixed_starts}
-KERNELS: dict[str, Callable[[int], NDArray[np.float64]]] = {"gaussian": gaussian_kernel, "constant": constant_kernel}
+SPACINGS: dict[str, Callable[[int, int, float, int], tuple[int, ...]]] = {"even": even_starts, "fixed": fixed_starts}
+KERNELS: dict[str, Callable[[int], NDArray[np.float64]]] = {
+    "gaussian": gaussian_kernel,
+    "constant": constant_kernel,
+    "none": deepest_kernel,
+}
 MAPS: dict[str, Callable[[Sequence[int]], NDArray[np.float32]]] = {"gaussian_monai": monai_gaussian_map}
 BORDERS = ("constant", "reflect")
 
@@ -120,9 +135,17 @@ class WindowGrid:
 
     @classmethod
     def plan(
-        cls, shape: Sequence[int], window: int | Sequence[int], overlap: float | Sequence[float], spacing: str = "even"
+        cls,
+        shape: Sequence[int],
+        window: int | Sequence[int],
+        overlap: float | Sequence[float],
+        spacing: str = "even",
+        multiple: int | Sequence[int] = 1,
     ) -> WindowGrid:
         """Lays windows over an image of the spatial shape `shape`; a single number holds for all axes.
+
+        All begin at multiples of `multiple`, such as the network's coarsest stride: elsewhere they would fall differently
+        on its coarse grids and be predicted otherwise. For that they grow by less than that.
 
         Raises:
             ValueError: an axis without voxels, or a window or overlap that does not fit the image.
@@ -132,8 +155,10 @@ class WindowGrid:
             raise ValueError(f"shape must have at least one axis and one voxel along each, got {tuple(shape)}")
         check_windows(windows, overlaps)
         starts = SPACINGS[spacing]
-        triples = zip(shape, windows, overlaps, strict=True)
-        return cls(tuple(AxisGrid(int(n), int(w), starts(int(n), int(w), o)) for n, w, o in triples))
+        multiples = [int(m) for m in per_axis("multiple", multiple, len(shape))]
+        windows = tuple(w + max(n - w, 0) % m for n, w, m in zip(shape, windows, multiples, strict=True))
+        axes = zip(shape, windows, overlaps, multiples, strict=True)
+        return cls(tuple(AxisGrid(int(n), int(w), starts(int(n), int(w), o, m)) for n, w, o, m in axes))
 
     def __len__(self) -> int:
         return math.prod(len(axis.starts) for axis in self.axes)

@@ -46,6 +46,15 @@ class Model(nn.Module):
         return spec.classes
 
     @property
+    def stride(self) -> tuple[int, ...]:
+        """Voxels per axis of a voxel of its coarsest map: an image that moves by whole numbers of them is predicted alike."""
+        divisor: tuple[int, ...] | None = getattr(self, "divisor", None)
+        if divisor is not None:
+            return divisor
+        strides: tuple[tuple[int, ...], ...] = self.get_submodule("encoder").strides  # type: ignore[assignment]
+        return tuple(max(axis) for axis in zip(*strides, strict=True))
+
+    @property
     def covariates(self) -> int:
         """How many numbers beside the image its heads take, F."""
         return max(map(_covariates, self.specs.values()))

@@ -194,7 +194,14 @@ class Trainer:
         window = config.window or self.config.patch.size
         precision = str(self.precision).removeprefix("torch.")
         inferer = SlidingWindowInferer(
-            window, config.overlap, config.blend, config.batch, self.device, precision, mirror_axes=config.mirror
+            window,
+            config.overlap,
+            config.blend,
+            config.batch,
+            self.device,
+            precision,
+            mirror_axes=config.mirror,
+            multiple=self.model.stride if config.blend == "none" else 1,
         )
 
         def watch(done: int, total: int) -> None:

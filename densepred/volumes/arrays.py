@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
+from isal import isal_zlib
 
 from densepred.errors import InputError, ResourceError
 from densepred.volumes.volume import Key, Volume, check_memory, full_key, spacing_affine, span
@@ -307,7 +307,7 @@ class SlabSink:
     @staticmethod
     def _add(crc: list[int], slab: np.ndarray) -> None:
         for channel, planes in enumerate(slab):
-            crc[channel] = zlib.crc32(np.ascontiguousarray(planes).reshape(-1).view(np.uint8).data, crc[channel])
+            crc[channel] = isal_zlib.crc32(np.ascontiguousarray(planes).reshape(-1).view(np.uint8).data, crc[channel])
 
     def _put(self, slab: np.ndarray, start: int) -> None:
         raise NotImplementedError

@@ -18,7 +18,7 @@ from densepred.errors import InputError
 from densepred.volumes import fits_select
 from densepred.volumes.fits_header import FitsHeader, wcs_offset
 from densepred.volumes.fits_pixels import Checksum, FitsPixels
-from densepred.volumes.fits_scan import Hdu, scan
+from densepred.volumes.fits_scan import Hdu, card, scan
 from densepred.volumes.fits_scratch import open_plain
 from densepred.volumes.record import Provenance, Record
 from densepred.volumes.volume import Volume
@@ -75,8 +75,9 @@ def read(path: str | Path, axes: str | None = None, part: str | None = None, che
     header = FitsHeader(
         array.header, hdu.index, hdu.name, hdu.version, hdu.shape, squeezed, channels_axis, path, compression
     )
-    unit = str(array.header.get("BUNIT", "")).strip()
-    return Volume(array, (1.0,) * (len(array.shape) - 1), None, header, path, _is_labels(array), unit)
+    unit = str(card(array.header, "BUNIT", "", hdu.index, path)).strip()
+    labels = _is_labels(array, hdu.index, path)
+    return Volume(array, (1.0,) * (len(array.shape) - 1), None, header, path, labels, unit)
 
 
 def images(path: str | Path, part: str = "all") -> list[str]:
@@ -113,9 +114,9 @@ def _check_held(hdu: Hdu, path: Path) -> None:
         warnings.warn(f"{path}: {what}", stacklevel=4)
 
 
-def _is_labels(array: FitsPixels) -> bool:
+def _is_labels(array: FitsPixels, index: int, path: Path) -> bool:
     """Whether the header says that its integers are classes, in the words that we write."""
-    kind = str(array.header.get("BTYPE", "")).strip().upper()
+    kind = str(card(array.header, "BTYPE", "", index, path)).strip().upper()
     return array.dtype.kind in "iu" and (kind == "LABEL" or "CLASS0" in array.header)
 
 

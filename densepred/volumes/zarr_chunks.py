@@ -5,6 +5,7 @@ Reference: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexe
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,9 @@ class ChunkFiles:
         """
         if self._codec is None or file in self._seen:
             return
-        for piece in self._pieces(memoryview(np.memmap(file, np.uint8, "r"))):
+        with open(file, "rb") as opened:
+            content = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
+        for piece in self._pieces(content):
             if expands(piece, self._codec, self._chunk):
                 what = f"a chunk of {file.name} expands to more than the {self._chunk} bytes of a chunk"
                 raise InputError(what, _FIX, self._path)

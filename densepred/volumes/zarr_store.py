@@ -28,6 +28,7 @@ __all__ = ["StoredZarr", "Writer", "open_part_writer", "open_writer", "read"]
 
 _FIX = "get the store again from its source, whole"
 _MOST_LISTED, _DEEPEST = 20, 4
+_BATCH = 8  # chunks that a thread takes at a time
 
 
 def read(path: str | Path, axes: str | None = None, part: str | None = None) -> Volume:
@@ -48,7 +49,8 @@ def read(path: str | Path, axes: str | None = None, part: str | None = None) -> 
         True
     """
     path = Path(path)
-    array, group, level = _chosen(path, _opened(path), part)
+    with zarr.config.set({"codec_pipeline.batch_size": _BATCH}):  # arrays keep what was set when they were opened
+        array, group, level = _chosen(path, _opened(path), part)
     _refuse_code(array, path)
     multi = None if group is None else zarr_ome.multiscale(group.attrs.asdict(), path)
     known, unit = _names(array) if multi is None else zarr_ome.axes_of(multi, array.ndim, path)

@@ -148,14 +148,18 @@ class Writer(SlabSink):
         while at < slab.shape[1]:
             row, filled = divmod(start + at, depth)
             count = min(depth - filled, slab.shape[1] - at)
-            self._held[:, filled : filled + count] = slab[:, at : at + count]
+            planes = slab[:, at : at + count]
             at += count
             end = row * depth + filled + count
-            if filled + count == depth or end == self.shape[1]:
-                self._store(row, row * depth, end)
+            complete = filled + count == depth or end == self.shape[1]
+            if filled or not complete:
+                self._held[:, filled : filled + count] = planes
+                planes = self._held[:, : filled + count]
+            if complete:
+                self._store(row, end, planes)
 
-    def _store(self, row: int, start: int, stop: int) -> None:
-        """Write the shards of a row, each whole, and then say so.
+    def _store(self, row: int, stop: int, planes: np.ndarray) -> None:
+        """Write the shards of a row, which ends before the plane `stop`, each whole, and then say so.
 
         They go one by one: of several at once zarr would go on writing the others after one had failed.
         """
@@ -167,7 +171,7 @@ class Writer(SlabSink):
                 box: tuple[Any, ...] = tuple(
                     slice(n * step, (n + 1) * step) for n, step in zip(place, steps, strict=True)
                 )
-                self._array[(*at, slice(start, stop), *box)] = self._held[(channel, slice(0, stop - start), *box)]
+                self._array[(*at, slice(stop - planes.shape[1], stop), *box)] = planes[(channel, slice(None), *box)]
                 self._done[(*at, row, *place)] = True
         self._tell()
 
