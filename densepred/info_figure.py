@@ -71,7 +71,7 @@ def figure_of(volume: Volume, overlay: Overlay | None = None) -> Figure:
     frame = frame_of(volume, index)
     tall = abs(height * frame.y[1] * frame.aspect / (width * frame.x[1]))
     figure = new_figure(7.0, float(np.clip(5.4 * tall, 2.5, 8.5)) + 1.0)
-    figure.set_layout_engine("compressed")  # leaves no gaps beside a picture of fixed proportions
+    figure.set_layout_engine("compressed", h_pad=0.08, w_pad=0.08)  # no gaps beside a picture of fixed proportions
     outlined = None if overlay is None else _outlined(volume, overlay)
     plane, step = middle(volume), _step(volume)
     axes = add_axes(figure, volume, frame, index)

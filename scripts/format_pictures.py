@@ -18,8 +18,9 @@ import numpy as np
 from astropy.stats import sigma_clipped_stats
 from PIL import Image
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
-from densepred.figures import COLORS
+from densepred.figures import COLORS, INK
 from densepred.files import atomic_write, writable_folder
 from densepred.info_figure import HOLE, Overlay, figure_of
 from densepred.volumes import Volume, open_volume
@@ -27,7 +28,7 @@ from densepred.volumes.grid import cutout
 
 NUCLEI = "ea94ba4b01d1bd5f7768d10e0ac547743791033df545c71fcec442d0cb5cb5e7.png"
 LARGEST = 300_000  # bytes of a picture
-GREYS, SHADES = 128, 15
+COMMON, SHADES = 140, 6  # colours of the images, and of each outline mixed with black or white: at most 256
 Panel = tuple[Volume, Overlay | None]
 
 
@@ -94,36 +95,35 @@ def png(root: Path) -> list[Panel]:
 
 
 def picture(panels: list[Panel]) -> bytes:
-    """A PNG of one panel, or of several side by side, in few colours to be small."""
-    drawn = [_drawn(*panel) for panel in panels]
-    whole = Image.new("RGB", (sum(one.width for one in drawn), max(one.height for one in drawn)), "white")
-    at = 0
-    for one in drawn:
-        whole.paste(one, (at, 0))
-        at += one.width
+    """A PNG of one panel, or of several of one height side by side, in few colours to be small."""
+    figures = [figure_of(*panel) for panel in panels]
+    height = min(figure.get_figheight() for figure in figures)
+    drawn = []
+    for figure in figures:
+        figure.set_size_inches(figure.get_figwidth() * height / figure.get_figheight(), height)
+        whole = io.BytesIO()
+        figure.savefig(whole, format="png")
+        drawn.append(np.asarray(Image.open(whole).convert("RGB")))
     coloured = any(image.shape[0] > 1 for image, _ in panels)
-    few = whole.quantize(256, dither=Image.Dither.NONE) if coloured else whole.quantize(palette=_palette(), dither=0)
+    return in_few_colours(np.concatenate(drawn, axis=1), coloured)
+
+
+def in_few_colours(pixels: np.ndarray, coloured: bool) -> bytes:
+    """`(rows, columns, 3)` as PNG with a palette: the outlines' colours, and greys or those that fit best."""
+    base = np.repeat(np.linspace(0, 255, COMMON).round()[:, None], 3, axis=1)
+    if coloured:
+        base = np.array(Image.fromarray(pixels).quantize(COMMON).getpalette(), float).reshape(-1, 3)
+    own = np.array([[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in (*COLORS, HOLE, INK)], float)
+    shares = np.linspace(0, 1, SHADES + 1)[1:]
+    mixed = [own * share + end * (1 - share) for end in (0, 255) for share in shares]
+    palette = np.unique(np.concatenate([base, *mixed]).round().astype(np.uint8), axis=0)
+    found, where = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
+    nearest = cKDTree(palette.astype(float)).query(found.astype(float))[1].astype(np.uint8)
+    image = Image.fromarray(nearest[where.reshape(pixels.shape[:2])], mode="P")
+    image.putpalette(palette.reshape(-1).tolist())
     small = io.BytesIO()
-    few.save(small, format="png", optimize=True)
+    image.save(small, format="png", optimize=True)
     return small.getvalue()
-
-
-def _drawn(image: Volume, overlay: Overlay | None) -> Image.Image:
-    drawn = io.BytesIO()
-    figure_of(image, overlay).savefig(drawn, format="png", metadata={"Software": None})
-    return Image.open(drawn).convert("RGB")
-
-
-def _palette() -> Image.Image:
-    """Greys, and the colours of outlines with their mixtures with black and white."""
-    greys = [[level] * 3 for level in np.linspace(0, 255, GREYS).round().astype(int).tolist()]
-    colours = [[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in (*COLORS, HOLE)]
-    shares = np.linspace(0, 1, SHADES // 2 + 2)[1:-1]
-    mixed = [(np.array(colour) * share + end * (1 - share)).round().astype(int).tolist()
-             for colour in colours for end in (0, 255) for share in shares]  # fmt: skip
-    palette = Image.new("P", (1, 1))
-    palette.putpalette([part for colour in [*greys, *colours, *mixed] for part in colour])
-    return palette
 
 
 def main() -> None:
