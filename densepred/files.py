@@ -49,7 +49,8 @@ def atomic_path(path: str | Path, verify: Callable[[Path], None] | None = None) 
             os.replace(part, path)
             sync(path.parent)
     except DensepredError as error:
-        raise _named(error, part, path)
+        _name(error, part, path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -85,16 +86,16 @@ def atomic_folder(path: str | Path, verify: Callable[[Path], None] | None = None
             _put_folder(part, path)
             sync(path.parent)
     except DensepredError as error:
-        raise _named(error, part, path)
+        _name(error, part, path)
+        raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _named(error: DensepredError, part: Path, path: Path) -> DensepredError:
-    """The error under the name of the file that is written: that of the unfinished one says nothing to anyone."""
+def _name(error: DensepredError, part: Path, path: Path) -> None:
+    """Name the file that is written in an error: the unfinished one's name says nothing to anyone."""
     if error.file == part:
         error.file = path
-    return error
 
 
 def _make(folder: Path) -> None:

@@ -30,6 +30,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -46,11 +47,12 @@ from densepred.volumes import Volume, open_volume, open_writer
 from densepred.volumes.fits_tiles import tile_shape
 from densepred.volumes.zarr_write import sharding
 
-SHAPE = (128, 256, 256)
+VOLUME = (128, 256, 256)
+IMAGE = (4096, 2048)
 OURS = "densepred"
 
 Read = Callable[[Path], np.ndarray]
-Write = Callable[[Path], Any]
+Writing = Callable[[Path, np.ndarray], None]
 
 
 @dataclass
@@ -67,40 +69,46 @@ class Case:
 # The images
 
 
-def smooth(rng: np.random.Generator) -> np.ndarray:
+def smooth(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """A smooth random field of unit variance."""
-    coarse = gaussian_filter(rng.standard_normal([size // 4 for size in SHAPE]), 3)
+    coarse = gaussian_filter(rng.standard_normal([size // 4 for size in shape]), 4)
     return zoom(coarse / coarse.std(), 4, order=1).astype(np.float32)
 
 
-def scan(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A body in air, int16 in Hounsfield units with noise, and the labels 0 to 8 of its organs."""
+def segmented(seed: int, least: float, count: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """The labels of organs within a body, and the body; the higher `least`, the less of it is organs."""
     rng = np.random.default_rng(seed)
-    _, y, x = np.meshgrid(*[np.linspace(-1, 1, size, dtype=np.float32) for size in SHAPE], indexing="ij")
+    _, y, x = np.meshgrid(*[np.linspace(-1, 1, size, dtype=np.float32) for size in VOLUME], indexing="ij")
     body = (y / 0.75) ** 2 + (x / 0.9) ** 2 < 1
-    best = np.full(SHAPE, 1.2, np.float32)  # no organ where the fields are below
-    labels = np.zeros(SHAPE, np.uint8)
-    for number in range(1, 9):
-        organ = smooth(rng)
+    best = np.full(VOLUME, least, np.float32)
+    labels = np.zeros(VOLUME, np.uint8)
+    for number in range(1, count + 1):
+        organ = smooth(rng, VOLUME)
         labels[(organ > best) & body] = number
         np.maximum(best, organ, out=best)
+    return labels, body
+
+
+def scan(seed: int) -> np.ndarray:
+    """A body in air, int16 in Hounsfield units with noise."""
+    labels, body = segmented(seed, 1.2)
     values = np.array([-1000, 60, 40, -80, 120, 300, 30, -700, 90], np.float32)[labels]
     values[(labels == 0) & body] = 20
-    values += rng.normal(0, 12, SHAPE)
-    return np.clip(np.rint(values), -1024, 3071).astype(np.int16), labels
+    values += np.random.default_rng(seed).normal(0, 12, VOLUME)
+    return np.clip(np.rint(values), -1024, 3071).astype(np.int16)
 
 
-def sky(seed: int) -> np.ndarray:
+def sky(seed: int, shape: tuple[int, ...]) -> np.ndarray:
     """Float32 with a background, clouds and noise, as a telescope's pipeline leaves it."""
     rng = np.random.default_rng(seed)
-    return (rng.normal(100, 5, SHAPE) + 20 * np.exp(smooth(rng))).astype(np.float32)
+    return (rng.normal(100, 5, shape) + 20 * np.exp(smooth(rng, shape))).astype(np.float32)
 
 
 # Reading
 
 
 def ours(path: Path) -> np.ndarray:
-    with open_volume(path, axes="zyx" if ".fits" in path.name else None) as volume:
+    with open_volume(path, axes="zyx" if ".cube.fits" in path.name else None) as volume:
         return volume.numpy()[0]
 
 
@@ -137,17 +145,28 @@ def by_fitsio(path: Path) -> np.ndarray:
         return native(next(hdu for hdu in hdus if hdu.has_data()).read())
 
 
+def by_fitsio_checked(path: Path) -> np.ndarray:
+    import fitsio
+
+    with fitsio.FITS(str(path)) as hdus:
+        hdu = next(hdu for hdu in hdus if hdu.has_data())
+        sums = hdu.verify_checksum()
+        if sums["datastatus"] != 1 or sums["hdustatus"] != 1:
+            raise OSError(f"{path}: wrong checksum")
+        return native(hdu.read())
+
+
 def by_zarr(path: Path) -> np.ndarray:
     stored: Any = zarr.open(str(path), mode="r")
     return native((stored if isinstance(stored, zarr.Array) else stored["0"])[:])
 
 
 def nifti_reading(folder: Path) -> Iterator[Case]:
-    image, labels = scan(1)
+    image, labels = scan(1), segmented(1, 1.2)[0]
     slope, inter = 0.5, -10.0
     for suffix in (".nii", ".nii.gz"):
         peers: dict[str, Read] = {"nibabel": by_nibabel, "SimpleITK": by_sitk}
-        for name, values in (("int16", image), ("float32", sky(2)), ("uint8 labels", labels)):
+        for name, values in (("int16", image), ("float32", sky(2, VOLUME)), ("uint8 labels", labels)):
             path = folder / f"{name[:5]}{suffix}"
             nibabel.Nifti1Image(values.T, np.eye(4)).to_filename(path)
             yield Case(f"`{suffix}`, {name}", path, values, {OURS: ours, **peers})
@@ -163,7 +182,8 @@ def nifti_reading(folder: Path) -> Iterator[Case]:
 
 
 def fits_reading(folder: Path) -> Iterator[Case]:
-    image, real = scan(1)[0], sky(2)
+    real = sky(2, IMAGE)
+    image, cube = np.rint(10 * real).astype(np.int16), scan(1)
     checked: dict[str, Read] = {"astropy, checked": lambda path: by_astropy(path, checksum=True)}
     peers: dict[str, Read] = {"astropy": by_astropy, "fitsio": by_fitsio}
     for suffix in (".fits", ".fits.gz"):
@@ -175,24 +195,25 @@ def fits_reading(folder: Path) -> Iterator[Case]:
     for kind, name, values, tile, sums in (
         ("RICE_1", "int16", image, None, False),
         ("RICE_1", "int16", image, None, True),
-        ("RICE_1", "int16", image, tile_shape(SHAPE, 2), False),
-        ("GZIP_2", "float32", real, None, False),
-        ("GZIP_2", "float32", real, tile_shape(SHAPE, 4), False),
+        ("RICE_1", "int16", image, tile_shape(IMAGE, 2), False),
+        ("RICE_1", "int16 volume", cube, None, False),
         ("RICE_1", "float32 quantised", real, None, False),
-        ("HCOMPRESS_1", "int16", image, (1, 16, 256), False),
+        ("GZIP_2", "float32", real, None, False),
+        ("GZIP_2", "float32", real, tile_shape(IMAGE, 4), False),
+        ("HCOMPRESS_1", "int16", image, (16, IMAGE[1]), False),
     ):
-        path = folder / f"{kind}{values.dtype}{tile}{sums}.fits.fz"
+        path = folder / f"{kind}{tile}{sums}{'.cube' if values.ndim == 3 else ''}.fits.fz"
         quantised = "quantised" in name
         hdu = fits.CompImageHDU(values, compression_type=kind, tile_shape=tile, quantize_level=16 if quantised else 0)
         hdu.writeto(path, checksum=sums)
         expected = by_astropy(path) if quantised else values
-        title = f"`.fits.fz`, {name}, {kind}, tiles of {'a row' if tile is None else f'{tile[1]} rows'}"
+        title = f"`.fits.fz`, {name}, {kind}, tiles of {'a row' if tile is None else f'{tile[-2]} rows'}"
         title += ", with sums" if sums else ""
         yield Case(title, path, expected, {OURS: ours, **peers, **(checked if sums else {})})
 
 
 def zarr_reading(folder: Path) -> Iterator[Case]:
-    image = scan(1)[0]
+    image = scan(1)
     sharded = folder / "sharded.zarr"
     Volume.from_array(image, (1.0,) * 3).save(sharded)
     yield Case("Zarr, int16, sharded by ours", sharded, image, {OURS: ours, "zarr": by_zarr})
@@ -221,18 +242,20 @@ def write_sitk(path: Path, values: np.ndarray) -> None:
     sitk.WriteImage(sitk.GetImageFromArray(values), path, useCompression=path.suffix == ".gz")
 
 
-def write_astropy(path: Path, values: np.ndarray, kind: str = "", checksum: bool = False) -> None:
+def write_astropy(path: Path, values: np.ndarray, kind: str = "", sums: bool = False) -> None:
     tile = tile_shape(values.shape, values.itemsize)
     hdu: Any = fits.CompImageHDU(values, compression_type=kind, tile_shape=tile) if kind else fits.PrimaryHDU(values)
-    hdu.writeto(path, checksum=checksum)
+    hdu.writeto(path, checksum=sums)
 
 
-def write_fitsio(path: Path, values: np.ndarray, kind: str = "") -> None:
+def write_fitsio(path: Path, values: np.ndarray, kind: str = "", sums: bool = False) -> None:
     import fitsio
 
-    tile = tile_shape(values.shape, values.itemsize)
+    tiles = {"compress": kind, "tile_dims": tile_shape(values.shape, values.itemsize)} if kind else {}
     with fitsio.FITS(str(path), "rw", clobber=True) as file:
-        file.write(values, **({"compress": kind, "tile_dims": tile} if kind else {}))
+        file.write(values, **tiles)
+        if sums:
+            file[-1].write_checksum()
 
 
 def write_zarr(path: Path, values: np.ndarray) -> None:
@@ -244,16 +267,17 @@ def write_zarr(path: Path, values: np.ndarray) -> None:
     stored[:] = values
 
 
-def safe(write: Write, read: Read, values: np.ndarray) -> Write:
+def safe(write: Writing, read: Read) -> Writing:
     """What ours does, around a peer: under another name, forced to disk, read back, compared, renamed."""
 
-    def run(path: Path) -> None:
+    def run(path: Path, values: np.ndarray) -> None:
         part = path.with_name(f"part.{path.name}")
-        write(part)
+        write(part, values)
         for inner, _, names in os.walk(part) if part.is_dir() else [(part.parent, [], [part.name])]:
             for name in names:
                 force(Path(inner, name))
-            force(Path(inner))
+            if part.is_dir():
+                force(Path(inner))
         if not np.array_equal(read(part), values):
             raise OSError(f"{part} does not read back")
         os.replace(part, path)
@@ -269,31 +293,36 @@ def force(path: Path) -> None:
 
 
 def label_writing(folder: Path) -> Iterator[Case]:
-    labels = scan(1)[1]
-
-    def case(suffix: str, peers: dict[str, tuple[Write, Write, Read]]) -> Case:
-        programs: dict[str, Write] = {OURS: lambda path: write_ours(path, labels)}
-        for name, (plain, summed, read) in peers.items():
-            programs[name] = plain
-            programs[f"{name}, safe"] = safe(summed, read, labels)
-        return Case(f"`{suffix}`", folder / f"written{suffix}", labels, programs, reading=False)
-
-    def same(write: Callable[..., Any], read: Read, kind: str = "") -> tuple[Write, Write, Read]:
-        told = (lambda path: write(path, labels, kind)) if kind else (lambda path: write(path, labels))
-        return told, told, read
-
-    def astropy(kind: str = "") -> tuple[Write, Write, Read]:
-        plain, summed = (lambda path, sums=sums: write_astropy(path, labels, kind, sums) for sums in (False, True))
-        return plain, summed, lambda path: by_astropy(path, checksum=True)
-
+    checked: Read = partial(by_astropy, checksum=True)
+    formats: dict[str, dict[str, tuple[Writing, Writing, Read]]] = {}
     for suffix in (".nii", ".nii.gz"):
-        nifti = {"nibabel": same(write_nibabel, by_nibabel), "SimpleITK": same(write_sitk, by_sitk)}
-        yield case(suffix, nifti)
+        formats[suffix] = {
+            "nibabel": (write_nibabel, write_nibabel, by_nibabel),
+            "SimpleITK": (write_sitk, write_sitk, by_sitk),
+        }
     for suffix in (".fits", ".fits.gz"):
-        yield case(suffix, {"astropy": astropy(), "fitsio": same(write_fitsio, by_fitsio)})
-    tiled = {f"astropy, {kind}": astropy(kind) for kind in ("GZIP_2", "RICE_1")}
-    yield case(".fits.fz", {**tiled, "fitsio, GZIP_2": same(write_fitsio, by_fitsio, "GZIP_2")})
-    yield case(".zarr", {"zarr": same(write_zarr, by_zarr)})
+        formats[suffix] = {
+            "astropy": (write_astropy, partial(write_astropy, sums=True), checked),
+            "fitsio": (write_fitsio, partial(write_fitsio, sums=True), by_fitsio_checked),
+        }
+    formats[".fits.fz"] = {
+        f"{name}, {kind}": (partial(write, kind=kind), partial(write, kind=kind, sums=True), read)
+        for name, kind, write, read in (
+            ("astropy", "GZIP_2", write_astropy, checked),
+            ("astropy", "RICE_1", write_astropy, checked),
+            ("fitsio", "GZIP_2", write_fitsio, by_fitsio_checked),
+            ("fitsio", "RICE_1", write_fitsio, by_fitsio_checked),
+        )
+    }
+    formats[".zarr"] = {"zarr": (write_zarr, write_zarr, by_zarr)}
+    for title, least in (("organs", 1.2), ("lesions", 2.0)):
+        labels = segmented(1, least)[0]
+        for suffix, peers in formats.items():
+            programs: dict[str, Writing] = {OURS: write_ours}
+            for name, (plain, summed, read) in peers.items():
+                programs |= {name: plain, f"{name}, safe": safe(summed, read)}
+            runs = {name: partial(write, values=labels) for name, write in programs.items()}
+            yield Case(f"`{suffix}`, {title}", folder / f"written{suffix}", labels, runs, reading=False)
 
 
 # Measuring

@@ -48,7 +48,7 @@ _ARCHITECTURES = {
         277,
     ),
 }
-"""Machine -> its number; its calls that change the disk; those that open a file, with the place of their flags; seccomp."""
+"""Machine -> its number; calls that change the disk; those that open a file, with the place of their flags; seccomp."""
 _OPENS = os.O_CREAT | os.O_TRUNC | getattr(os, "O_TMPFILE", 0) & ~getattr(os, "O_DIRECTORY", 0)
 _TO_A_FILE = ("write", "pwrite", "writev", "pwritev", "pwritev2", "sendfile", "splice", "copy_file_range")
 _NEEDS_NO_SPACE = ("unlink", "unlinkat", "rmdir")

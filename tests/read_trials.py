@@ -1,31 +1,33 @@
 """A server that reads files which may be damaged, each request in a process forked from it, and tells what came of it.
 
-A request is a line of JSON on the input, the arguments of `run`; the answer is one on the output. A crash, an endless
-loop and the memory taken are those of the forked process.
+A request is the arguments of `run`. A crash, an endless loop and the memory taken are those of the forked process.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
+import resource
 import signal
-import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
 from densepred.errors import DensepredError
-from densepred.volumes import FORMATS, Volume, open_volume
+from densepred.volumes import Volume, open_volume
+from tests.trial_server import serve, serving
 
 LONGEST = 20
 """Seconds that one read may take."""
+MOST_MEGABYTES = 200
+"""By which memory may grow."""
 _MOST_ADDRESSES = 4 << 30
 """Bytes beyond its own that a process may map, lest a fault fill the machine: more than the tests allow."""
 
@@ -46,6 +48,17 @@ class Answer:
     status: int
     megabytes: float
     seconds: float
+
+
+@contextmanager
+def reader() -> Iterator[Callable[..., Answer]]:
+    """Asks a server: `(path, axes=None, part=path, flips=())`, see `run`."""
+    with serving("tests.read_trials") as ask:
+
+        def read(path: Path, axes: str | None = None, part: Path | None = None, flips: Sequence[int] = ()) -> Answer:
+            return Answer(**ask(str(path), axes, str(part or path), list(flips)))
+
+        yield read
 
 
 def flipped(content: bytes, bit: int) -> bytes:
@@ -73,8 +86,6 @@ def run(path: str, axes: str | None, part: str, flips: Sequence[int]) -> Answer:
 
 
 def _reads(out: IO[str], path: Path, axes: str | None, part: Path, flips: Sequence[int]) -> None:
-    import resource
-
     before = _status("VmRSS")
     mapped = int(_status("VmSize") * 1e6)
     resource.setrlimit(resource.RLIMIT_AS, (mapped + _MOST_ADDRESSES, resource.RLIM_INFINITY))
@@ -124,15 +135,5 @@ def _status(name: str) -> float:
         return next(int(line.split()[1]) * 1024 / 1e6 for line in file if line.startswith(name))
 
 
-def serve() -> None:
-    """Answer until the input ends."""
-    for module in sorted(set(FORMATS.values())):
-        importlib.import_module(module)
-    for line in sys.stdin:
-        request: list[Any] = json.loads(line)
-        sys.stdout.write(json.dumps(asdict(run(*request))) + "\n")
-        sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    serve()
+    serve(lambda *request: asdict(run(*request)))

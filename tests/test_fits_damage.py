@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +12,9 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from densepred.errors import DensepredError, InputError
+from densepred.errors import InputError
 from densepred.volumes import fits as ours
-from densepred.volumes import fits_scan, open_volume
+from densepred.volumes import open_volume
 from tests.fits_files import RNG, image, patched, pixels, save, save_many
 
 VALUES = RNG.normal(1000, 30, (40, 50)).astype("i2")
@@ -29,28 +27,6 @@ def summed(path: Path, values: np.ndarray = VALUES) -> Path:
         return save_many(path, fits.CompImageHDU(values, compression_type="RICE_1"), checksum=True)
     fits.PrimaryHDU(values).writeto(path, checksum=True, overwrite=True)
     return path
-
-
-@pytest.mark.parametrize("name", ["x.fits", "x.fits.fz", "x.fits.gz"])
-def test_no_flipped_bit_passes_as_data(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    if name == "x.fits.gz":  # no checksum but gzip's
-        sound = gzip.compress(save(tmp_path / "x.fits", VALUES).read_bytes(), mtime=0)
-    else:
-        sound = summed(path).read_bytes()
-    refused = 0
-    for bit in RNG.choice(8 * len(sound), 300, replace=False):
-        torn = bytearray(sound)
-        torn[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(torn)
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                got = open_volume(path).numpy()
-        except DensepredError as error:
-            refused += error.file == path and "\n" not in error.what
-        else:
-            np.testing.assert_array_equal(got[0], VALUES)
-    assert refused > (150 if name == "x.fits.fz" else 290)  # its first HDU holds nothing
 
 
 def test_checksums_are_compared_ignored_or_required(tmp_path: Path) -> None:
@@ -70,7 +46,7 @@ def test_checksums_are_compared_ignored_or_required(tmp_path: Path) -> None:
     open_volume(bare).verify()
     with pytest.raises(InputError, match="has neither CHECKSUM nor DATASUM"):
         ours.read(bare, checksum="require").numpy()
-    with pytest.raises(ValueError, match="checksum must be 'verify', 'ignore' or 'require', got 'off'"):
+    with pytest.raises(ValueError, match="checksum must be one of verify, ignore, require, got 'off'"):
         ours.read(bare, checksum="off")  # type: ignore[arg-type]
 
 
@@ -144,40 +120,6 @@ def test_what_lies_behind_the_last_hdu(tmp_path: Path) -> None:
     path.write_bytes(sound + b"garbage" * 500)
     with pytest.warns(UserWarning, match="the 3500 bytes behind HDU 0 are no FITS"):
         np.testing.assert_array_equal(open_volume(path).numpy()[0], VALUES)
-
-
-BOMB = """
-import sys, warnings, psutil
-from densepred.errors import DensepredError
-from densepred.volumes import fits, open_volume
-before = psutil.Process().memory_info().rss
-for path in sys.argv[1:]:
-    try:
-        open_volume(path).numpy()
-    except DensepredError as error:
-        print(error.what)
-high = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print((int(high.split()[1]) * 1024 - before) / 1e6)
-"""
-
-
-def test_small_files_that_declare_huge_images_cost_no_memory(tmp_path: Path) -> None:
-    plain = patched(save(tmp_path / "x.fits", pixels((3, 3))), NAXIS1=200_000, NAXIS2=200_000)
-    packed = tmp_path / "y.fits.gz"
-    packed.write_bytes(gzip.compress(plain.read_bytes()))
-    tiled = save_many(tmp_path / "z.fits.fz", fits.CompImageHDU(np.zeros((9, 9), "i4"), tile_shape=(9, 9)))
-    patched(tiled, 1, ZNAXIS1=200_000, ZNAXIS2=200_000, ZTILE1=200_000, ZTILE2=200_000)
-    rows = save_many(tmp_path / "v.fits.fz", fits.CompImageHDU(np.zeros((9, 9), "i4")))
-    patched(rows, 1, ZNAXIS2=2_000_000_000)
-    endless = tmp_path / "w.fits"
-    endless.write_bytes(plain.read_bytes()[:2880].replace(b"END", b"   ") + b" " * (fits_scan.MAX_HEADER + (60 << 20)))
-    program = [sys.executable, "-c", BOMB, *map(str, (plain, packed, tiled, rows, endless))]
-    out = subprocess.run(program, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert out[0] == out[1] == "HDU 0 holds 2880 of 160000000000 bytes (file truncated or download incomplete)"
-    assert out[2].endswith("compressed bytes never hold the 160000000000 of (200000, 200000) that it declares")
-    assert out[3] == "HDU 1: an image of (2000000000, 9) has 2000000000 tiles of (1, 9) and its table 9"
-    assert out[4].startswith("HDU 0: no END in the first 1677")
-    assert float(out[5]) < 200
 
 
 def html(path: Path) -> None:

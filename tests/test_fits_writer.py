@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import warnings
@@ -14,8 +15,8 @@ from astropy.io import fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densepred.errors import InputError, ResourceError
-from densepred.volumes import Volume, open_volume
+from densepred.errors import DiskFullError, InputError, ResourceError
+from densepred.volumes import Volume, fits_writer, open_volume
 from densepred.volumes.fits_cards import stored_dtype
 from densepred.volumes.fits_writer import Contents, open_writer
 from densepred.volumes.grid import cutout
@@ -220,3 +221,16 @@ def test_a_copy_keeps_its_unit_and_other_values_do_not(tmp_path: Path):
         name: fits.getheader(tmp_path / f"{name}.fits").get("BUNIT") for name in ("copy", "part", "other", "labels")
     }
     assert units == {"copy": "electron/s", "part": "electron/s", "other": "", "labels": ""}
+
+
+def test_a_mosaic_that_will_not_fit_is_refused_before_it_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=14000)
+    monkeypatch.setattr(fits_writer.shutil, "disk_usage", lambda path: usage)
+    like = Volume(np.zeros((1, 60, 60), np.float32), (1, 1))
+    entered = []
+    with pytest.raises(DiskFullError, match=r"0 MB free"), open_writer(tmp_path / "x.fits", like, np.dtype("f4")):
+        entered.append(True)
+    assert not entered
+    assert not list(tmp_path.iterdir())

@@ -7,10 +7,11 @@ import gzip
 import io
 import json
 import lzma
+import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -28,12 +29,17 @@ from densepred.volumes import FORMATS, Volume, open_volume
 from tests.fits_files import patched as fits_patched
 from tests.fits_files import save as save_fits
 from tests.nifti_files import patched, save_nib
-from tests.read_trials import LONGEST
-from tests.test_bit_flips import MOST_MEGABYTES, Ask, ask  # noqa: F401 - a fixture
+from tests.read_trials import LONGEST, MOST_MEGABYTES, Answer, reader
 
 BLOCK, TOTAL = 16 << 20, 10 << 30
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp"}
 WRITTEN = sorted(FORMATS.keys() - {".fits.bz2", ".fits.gz", ".fit.gz", ".fts.gz", ".nhdr", ".mhd", ".dcm"})
+
+
+@pytest.fixture(scope="module")
+def ask() -> Iterator[Callable[..., Answer]]:
+    with reader() as read:
+        yield read
 
 
 def zeros(total: int = TOTAL) -> bytes:
@@ -93,6 +99,16 @@ def one_tile(path: Path, codec: str, data: bytes, size: int = 40) -> None:
     cards = {"ZIMAGE": True, "ZBITPIX": 16, "ZNAXIS": 2, "ZNAXIS1": 50, "ZNAXIS2": size, "ZTILE1": 50, "ZTILE2": size}
     table.header.update({**cards, "ZCMPTYPE": codec})
     fits.HDUList([fits.PrimaryHDU(), table]).writeto(path)
+
+
+def many_tiles(path: Path, **cards: int) -> None:
+    fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(np.zeros((9, 9), "i4"))]).writeto(path)
+    fits_patched(path, 1, **cards)
+
+
+def endless(path: Path) -> None:
+    fits_image(path)
+    path.write_bytes(path.read_bytes()[:2880].replace(b"END", b"   ") + b" " * (60 << 20))
 
 
 def tiff(path: Path, compression: int, data: bytes) -> None:
@@ -161,7 +177,7 @@ def shards(path: Path, data: bytes) -> None:
     raw = file.read_bytes()
     index = np.frombuffer(raw[-68:-4], "<u8").reshape(4, 2).copy()
     index[0] = len(raw) - 68, len(data)
-    file.write_bytes(raw[:-68] + data + zarr.codecs.Crc32cCodec and raw[:-68] + data + summed(index.tobytes()))
+    file.write_bytes(raw[:-68] + data + summed(index.tobytes()))
 
 
 def summed(index: bytes) -> bytes:
@@ -232,6 +248,13 @@ HOSTILE: list[tuple[str, Callable[[Path], object], str]] = [
     ("x.nii.gz", lambda path: nifti(path, gzip.compress, dim=VAST), "never hold the 65536000000352"),
     ("x.fits", lambda path: fits_image(path, NAXIS1=200_000, NAXIS2=200_000), "of 80000000000 bytes"),
     ("x.fits.gz", lambda path: fits_image(path, gzip.compress, NAXIS1=200_000, NAXIS2=200_000), "of 80000000000"),
+    ("x.fits", endless, "HDU 0: no END in the first 1677"),
+    ("x.fits.fz", lambda path: many_tiles(path, ZNAXIS2=2_000_000_000), "has 2000000000 tiles of .* its table 9"),
+    (
+        "x.fits.fz",
+        lambda path: many_tiles(path, ZNAXIS1=200_000, ZNAXIS2=200_000, ZTILE1=200_000, ZTILE2=22_223),
+        "compressed bytes never hold the 160000000000",
+    ),
     ("x.png", written(lambda: png(60000, 1000, zlib.compress(b""), 8, 2)), "can never hold"),
     ("x.png", written(lambda: png(60000, 60000, b"")), "Pillow's limit"),
     ("x.npy", written(lambda: npy((32000,) * 3)), "holds 228 of 262144000000128"),
@@ -279,6 +302,8 @@ HOSTILE: list[tuple[str, Callable[[Path], object], str]] = [
     ("x.dcm", lambda path: dicom(path, 0), "ITK cannot read it|empty"),
 ]
 """Name, what makes the file, words of the message."""
+SPARE = {".png": 13, ".bmp": 4}
+"""Bytes at the end that hold nothing: the mark of the end, padding. FITS has up to 2880 of padding, and says so."""
 
 
 @pytest.mark.parametrize(
@@ -286,7 +311,7 @@ HOSTILE: list[tuple[str, Callable[[Path], object], str]] = [
 )
 def test_hostile_files_have_their_message_and_cost_nothing(
     tmp_path: Path,
-    ask: Ask,  # noqa: F811
+    ask: Callable[..., Answer],
     name: str,
     make: Callable[[Path], object],
     words: str,
@@ -299,8 +324,7 @@ def test_hostile_files_have_their_message_and_cost_nothing(
     found = ask(path)
     assert found.status == 0
     assert found.reads[0].startswith(f"refused ERROR {path}: "), found.reads[0]
-    with pytest.raises(AssertionError, match=words):
-        raise AssertionError(found.reads[0])
+    assert re.search(words, found.reads[0])
     assert found.megabytes < MOST_MEGABYTES
     assert found.seconds < LONGEST / 2
 
@@ -320,7 +344,7 @@ def test_cut_files_are_refused_at_every_length(tmp_path: Path, suffix: str) -> N
     parts = [path] if sound else sorted(part for part in path.rglob("*") if part.is_file())
     for part in parts:
         content = part.read_bytes()
-        room = 2880 if suffix.startswith(".fi") or suffix == ".fts" else 2  # padding, of which a lack is told
+        room = 2880 if suffix.startswith((".fi", ".fts")) else SPARE.get(suffix, 1)
         cuts = {0, 1, 7, 100, *np.linspace(0, len(content) - room, 25).astype(int).tolist(), len(content) - room}
         for size in sorted(cut for cut in cuts if cut < len(content)):
             part.write_bytes(content[:size])
@@ -345,6 +369,5 @@ def test_a_page_of_the_web_is_called_so(tmp_path: Path, suffix: str) -> None:
 
 
 def test_every_format_has_its_hostile_files() -> None:
-    without = {"densepred.volumes.tiff"} & set()  # none
     covered = {module for suffix, module in FORMATS.items() if any(name.endswith(suffix) for name, *_ in HOSTILE)}
-    assert covered == set(FORMATS.values()) - without
+    assert covered == set(FORMATS.values())

@@ -6,14 +6,11 @@ a length, syncing, renaming, making folders, removing.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -22,6 +19,7 @@ from densepred import files
 from densepred.errors import RESOURCES, InputError
 from densepred.volumes import FORMATS, open_volume
 from tests.disk_faults import Fault, available
+from tests.trial_server import serving
 from tests.write_trials import MOST, Outcome, digest, values_for, write
 
 ONLY_READ = {".fits.bz2", ".nhdr", ".mhd", ".dcm"}
@@ -40,29 +38,21 @@ Ask: TypeAlias = "Callable[[str, Fault], list[Outcome]]"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[subprocess.Popen[str]]:
+def server() -> Iterator[Callable[..., Any]]:
     if why := available():
         pytest.skip(why)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.write_trials"]
-    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment) as process:
-        yield process
-        assert process.stdin
-        process.stdin.close()
+    with serving("tests.write_trials") as ask:
+        yield ask
 
 
 @pytest.fixture
-def ask(server: subprocess.Popen[str], tmp_path: Path) -> Ask:
+def ask(server: Callable[..., Any], tmp_path: Path) -> Ask:
     """Runs all trials of a suffix on a file of `values_for(suffix, 1)`."""
 
     def run(suffix: str, fault: Fault) -> list[Outcome]:
         (tmp_path / "work").mkdir()
         write(tmp_path / "work" / f"x{suffix}", values_for(suffix, 1))
-        assert server.stdin
-        assert server.stdout
-        server.stdin.write(json.dumps([suffix, str(tmp_path), fault]) + "\n")
-        server.stdin.flush()
-        return [Outcome(**outcome) for outcome in json.loads(server.stdout.readline())]
+        return [Outcome(**outcome) for outcome in server(suffix, str(tmp_path), fault)]
 
     return run
 

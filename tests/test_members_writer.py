@@ -78,7 +78,7 @@ def sound(path: Path) -> list[Any]:
 def test_label_maps_mirror_the_structure(tmp_path: Path, suffix: str, chosen: str) -> None:
     source = f"{exposure(tmp_path / 'x_flc.fits')}[{chosen}]"
     target = tmp_path / f"labels{suffix}"
-    record = Record(NAMES, provenance=Provenance(model="unet", command="densepred predict"))
+    record = Record(names=NAMES, provenance=Provenance(model="unet", command="densepred predict"))
     values = copied(target, open_members(source), len(members(source)), record=record)
     hdus = sound(target)
     with fits.open(tmp_path / "x_flc.fits") as file:
@@ -108,7 +108,9 @@ def test_label_maps_mirror_the_structure(tmp_path: Path, suffix: str, chosen: st
 def test_probabilities_have_an_hdu_per_class_and_image(tmp_path: Path, suffix: str) -> None:
     source = f"{exposure(tmp_path / 'x_flc.fits')}[SCI,all]"
     target = tmp_path / f"probabilities{suffix}"
-    values = copied(target, open_members(source), 2, np.float32, channels=3, record=Record(NAMES, probability=True))
+    values = copied(
+        target, open_members(source), 2, np.float32, channels=3, record=Record(names=NAMES, probability=True)
+    )
     hdus = sound(target)[1:]
     names = [(f"PROB_{name}", chip) for chip in (1, 2) for name in NAMES.values()]
     assert [(hdu.name, hdu.ver) for hdu in hdus] == names
@@ -120,7 +122,14 @@ def test_probabilities_have_an_hdu_per_class_and_image(tmp_path: Path, suffix: s
 
 def test_probabilities_of_images_of_one_version_stay_apart(tmp_path: Path) -> None:
     source = f"{exposure(tmp_path / 'x_flc.fits')}[all]"
-    copied(tmp_path / "p.fits", open_members(source), 6, np.float32, channels=3, record=Record(NAMES, probability=True))
+    copied(
+        tmp_path / "p.fits",
+        open_members(source),
+        6,
+        np.float32,
+        channels=3,
+        record=Record(names=NAMES, probability=True),
+    )
     hdus = sound(tmp_path / "p.fits")[1:]
     assert [(hdu.name, hdu.ver) for hdu in hdus] == [(f"PROB_{n}", v) for v in range(1, 7) for n in NAMES.values()]
 
@@ -316,7 +325,9 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     peaks = []
     for suffix in (".fits", ".nii"):
         tracemalloc.start()
-        with open_members_writer(tmp_path / f"y{suffix}", 4, np.uint8, labels=True, record=Record({0: "a"})) as writer:
+        with open_members_writer(
+            tmp_path / f"y{suffix}", 4, np.uint8, labels=True, record=Record(names={0: "a"})
+        ) as writer:
             for _ in range(4):
                 part = writer.member(like)
                 for _ in range(16):

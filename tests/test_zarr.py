@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from densepred import files
-from densepred.errors import DensepredError, DiskFullError, InputError, UnsafeError
+from densepred.errors import DensepredError, InputError, UnsafeError
 from densepred.files import atomic_folder
 from densepred.volumes import Volume, open_volume, open_writer
 from densepred.volumes.volume import corner_offset
@@ -329,38 +329,6 @@ def test_memory_of_writing_does_not_grow_with_depth(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
     assert sharding(3, (4096, 4096, 4096), 4)[1][0] == 1
-
-
-def full_disk(after: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from zarr.storage import LocalStore
-
-    original, count = LocalStore.set, [0]
-
-    async def limited(self: Any, key: str, value: Any) -> None:
-        count[0] += 1
-        if count[0] > after:
-            raise OSError(28, "No space left on device")
-        await original(self, key, value)
-
-    monkeypatch.setattr(LocalStore, "set", limited)
-
-
-def test_a_full_disk_at_any_write_leaves_the_old_store(tmp_path: Path) -> None:
-    old = Volume(np.ones((1, 100, 9, 9), np.uint8), (1, 1, 1))
-    old.save(tmp_path / "x.zarr")
-    for after in range(40):
-        with pytest.MonkeyPatch.context() as patch:
-            full_disk(after, patch)
-            try:
-                Volume(np.full((1, 100, 9, 9), 2, np.uint8), (1, 1, 1)).save(tmp_path / "x.zarr")
-            except DiskFullError:
-                assert (open_volume(tmp_path / "x.zarr").numpy() == 1).all()
-                assert os.listdir(tmp_path) == ["x.zarr"]
-            else:
-                break
-    assert after > 5
-    assert (open_volume(tmp_path / "x.zarr").numpy() == 2).all()
-    assert os.listdir(tmp_path) == ["x.zarr"]
 
 
 def test_only_a_store_is_replaced(tmp_path: Path) -> None:

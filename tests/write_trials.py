@@ -1,25 +1,22 @@
 """A server of trials of writing: every one a process forked from this one, which has no thread and has written nothing.
 
-A request is a line of JSON on the input, `[suffix, folder, fault]`; the answer is one on the output, the list of trials.
+A request is the arguments of `run`; the answer is the list of trials.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import itertools
-import json
 import shutil
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from densepred.errors import DensepredError
 from densepred.volumes import FORMATS, Volume, open_writer
 from tests.disk_faults import Fault, Trial, attempt
+from tests.trial_server import serve
 
 _OF_IMAGES = "densepred.volumes.image"
 MOST = 400
@@ -105,16 +102,5 @@ def run(suffix: str, folder: Path, fault: Fault) -> list[Outcome]:
     raise AssertionError
 
 
-def serve() -> None:
-    """Answer until the input ends."""
-    for module in sorted(set(FORMATS.values())):
-        importlib.import_module(module)
-    for line in sys.stdin:
-        suffix, folder, fault = json.loads(line)
-        answer: list[dict[str, Any]] = [asdict(outcome) for outcome in run(suffix, Path(folder), fault)]
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    serve()
+    serve(lambda suffix, folder, fault: [asdict(outcome) for outcome in run(suffix, Path(folder), fault)])

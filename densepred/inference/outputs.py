@@ -112,7 +112,12 @@ class Outputs:
         if labels and plan.invalid not in names:
             names[plan.invalid] = "invalid"
         dtype = label_type(plan) if labels else np.dtype(np.float32)
-        return labels, Record(names, not labels, self.made), dtype, 1 if labels else len(plan.classes)
+        return (
+            labels,
+            Record(names=names, probability=not labels, provenance=self.made),
+            dtype,
+            1 if labels else len(plan.classes),
+        )
 
     def write(self, planes: Predicted) -> None:
         """Append finished planes of the image that was begun last to every file."""

@@ -1,6 +1,6 @@
 """Looking at compressed tiles before astropy decodes them.
 
-Its HCOMPRESS decoder believes the sizes within a tile, and writes past its buffer where they are wrong; its gzip decoder
+Its decoder of HCOMPRESS believes the sizes within a tile, and writes past its buffer where they are wrong; that of gzip
 allocates whatever comes out. Neither may happen.
 
 Reference: FITS standard 4.0, sections 10.1.2 and 10.4.3; R. White, "H-compress" (the head of a tile: two bytes dd 99,

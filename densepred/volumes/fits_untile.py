@@ -13,8 +13,8 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Sequence
-from typing import IO, Any
+from collections.abc import Iterator, Sequence
+from typing import IO, Any, TypeAlias
 
 import imagecodecs
 import numpy as np
@@ -23,7 +23,10 @@ from isal import isal_zlib
 from numpy.lib.stride_tricks import sliding_window_view
 
 from densepred.volumes.fits_scan import TYPES, Hdu
+from densepred.volumes.threads import in_turn
 
+Octets: TypeAlias = "Any"
+"""A memoryview, which `imagecodecs` takes but does not name among its types."""
 _FORMS = {"P": (">i4", (2,)), "Q": (">i8", (2,)), "J": ">i4", "E": ">f4", "D": ">f8"}
 _DITHERS = ("NO_DITHER", "SUBTRACTIVE_DITHER_1", "SUBTRACTIVE_DITHER_2")
 _ZERO = -2147483646  # a float 0.0, in SUBTRACTIVE_DITHER_2
@@ -118,19 +121,25 @@ class TileReader:
         """Decode tiles of `sizes` pixels one behind the other into `out`, some equal ones at a time."""
         table = self._table[rows]
         packed = self._packed(table["COMPRESSED_DATA"], out.nbytes)
-        cuts = [0, *(np.flatnonzero(np.diff(sizes)) + 1).tolist(), len(rows)]
-        start = 0
-        for cut, end in itertools.pairwise(cuts):
-            size = int(sizes[cut])
-            for first in range(cut, end, max(1, _BATCH // size)):
-                last = min(end, first + max(1, _BATCH // size))
-                stop = start + (last - first) * size
-                target = out[start:stop].reshape(-1, size)
-                self._decode_equal(packed[first:last], table[first:last], rows[first:last], target)
-                start = stop
+        spare = np.flatnonzero(table["COMPRESSED_DATA"][:, 0] == 0)
+        if spare.size and "GZIP_COMPRESSED_DATA" not in self._names:
+            raise UnusualError
+        lossless = self._packed(table["GZIP_COMPRESSED_DATA"][spare], out.nbytes) if spare.size else []
 
-    def _decode_equal(self, packed: list[memoryview], table: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
-        """Decode tiles into `out`, `(len(packed), pixels)`."""
+        def work(equal: tuple[slice, slice, int]) -> None:
+            tiles, pixels, size = equal
+            target = out[pixels].reshape(-1, size)
+            self._decode_equal(packed[tiles], table[tiles], rows[tiles], target)
+            first, last = np.searchsorted(spare, (tiles.start, tiles.stop)).tolist()
+            for number, data in zip(spare[first:last].tolist(), lossless[first:last], strict=True):
+                at = number - tiles.start
+                _gunzip([data], target[at : at + 1], shuffled=False)
+
+        for _ in in_turn(work, list(_equal(sizes))):
+            pass
+
+    def _decode_equal(self, packed: list[Octets], table: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+        """Decode tiles into `out`, `(len(packed), pixels)`; what is empty is left for later."""
         coded = out if self._coded == self._stored else np.empty(out.shape, self._coded)
         if self._codec == "RICE":
             for data, tile in zip(packed, coded, strict=True):
@@ -142,13 +151,6 @@ class TileReader:
             self._dequantise(coded, out, table, rows)
         elif coded is not out:
             out[...] = coded
-        raw = [number for number, data in enumerate(packed) if not data]
-        if raw:  # values that could not be quantised
-            if "GZIP_COMPRESSED_DATA" not in self._names:
-                raise UnusualError
-            values = np.empty((len(raw), out.shape[1]), self._stored)
-            _gunzip(self._packed(table["GZIP_COMPRESSED_DATA"][raw], values.nbytes), values, shuffled=False)
-            out[raw] = values
 
     @functools.cached_property
     def _table(self) -> np.ndarray:
@@ -156,7 +158,7 @@ class TileReader:
         count = int(self._hdu.header["NAXIS2"])
         return np.frombuffer(self._file.read(count * self._row.itemsize), self._row, count)
 
-    def _packed(self, places: np.ndarray, expected: int) -> list[memoryview]:
+    def _packed(self, places: np.ndarray, expected: int) -> list[Octets]:
         """The compressed bytes of tiles, read at once where they lie together."""
         sizes, offsets = places.astype(np.int64).T
         within = (sizes >= 0) & (offsets >= 0) & (sizes <= self._heap_bytes) & (offsets <= self._heap_bytes - sizes)
@@ -170,7 +172,7 @@ class TileReader:
         data, starts = self._piece(first, last - first), offsets - first
         return [data[at:end] for at, end in zip(starts.tolist(), (starts + sizes).tolist(), strict=True)]
 
-    def _piece(self, offset: int, size: int) -> memoryview:
+    def _piece(self, offset: int, size: int) -> Octets:
         held = bytearray(size + len(_GUARD))
         held[size:] = _GUARD
         self._file.seek(self._heap + offset)
@@ -199,7 +201,20 @@ class TileReader:
         return np.asarray(values)
 
 
-def _gunzip(packed: list[memoryview], out: np.ndarray, shuffled: bool) -> None:
+def _equal(sizes: np.ndarray) -> Iterator[tuple[slice, slice, int]]:
+    """Runs of tiles of one size, and their pixels, up to a batch at a time."""
+    at = 0
+    for start, stop in itertools.pairwise([0, *(np.flatnonzero(np.diff(sizes)) + 1).tolist(), len(sizes)]):
+        size = int(sizes[start])
+        step = max(1, _BATCH // size)
+        for first in range(start, stop, step):
+            last = min(stop, first + step)
+            end = at + (last - first) * size
+            yield slice(first, last), slice(at, end), size
+            at = end
+
+
+def _gunzip(packed: list[Octets], out: np.ndarray, shuffled: bool) -> None:
     """Decompress big-endian values into native ones, `(len(packed), pixels)`; `shuffled`: sorted by bytes' weight."""
     expected = out.nbytes // len(out)
     tiles = [_gunzip_one(data, expected) for data in packed]
@@ -216,12 +231,12 @@ def _gunzip(packed: list[memoryview], out: np.ndarray, shuffled: bool) -> None:
         np.bitwise_or(bits, planes[:, weight], out=bits)
 
 
-def _gunzip_one(data: memoryview, expected: int) -> bytes:
+def _gunzip_one(data: Octets, expected: int) -> bytes:
     """`expected` bytes, zeros where there are no data; libdeflate is faster, but takes long to begin."""
     if not data:
         return bytes(expected)
     short = len(data) <= _SHORT
-    tile: bytes = isal_zlib.decompress(data, 31, expected) if short else imagecodecs.gzip_decode(data, out=expected)
+    tile = isal_zlib.decompress(data, 31, expected) if short else bytes(imagecodecs.gzip_decode(data, out=expected))
     if len(tile) != expected:
         raise UnusualError
     return tile

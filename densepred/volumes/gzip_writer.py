@@ -5,21 +5,17 @@ References: RFC 1951 (deflate) and 1952 (gzip).
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import IO, NamedTuple, TypeAlias, TypeVar
+from typing import IO, NamedTuple, TypeAlias
 
 import imagecodecs
 from isal import isal_zlib
 
+from densepred.volumes.threads import in_turn
+
 Octets: TypeAlias = "bytes | bytearray | memoryview"
-Item, Result = TypeVar("Item"), TypeVar("Result")
 
 _PIECE = 1 << 20
 _LEVEL = 2
-_THREADS = min(4, os.cpu_count() or 1)
 _HEAD = b"\x1f\x8b\x08" + bytes(6) + b"\xff"  # deflate; no flags, no time, no system
 _END = b"\x03\x00"  # the last block, empty
 
@@ -102,23 +98,3 @@ def _is_sound(pair: tuple[bytes, Piece]) -> bool:
     except RuntimeError:
         return False
     return len(data) == piece.size and isal_zlib.crc32(data) == piece.crc
-
-
-def in_turn(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map` by a few threads, in order and with few items under way; the calling thread takes the items.
-
-    Example:
-        >>> list(in_turn(abs, [-1, 2, -3]))
-        [1, 2, 3]
-    """
-    if _THREADS == 1 or (isinstance(items, list) and len(items) < 2):
-        yield from map(work, items)
-        return
-    with ThreadPoolExecutor(_THREADS) as pool:
-        waiting: deque[Future[Result]] = deque()
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > _THREADS:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

@@ -34,6 +34,7 @@ class Voxels:
         start: the first byte; negative where they are the last bytes of the file.
         encoding: "raw", "gzip", "zlib", "bzip2" or "text".
         windows: a region can be read without the rest.
+        packed: how many bytes the compressed stream has, where the header says it; ITK allocates them.
     """
 
     header: Path
@@ -41,6 +42,7 @@ class Voxels:
     start: int
     encoding: str
     windows: bool
+    packed: int = 0
 
     def check_there(self) -> None:
         """Look for the file of voxels.
@@ -80,7 +82,7 @@ class Voxels:
         if self.file is None:
             what = "its voxels are compressed in several files, which cannot be checked"
             raise InputError(what, "save it as one file", self.header)
-        held = 0
+        held, stored = 0, self.file.stat().st_size
         try:
             for size in _decoded(self.file, self.start, self.encoding):
                 held += size
@@ -89,15 +91,13 @@ class Voxels:
         except (zlib.error, OSError, EOFError) as error:
             what = f"its compressed voxels are damaged after {held} of {needed} bytes ({error})"
             raise InputError(what, _FIX, self.header) from error
-        if held != needed:
-            word = "over" if held > needed else str(held)
-            raise InputError(
-                f"holds {word} {needed} bytes of voxels"
-                if held > needed
-                else f"truncated: holds {word} of {needed} bytes of voxels",
-                _FIX,
-                self.header,
-            )
+        if held > needed:
+            raise InputError(f"holds over {needed} bytes of voxels", _FIX, self.header)
+        if held < needed:
+            raise InputError(f"truncated: holds {held} of {needed} bytes of voxels", _FIX, self.header)
+        if self.packed > stored:
+            what = f"impossible sizes: CompressedDataSize = {self.packed} in a file of {stored} bytes"
+            raise InputError(what, _FIX, self.header)
 
 
 def check_readable(path: Path) -> None:
@@ -183,17 +183,19 @@ def _of_meta(path: Path) -> Voxels:
     _check_sizes("DimSize", fields.get("DimSize", "").split(), path, int, axes)
     for name in ("ElementSpacing", "ElementSize"):
         _check_sizes(name, fields.get(name, "").split(), path, float)
-    if not 0 <= _whole(fields, ("CompressedDataSize",), path) <= path.stat().st_size:
-        raise InputError(f"truncated, or impossible: CompressedDataSize = {fields['CompressedDataSize']}", _FIX, path)
+    size = _whole(fields, ("CompressedDataSize",), path)
+    if size < 0:
+        raise InputError(f"impossible sizes: CompressedDataSize = {size}", _FIX, path)
     packed = fields.get("CompressedData", "False").lower() == "true"
     spelled = fields.get("BinaryData", "True").lower() == "false"
     encoding = "zlib" if packed else "text" if spelled else "raw"
     other = fields.get("ElementDataFile", "LOCAL")
     if other.upper() == "LOCAL":
-        return Voxels(path, path, end, encoding, encoding == "raw")
+        return Voxels(path, path, end, encoding, encoding == "raw", size)
     several = other.upper().startswith("LIST") or "%" in other
     skip = _whole(fields, ("HeaderSize",), path)
-    return Voxels(path, None if several else path.parent / other, skip, encoding, encoding == "raw" and not several)
+    windows = encoding == "raw" and not several
+    return Voxels(path, None if several else path.parent / other, skip, encoding, windows, size)
 
 
 def _decoded(path: Path, start: int, encoding: str) -> Iterator[int]:

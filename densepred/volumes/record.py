@@ -31,7 +31,7 @@ class Provenance:
     command: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """What the values of a result are.
 
@@ -42,7 +42,7 @@ class Record:
         provenance: how they came about.
 
     Example:
-        >>> Record({0: "sky", 1: "source"}).names[1]
+        >>> Record(names={0: "sky", 1: "source"}).names[1]
         'source'
     """
 

@@ -200,7 +200,7 @@ class Volume:
         dtype = self.dtype
         if dtype.kind in "ui" and (self.labels or dtype.itemsize == 8):
             dtype = self._smallest_dtype(thickness)
-        told = Record({}, unit=self.unit) if self.unit and not self.labels else None
+        told = Record(names={}, unit=self.unit) if self.unit and not self.labels else None
         with open_writer(path, self, dtype, self.shape[0], self.labels, told) as writer:
             for _, _, slab in self.slabs(thickness):
                 writer.write(slab)

@@ -54,13 +54,15 @@ class ChunkFiles:
             listed = [*(described.get("filters") or ()), described.get("compressor") or {}]
             names = [str(codec.get("id")) for codec in listed]
         else:
-            codecs: Any = array.metadata.codecs  # type: ignore[union-attr]
+            codecs: Any = array.metadata.codecs
             sharding = next((codec for codec in codecs if isinstance(codec, ShardingCodec)), None)
             if sharding is not None:
                 index = [_name(codec) for codec in sharding.index_codecs]
                 self._sharded = True
                 self._at_end = sharding.index_location.value == "end"
-                self._index = int(np.prod(array.shards, dtype=np.int64) // np.prod(array.chunks, dtype=np.int64)) * 16
+                self._index = 16 * int(
+                    np.prod(array.shards or 1, dtype=np.int64) // np.prod(array.chunks, dtype=np.int64)
+                )
                 self._sum = 4 * index.count("crc32c")
                 codecs = sharding.codecs if set(index) <= {"bytes", "crc32c"} else ()
             names = [_name(codec) for codec in codecs]
