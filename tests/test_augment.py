@@ -140,3 +140,16 @@ def test_ignored_stays_ignored_through_a_warp():
     label[:] = -1
     _, out = Augmenter(NOTHING.model_copy(update={"rotation": always(10, 20)}), 3)(image, label, [1])
     assert (out == -1).all()
+
+
+def test_flags_are_moved_and_keep_their_values():
+    flags = (torch.rand(8, 1, 12, 12, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    image = torch.cat([torch.randn(8, 1, 12, 12, generator=torch.Generator().manual_seed(1)), flags], 1)
+    strong = {"noise": always(0.5, 0.6), "brightness": always(1.2, 1.3), "contrast": always(1.2, 1.3)}
+    config = NOTHING.model_copy(update={**strong, "gamma": always(1.4, 1.5), "flip": (0, 1)})
+    out, _ = Augmenter(config, 2, flags=[1])(image, image[:, 0].long(), range(8))
+    plain, _ = Augmenter(config.model_copy(update={"flip": ()}), 2)(image, image[:, 0].long(), range(8))
+    assert set(out[:, 1].unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(out[:, 1].sum((1, 2)), flags[:, 0].sum((1, 2)))
+    assert not torch.equal(out[:, 1], flags[:, 0])
+    assert len(plain[:, 1].unique()) > 2, "without being named they would change"

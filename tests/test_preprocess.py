@@ -90,6 +90,17 @@ def test_the_view_indexes_like_the_array(key: tuple[int | slice, ...], method: s
     assert np.array_equal(view[key], whole[key])
 
 
+@pytest.mark.parametrize("fill", ["zero", "median", "nearest"])
+@pytest.mark.parametrize("key", [np.s_[:, :], np.s_[:, 1:3], np.s_[0, 1, 2], np.s_[:, :, ::2, ::-2], np.s_[..., 1]])
+def test_a_cutout_is_that_part_of_the_whole(key: tuple[int | slice, ...], fill: str) -> None:
+    array = np.random.default_rng(3).normal(10, 2, (1, 5, 6, 9)).astype(np.float32)
+    array[0, :, :, 2:5] = np.nan  # the cut-out begins within a hole, whose neighbour is outside of it
+    view = view_of(array, fill=fill, channel=True)
+    part = view.cutout(((1, 5), (0, 4), (3, 8)))
+    assert part.shape == (2, 4, 4, 5)
+    assert np.array_equal(part[key], view[:, :][:, 1:5, 0:4, 3:8][key])
+
+
 def test_none_leaves_values_alone() -> None:
     array = np.arange(24.0).reshape(1, 2, 3, 4)
     array[0, 0, 0, 0] = np.nan

@@ -58,10 +58,10 @@ def test_masked_pixels_are_nan_and_the_others_exact(dtype: str, expected: str):
     quality = np.zeros((3, 4), np.int32)
     quality[1, 2] = 8
     weight = np.ones((3, 4), np.float32)
-    weight[0, 0], weight[2, 1], weight[2, 3] = 0, -1, np.nan
+    weight[0, 0], weight[2, 1], weight[2, 3], weight[0, 3] = 0, -1, np.nan, np.inf
     image = masked(volume(values), volume(quality), Flags(bits=8), volume(weight))
     bad = np.zeros((3, 4), bool)
-    bad[1, 2] = bad[0, 0] = bad[2, 1] = bad[2, 3] = True
+    bad[1, 2] = bad[0, 0] = bad[2, 1] = bad[2, 3] = bad[0, 3] = True
     got = image[...]
     assert got.dtype == expected == image.dtype
     assert np.array_equal(np.isnan(got), np.broadcast_to(bad, got.shape))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import os
@@ -19,8 +18,6 @@ def serve(answer: Callable[..., Any]) -> None:
     """Answer until the input ends. What forked processes would import is imported now; no thread is started."""
     for module in sorted(set(FORMATS.values())):
         importlib.import_module(module)
-    gc.disable()  # a collection would touch, and so copy, the pages that forked processes share
-    gc.freeze()
     for line in sys.stdin:
         sys.stdout.write(json.dumps(answer(*json.loads(line))) + "\n")
         sys.stdout.flush()

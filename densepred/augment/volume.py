@@ -38,11 +38,18 @@ class Augmenter:
         config: probabilities and ranges.
         classes: number of classes of the labels.
         spacing: voxel spacing (slowest axis first), so that rotations are rigid on anisotropic grids; equal if None.
+        flags: channels of ones and zeros, which are moved like the others and keep their values.
     """
 
-    def __init__(self, config: AugmentConfig, classes: int, spacing: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        config: AugmentConfig,
+        classes: int,
+        spacing: Sequence[float] | None = None,
+        flags: Sequence[int] = (),
+    ) -> None:
         self.config = config
-        self.classes = classes
+        self.classes, self.flags = classes, list(flags)
         self.spacing = tuple(spacing) if spacing else None
 
     def __call__(self, image: Tensor, label: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -54,6 +61,8 @@ class Augmenter:
         label = label.clone()
         for index, (draw, generator) in enumerate(zip(draws, generators, strict=True)):
             sample = _intensity(image[index], draw, generator)
+            if self.flags:
+                sample[self.flags] = image[index, self.flags]
             axes = [axis + 1 for axis in draw.flips]
             image[index] = sample.flip(axes)
             label[index] = label[index].flip(draw.flips)

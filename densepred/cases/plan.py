@@ -76,6 +76,12 @@ class Plan(Section):
         return self.channels[: len(self.channels) - self.reading.validity.channel]
 
     @property
+    def flag_channels(self) -> tuple[int, ...]:
+        """The channels that hold ones and zeros rather than intensities: planes of flags, and the validity."""
+        flags = [index for index, bits in enumerate(self.reading.bits) if bits]
+        return (*flags, *range(len(self.image_channels), len(self.channels)))
+
+    @property
     def invalid(self) -> int:
         """The label value that is written where a pixel is invalid: the first ignored one, else the background's."""
         return self.ignore[0] if self.ignore else self.values[0]
@@ -116,7 +122,8 @@ def _of_format_1(content: dict[str, Any]) -> dict[str, Any]:
     """Format 1 had one normalisation for all channels, and axes for all of `reading`."""
     new = {key: value for key, value in content.items() if key != "axes"}
     one = content.get("normalize", "zscore")
-    return new | {"normalize": [one] * len(content["channels"]), "reading": {"axes": content.get("axes")}}
+    reading = {"axes": content.get("axes")}
+    return new | {"normalize": [one] * len(content["channels"]), "reading": reading, "format_version": FORMAT_VERSION}
 
 
 def make_plan(config: Config, cases: list[Case]) -> Plan:

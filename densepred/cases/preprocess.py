@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from types import EllipsisType
 
 import numpy as np
@@ -18,7 +18,7 @@ from densepred.errors import DensepredError, InputError
 from densepred.volumes import GEOMETRY_TOLERANCE, Volume, corner_offset
 from densepred.volumes.channels import sky_offset
 from densepred.volumes.fits_header import WCS_TOLERANCE
-from densepred.volumes.grid import Box, cutout
+from densepred.volumes.grid import Box
 from densepred.volumes.volume import full_key, span
 
 __all__ = [
@@ -60,7 +60,7 @@ class NormalizedVolume:
         volume: the image, NaN or infinite where pixels do not count.
         fitted: what normalises it.
         validity: what stands at those pixels, and whether their map is one more channel.
-        origin: where the volume begins in the image that `fitted` is of.
+        box: the part of the image that is the view, normalised as in the whole; all of it by default.
 
     Example:
         >>> volume = Volume.from_array(np.arange(8.0).reshape(2, 2, 2), (1.0, 1.0, 1.0))
@@ -69,15 +69,11 @@ class NormalizedVolume:
     """
 
     def __init__(
-        self,
-        volume: Volume,
-        fitted: Fitted,
-        validity: ValidityConfig | None = None,
-        origin: Sequence[int] | None = None,
+        self, volume: Volume, fitted: Fitted, validity: ValidityConfig | None = None, box: Box | None = None
     ) -> None:
         self.volume, self.fitted, self.validity = volume, fitted, validity or ValidityConfig()
-        self._origin = tuple(origin or (0,) * volume.dims)
-        self.shape = (volume.shape[0] + self.validity.channel, *volume.shape[1:])
+        self.box = box or tuple((0, size) for size in volume.shape[1:])
+        self.shape = (volume.shape[0] + self.validity.channel, *(stop - start for start, stop in self.box))
         self.spacing, self.dtype = volume.spacing, np.dtype(np.float32)
 
     def __getitem__(self, key: Key) -> np.ndarray:
@@ -87,20 +83,21 @@ class NormalizedVolume:
         """Normalised voxels, and which of them are valid in all channels (bool); None where integers always are."""
         first, *rest = full_key(key, self.shape)
         spans = [span(index, size) for index, size in zip(rest, self.shape[1:], strict=True)]
-        where = tuple(slice(start, stop) for start, stop, _ in spans)
-        inner = tuple(index for _, _, index in spans)
+        inner = [index for _, _, index in spans]
+        where = [slice(a + at, b + at) for (a, b, _), (at, _) in zip(spans, self.box, strict=True)]
+        if self.validity.fill == "nearest":  # which may lie outside of what is asked for, in its row
+            inner[-1] = _within(inner[-1], where[-1])
+            where[-1] = slice(0, self.volume.shape[-1])
         values = self.volume[(slice(None), *where)]
         valid = np.isfinite(values).all(0) if values.dtype.kind == "f" else None
-        out = self._filled(values, valid, where)
-        return out[(first, *inner)], None if valid is None else valid[inner]
+        out = self._filled(values, valid, tuple(where))
+        return out[(first, *inner)], None if valid is None else valid[tuple(inner)]
 
     def cutout(self, box: Box) -> NormalizedVolume:
-        """A part, normalised as in the whole."""
-        origin = [start + begin for start, (begin, _) in zip(self._origin, box, strict=True)]
-        return NormalizedVolume(cutout(self.volume, box), self.fitted, self.validity, origin)
+        """A part of the image, normalised as in the whole."""
+        return NormalizedVolume(self.volume, self.fitted, self.validity, box)
 
     def _filled(self, values: np.ndarray, valid: np.ndarray | None, where: tuple[slice, ...]) -> np.ndarray:
-        where = tuple(slice(s.start + o, s.stop + o) for s, o in zip(where, self._origin, strict=True))
         out = self.fitted.forward(values, where)
         if valid is not None and not valid.all():
             out = self.fitted.fill(out, self.validity.fill, where)
@@ -115,6 +112,15 @@ class NormalizedVolume:
             stop = min(start + thickness, self.shape[1])
             yield start, stop, self[:, start:stop]
         self.volume.verify()
+
+
+def _within(index: int | slice, part: slice) -> int | slice:
+    """`index` of a part of a row, as one of the whole row; spans have steps of 1 or are what is left of a slice."""
+    if isinstance(index, int):
+        return part.start + index
+    places = range(part.start, part.stop)[index]
+    stop: int | None = places[-1] + (1 if places.step > 0 else -1) if places else part.start
+    return slice(places.start, None if stop is not None and stop < 0 else stop, places.step)
 
 
 def open_image(case: Case, plan: Plan) -> Volume:

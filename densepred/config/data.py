@@ -36,7 +36,7 @@ class ValidityConfig(Section):
     flags: Annotated[dict[str, int], Field(strict=False)] = Field(default_factory=dict)
     """Names of the flags: {SATURATED: 256, COSMIC_RAY: 4096}."""
     weight: str | None = None
-    """Pattern of weight or error planes: pixels whose weight is 0, negative or NaN are invalid."""
+    """Pattern of weight or error planes: pixels whose weight is 0, negative, NaN or infinite are invalid."""
     fill: Literal["zero", "median", "nearest"] = "zero"
     """What the network sees at invalid pixels, after normalisation: 0, the median, or the nearest valid of the row."""
     channel: bool = False

@@ -77,7 +77,6 @@ def resume(run: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Run:
     with locked(writable_folder(folder)):
         config = _anchored(configuration.load(folder / CONFIG, overrides))
         found = Run(folder, config, Plan.load(folder / PLAN))
-        found.save_recipe()
         return _fit(found, collect(found.config.data))
 
 

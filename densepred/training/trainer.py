@@ -60,7 +60,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.average = MovingAverage(self.model, config.optimizer.ema)
         self.criterion = SegmentationLoss(config.loss)
-        self.augment = Augmenter(config.augment, len(plan.classes), plan.typical_spacing)
+        self.augment = Augmenter(config.augment, len(plan.classes), plan.typical_spacing, plan.flag_channels)
         patch = config.patch
         self.sampler = PatchSampler(
             train, patch.size, patch.batch, patch.foreground, config.training.seed, config.training.steps
@@ -74,6 +74,7 @@ class Trainer:
     def fit(self) -> None:
         """Train to the end, from the newest checkpoint if there is one."""
         self._restore()
+        self.run.save_recipe()  # with what a resumed training was given anew, now that it can go on
         self.engine = Engine(self.model, self.optimizer, self.device, self.precision, self.config.training.form)
         self.average.state = {name: value.to(self.device) for name, value in self.average.state.items()}
         first, steps = self.state["step"], self.config.training.steps
@@ -256,11 +257,9 @@ class Trainer:
             return
         tensors, state = found
         if state.pop("data") != self.data_hash:
-            raise InputError(
-                "the training cases have changed since this run began",
-                "restore them, or start a new run",
-                self.run.path,
-            )
+            made = f" (with densepred {self.run.plan.densepred_version})" if self.run.plan.densepred_version else ""
+            what = f"the training cases, or how they are prepared, have changed since this run began{made}"
+            raise InputError(what, "restore the files, go on with that version, or start a new run", self.run.path)
         if state.pop("torch") != torch.__version__:
             _LOG.warning("resuming under another version of torch: the end may differ in the last bits")
         self.run.rows[:] = state.pop("rows")

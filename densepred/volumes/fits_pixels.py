@@ -5,7 +5,6 @@ Rows that lie together are read as they are, tiles by `fits_untile`, and everyth
 
 from __future__ import annotations
 
-import os
 import warnings
 from contextlib import suppress
 from functools import cached_property
@@ -21,7 +20,6 @@ from densepred.volumes.fits_scan import Hdu, card, reason
 from densepred.volumes.fits_sums import BLOCK, add_sums, sum_of, sum_of_stream
 from densepred.volumes.fits_untile import TileReader, UnusualError
 from densepred.volumes.fits_values import Values, values_of
-from densepred.volumes.threads import in_turn
 from densepred.volumes.volume import Key, check_memory, full_key, span
 
 Checksum: TypeAlias = Literal["verify", "ignore", "require"]
@@ -156,35 +154,28 @@ class FitsPixels:
 
     def _read_run(self, at: int, out: np.ndarray) -> None:
         """Read values from the `at`-th on."""
-        itemsize = self._values.stored.itemsize
-        start = at * itemsize
-        if start == 0:
+        stored = self._values.stored
+        held = np.empty(min(out.size, _PIECE // stored.itemsize), stored.newbyteorder(">"))
+        for first in range(0, out.size, held.size):
+            raw = held[: out.size - first]
+            octets, offset = raw.view(np.uint8), (at + first) * stored.itemsize
+            try:
+                self._file.seek(self._hdu.data + offset)
+                if self._file.readinto(octets.data) != octets.size:  # type: ignore[attr-defined]
+                    raise EOFError("the file has become shorter since it was opened")
+            except (OSError, EOFError) as error:
+                what = f"HDU {self._hdu.index}: cannot be read ({reason(error)})"
+                raise InputError(what, _AGAIN, self._path) from error
+            self._take_sum(octets, offset)
+            self._convert(raw, out[first : first + raw.size])
+
+    def _take_sum(self, octets: np.ndarray, at: int) -> None:
+        """Sum what is read from the start of the data on, for `verify`."""
+        if at == 0:
             self._summed = self._sum = 0
-        summed = start == self._summed and self._is_summed
-
-        def work(first: int) -> int:
-            values = out[first : first + _PIECE // itemsize]
-            raw = self._read_piece(start + first * itemsize, values.size)
-            self._convert(raw, values)
-            return sum_of(raw, start + first * itemsize) if summed else 0
-
-        for total in in_turn(work, list(range(0, out.size, _PIECE // itemsize))):
-            self._sum = add_sums(self._sum, total)
-        self._summed += out.size * itemsize if summed else 0
-
-    def _read_piece(self, offset: int, count: int) -> np.ndarray:
-        raw = np.empty(count, self._values.stored.newbyteorder(">"))
-        left = raw.view(np.uint8).data
-        at = self._hdu.data + offset
-        try:
-            while left and (held := os.preadv(self._file.fileno(), [left], at)):
-                left, at = left[held:], at + held
-            if left:
-                raise EOFError("the file has become shorter since it was opened")
-        except (OSError, EOFError) as error:
-            what = f"HDU {self._hdu.index}: cannot be read ({reason(error)})"
-            raise InputError(what, _AGAIN, self._path) from error
-        return raw
+        if at == self._summed and self._is_summed:
+            self._sum = add_sums(self._sum, sum_of(octets, at))
+            self._summed += octets.size
 
     def verify(self) -> None:
         """Compare CHECKSUM and DATASUM with the file.

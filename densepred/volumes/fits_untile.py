@@ -23,7 +23,6 @@ from isal import isal_zlib
 from numpy.lib.stride_tricks import sliding_window_view
 
 from densepred.volumes.fits_scan import TYPES, Hdu
-from densepred.volumes.threads import in_turn
 
 Octets: TypeAlias = "Any"
 """A memoryview, which `imagecodecs` takes but does not name among its types."""
@@ -126,17 +125,13 @@ class TileReader:
             raise UnusualError
         lossless = self._packed(table["GZIP_COMPRESSED_DATA"][spare], out.nbytes) if spare.size else []
 
-        def work(equal: tuple[slice, slice, int]) -> None:
-            tiles, pixels, size = equal
+        for tiles, pixels, size in _equal(sizes):
             target = out[pixels].reshape(-1, size)
             self._decode_equal(packed[tiles], table[tiles], rows[tiles], target)
-            first, last = np.searchsorted(spare, (tiles.start, tiles.stop)).tolist()
-            for number, data in zip(spare[first:last].tolist(), lossless[first:last], strict=True):
-                at = number - tiles.start
-                _gunzip([data], target[at : at + 1], shuffled=False)
-
-        for _ in in_turn(work, list(_equal(sizes))):
-            pass
+        starts = np.cumsum(sizes) - sizes
+        for number, data in zip(spare.tolist(), lossless, strict=True):
+            start = int(starts[number])
+            _gunzip([data], out[np.newaxis, start : start + int(sizes[number])], shuffled=False)
 
     def _decode_equal(self, packed: list[Octets], table: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
         """Decode tiles into `out`, `(len(packed), pixels)`; what is empty is left for later."""

@@ -1,4 +1,4 @@
-"""Writing gzip: deflated piece by piece by several threads, and read back the same way.
+"""Writing gzip: deflated piece by piece, and read back by another library.
 
 References: RFC 1951 (deflate) and 1952 (gzip).
 """
@@ -10,8 +10,6 @@ from typing import IO, NamedTuple, TypeAlias
 import imagecodecs
 from isal import isal_zlib
 
-from densepred.volumes.threads import in_turn
-
 Octets: TypeAlias = "bytes | bytearray | memoryview"
 
 _PIECE = 1 << 20
@@ -21,7 +19,7 @@ _END = b"\x03\x00"  # the last block, empty
 
 
 class Piece(NamedTuple):
-    """What a piece of the content has become: its bytes there, its bytes and their CRC here."""
+    """A piece of the content: its bytes in the file, its bytes and their CRC without compression."""
 
     packed: int
     size: int
@@ -31,8 +29,8 @@ class Piece(NamedTuple):
 class GzipWriter:
     """One gzip member without time or name; its bytes depend on the content alone, not on the portions written.
 
-    The content is cut into pieces that are deflated each for itself and end at full bytes, so that threads can share
-    them. They are written by the thread that calls.
+    The content is cut into pieces, each deflated for itself and ended at a full byte, so that each can be read back for
+    itself.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -44,33 +42,31 @@ class GzipWriter:
     def write(self, data: Octets) -> None:
         """Append bytes."""
         view = memoryview(data)
-        self._crc, self._size = isal_zlib.crc32(view, self._crc), self._size + len(view)
-        whole: list[Octets] = []
         if self._held:
             missing = _PIECE - len(self._held)
             self._held += view[:missing]
             view = view[missing:]
             if len(self._held) < _PIECE:
                 return
-            whole.append(self._held)
+            self._put(self._held)
             self._held = bytearray()
-        end = len(view) - len(view) % _PIECE
-        whole += [view[at : at + _PIECE] for at in range(0, end, _PIECE)]
-        self._held += view[end:]
-        self._put(whole)
+        while len(view) >= _PIECE:
+            self._put(view[:_PIECE])
+            view = view[_PIECE:]
+        self._held += view
 
     def finish(self) -> None:
         """Write what is held and the trailer; the file stays open."""
-        self._put([self._held] if self._held else [])
+        if self._held:
+            self._put(self._held)
         self._held = bytearray()
         self._file.write(self._tail)
 
     def reads_back(self, file: IO[bytes]) -> bool:
         """Whether the next bytes of `file` are the member that was written, and give its content."""
-        pieces = ((file.read(piece.packed), piece) for piece in self._pieces)
         return (
             file.read(len(_HEAD)) == _HEAD
-            and all(in_turn(_is_sound, pieces))
+            and all(_is_sound(file.read(piece.packed), piece) for piece in self._pieces)
             and file.read(len(self._tail)) == self._tail
         )
 
@@ -78,21 +74,18 @@ class GzipWriter:
     def _tail(self) -> bytes:
         return _END + self._crc.to_bytes(4, "little") + (self._size & 0xFFFFFFFF).to_bytes(4, "little")
 
-    def _put(self, pieces: list[Octets]) -> None:
-        for packed, piece in in_turn(_deflated, pieces):
-            self._file.write(packed)
-            self._pieces.append(piece)
+    def _put(self, data: Octets) -> None:
+        encoder = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, -15)
+        packed = encoder.compress(data) + encoder.flush(isal_zlib.Z_SYNC_FLUSH)
+        self._file.write(packed)
+        piece = Piece(len(packed), len(data), isal_zlib.crc32(data))
+        self._crc = isal_zlib.crc32_combine(self._crc, piece.crc, piece.size)
+        self._size += piece.size
+        self._pieces.append(piece)
 
 
-def _deflated(data: Octets) -> tuple[bytes, Piece]:
-    encoder = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, -15)
-    packed = encoder.compress(data) + encoder.flush(isal_zlib.Z_SYNC_FLUSH)
-    return packed, Piece(len(packed), len(data), isal_zlib.crc32(data))
-
-
-def _is_sound(pair: tuple[bytes, Piece]) -> bool:
+def _is_sound(packed: bytes, piece: Piece) -> bool:
     """By libdeflate, which wrote none of it."""
-    packed, piece = pair
     try:
         data = imagecodecs.deflate_decode(packed + _END, raw=True, out=piece.size)
     except RuntimeError:

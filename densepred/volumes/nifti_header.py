@@ -7,6 +7,7 @@ Reference: nifti1.h and nifti2.h, https://nifti.nimh.nih.gov.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import warnings
 from collections.abc import Sequence
@@ -292,6 +293,7 @@ def _description(record: Record | None) -> bytes:
     return text.encode("ascii", "replace")[:79]
 
 
+@functools.cache
 def _version() -> str:
     try:
         return version("densepred")

@@ -67,7 +67,7 @@ def masked(
         volume: `(C, *spatial)`; integers become floats that hold them exactly.
         mask: a data-quality plane `(1, *spatial)` on the same grid.
         flags: which of its values are bad; by default all but 0.
-        weight: weights or errors `(1, *spatial)`: what is not above 0 is invalid.
+        weight: weights or errors `(1, *spatial)`: what is not above 0 and finite is invalid.
 
     Raises:
         InputError: a plane with another shape, geometry or number of channels; on reading, a mask with fractions.
@@ -132,7 +132,8 @@ class _MaskedArray:
         if self._mask is not None:
             bad |= _meant(self._mask, self._flags, rest)
         if self._weight is not None:
-            bad |= ~(self._weight[(0, *rest)] > 0)
+            weight = self._weight[(0, *rest)]
+            bad |= ~((weight > 0) & np.isfinite(weight))
         values[..., bad] = np.nan
         return values
 

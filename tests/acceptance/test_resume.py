@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -72,3 +74,26 @@ def test_training_into_a_used_folder_and_resuming_nothing(dataset: Path, recipe:
     other = densepred("train", "--resume", trained, "optimizer.lr=0.5")
     assert other.returncode == 2
     assert "cannot change" in other.stderr
+
+
+def test_a_resume_that_is_refused_leaves_the_run_as_it_was(dataset: Path, trained: Path, tmp_path: Path):
+    """A run whose plan is of the first format, and whose cases were prepared otherwise."""
+    run = tmp_path / "old"
+    shutil.copytree(trained, run)
+    plan = json.loads((run / "plan.json").read_text())
+    plan |= {"format_version": 1, "normalize": "zscore", "axes": None, "densepred_version": "0.0.9"}
+    del plan["reading"]
+    (run / "plan.json").write_text(json.dumps(plan))
+    newest = max((run / "checkpoints").glob("step-*"))
+    before = {path.name: path.read_bytes() for path in run.glob("*.*")}
+    state = json.loads((newest / "state.json").read_text()) | {"data": "0" * 64}
+    (newest / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((newest / "manifest.json").read_text())
+    manifest["state.json"] = hashlib.sha256((newest / "state.json").read_bytes()).hexdigest()
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    done = densepred("train", "--resume", run, "training.epochs=6")
+    assert done.returncode == 2
+    assert "or how they are prepared, have changed since this run began (with densepred 0.0.9)" in done.stderr
+    assert {path.name: path.read_bytes() for path in run.glob("*.*")} == before
+    image = next((dataset / "imagesTr").iterdir())
+    assert densepred("predict", run, image, "--out", tmp_path / "out").returncode == 0
