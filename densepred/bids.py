@@ -153,8 +153,9 @@ class Derivatives:
     """A data set of predictions, `<out>/derivatives/densepred-<model>/`, in the form of BIDS derivatives.
 
     An image keeps the entities of its source that BIDS allows in the name of a segmentation, and gets `seg-<model>`:
-    `sub-01_ses-a_run-1_T1w.nii.gz` gives `sub-01/ses-a/anat/sub-01_ses-a_run-1_seg-<model>_dseg.nii.gz`. Source and
-    prediction lie on one grid, so `space` and `res` are the source's.
+    `sub-01_ses-a_run-1_T1w.nii.gz` gives `sub-01/ses-a/anat/sub-01_ses-a_run-1_seg-<model>_dseg.nii.gz`. Where
+    source and prediction lie on one grid, `space` and `res` are the source's; a cut-out is told by `desc-cutout`,
+    blocks of n x n voxels by `res-bin<n>`, both behind what the source has there.
 
     Args:
         dataset: the folder of the sources' data set, as `BidsFile.dataset`.
@@ -165,6 +166,8 @@ class Derivatives:
         atlas: the name of the atlas that the classes are of, if there is one.
         desc: a label that tells this prediction from others of the same model.
         ignored: names of further files in the folder, for `.bidsignore`.
+        cut: the predictions are cut-outs of their sources.
+        blocks: side of the blocks of the sources' voxels, in a plane, that one of the predictions is the mean of.
 
     Raises:
         InputError: the model's name or `desc` has no letter or digit.
@@ -185,7 +188,10 @@ class Derivatives:
         atlas: str | None = None,
         desc: str | None = None,
         ignored: Sequence[str] = (),
+        cut: bool = False,
+        blocks: int = 1,
     ) -> None:
+        self._cut, self._blocks = cut, blocks
         self.dataset, self.model = Path(dataset), model
         self._label = label_of(model)
         self.folder = Path(out or dataset) / "derivatives" / f"densepred-{self._label}"
@@ -252,6 +258,10 @@ class Derivatives:
         file = self._parse(source)
         kept = {key: label for key, label in file.entities.items() if key in _KEPT[file.datatype]}
         kept |= {"seg": self._label} | ({"desc": self._desc} if self._desc else {})
+        if self._cut:
+            kept["desc"] = kept["desc"] + "Cutout" if "desc" in kept else "cutout"
+        if self._blocks > 1:
+            kept["res"] = f"{kept['res']}Bin{self._blocks}" if "res" in kept else f"bin{self._blocks}"
         pairs = [f"{key}-{kept[key]}" for key in sorted(kept, key=ENTITIES.index)]
         folders = [f"{key}-{kept[key]}" for key in ("sub", "ses") if key in kept]
         path = self.folder.joinpath(*folders, file.datatype, "_".join([*pairs, f"{suffix}.nii.gz"]))
@@ -278,6 +288,11 @@ class Derivatives:
         """By its name: what a link there points to may lie anywhere."""
         return f"bids:{_LINK}:{source.relative_to(BidsFile.parse(source).dataset).as_posix()}"
 
+    def companions(self, output: Path) -> list[Path]:
+        """What `finish` writes."""
+        sidecar = _sidecar(output)
+        return [sidecar] if _has_probabilities(output) else [sidecar, sidecar.with_suffix(".tsv")]
+
     def finish(self, sources: str | Path | Sequence[str | Path], output: Path) -> None:
         """Write what goes with an output: the side-car `.json`, and beside a label map the table of its values.
 
@@ -287,18 +302,21 @@ class Derivatives:
         """
         several = [sources] if isinstance(sources, str | Path) else list(sources)
         uris = [self._uri(split_part(source)[0]) for source in several]
-        probabilities = output.name.endswith("_probseg.nii.gz")
+        probabilities = _has_probabilities(output)
         kind = "Probabilities of the classes" if probabilities else "Segmentation"
         about: dict[str, Any] = {
             "Description": f"{kind} by the densepred model {self.model}",
             "Sources": list(dict.fromkeys(uris)),
-            "SpatialReference": uris[0],
             "Manual": False,
         }
+        own_grid = self._cut or self._blocks > 1
+        if not own_grid or "_space-" in output.name:  # where a space is named, BIDS demands what it is that of
+            about["SpatialReference"] = uris[0]
         if self._atlas:
             about["Atlas"] = self._atlas
         if "_res-" in output.name:
-            about["Resolution"] = "that of the source"
+            blocks = f"blocks of {self._blocks} x {self._blocks} voxels in each plane of the source"
+            about["Resolution"] = "that of the source" if self._blocks == 1 else blocks
         if probabilities:
             about["LabelMap"] = list(self._legend.names.values())
         else:
@@ -309,6 +327,21 @@ class Derivatives:
         names = {value: " ".join(name.split()) for value, name in sorted(self._legend.names.items())}
         rows = [f"{value}\t{name or 'n/a'}\t{self._legend.colour(value)}\n" for value, name in names.items()]
         return "index\tname\tcolor\n" + "".join(rows)
+
+
+def sources_of(output: str | Path) -> list[str]:
+    """The URIs of the images an output was made from, as its side-car file tells; none where there is no such file.
+
+    Example:
+        >>> sources_of("study/derivatives/x/sub-01/anat/sub-01_dseg.nii.gz")
+        []
+    """
+    listed = _json(_sidecar(Path(output))).get("Sources")
+    return [str(uri) for uri in listed] if isinstance(listed, list) else []
+
+
+def _has_probabilities(path: Path) -> bool:
+    return path.name.endswith("_probseg.nii.gz")
 
 
 def _sidecar(path: Path) -> Path:

@@ -119,7 +119,7 @@ def predict(
 
 @app.command()
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="folder of the predicted labels")],
+    predictions: Annotated[str, typer.Argument(help="folder of the predicted labels, or a pattern with {id}")],
     labels: Annotated[
         str, typer.Argument(help="folder of the true labels, or a pattern such as 'dir/{id}_seg.nii.gz'")
     ],
@@ -248,11 +248,12 @@ def catalogue(
     min_size: Annotated[int, typer.Option(min=1, help="voxels of the smallest object to list")] = 1,
     background: Annotated[int, typer.Option(help="the value of what is no object")] = 0,
     axes: Annotated[str | None, typer.Option(help="the axes of the files where they are open, such as zyx")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
 ) -> None:
     """List the objects of a label map with places, shapes and intensities."""
     from densepred.catalogue import catalogue as measure
 
-    found = measure(labels, image, out, instances, connectivity, min_size, background, axes=axes)
+    found = measure(labels, image, out, instances, connectivity, min_size, background, None, axes, overwrite)
     _show(f"{len(found)} objects in {out}")
 
 

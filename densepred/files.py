@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from pathlib import Path
 from densepred.errors import DensepredError, DiskFullError, InputError, LockedError, UnsafeError
 
 _OUT_OF_SPACE = (28, 122)  # ENOSPC, EDQUOT
+_PART = re.compile(r"\.([0-9]+)\.[0-9a-f]{8}\.part\.")
+"""The beginning of the names that `part_path` gives; the number is that of the process."""
 
 
 def part_path(path: Path) -> Path:
@@ -158,21 +161,27 @@ def sweep_parts(folder: Path) -> int:
 
     Called under the folder's lock before anything is written: what has this process's own number is an earlier one's.
     """
-    stale = [path for path in folder.glob(".*.part.*") if not _alive(path.name.split(".")[1])]
+    found = ((path, _PART.match(path.name)) for path in folder.glob(".*.part.*"))
+    stale = [path for path, ours in found if ours is not None and not _alive(int(ours[1]))]
     for path in stale:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        remove(path)
     return len(stale)
 
 
-def _alive(pid: str) -> bool:
-    if pid == str(os.getpid()):
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with what is in it; that it is gone already is no fault."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    if pid == os.getpid():
         return False
     try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError):
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

@@ -4,16 +4,16 @@
     python scripts/bench_files.py --only nifti --rounds 31
     python scripts/bench_files.py --folder /dev/shm      # no disk: what it costs to force data to one drops out
 
-Whole volumes are read into a numpy array in native byte order, files warm in the page cache; label maps are written whole.
-The programs take turns within each round, so that a slow machine is slow for all. A line gives the median milliseconds of
-wall clock and of processor (all threads), and the median over the rounds of its wall clock over ours: above 1 it is slower.
+Whole images are read into a numpy array in native byte order, files warm in the page cache; label maps are written
+whole. The programs take turns within each round, so that a slow machine is slow for all. A line gives the medians of
+wall clock and of processor time (all threads) in milliseconds, and the medians over the rounds of both over ours.
 
 Programs do not all do the same, so peers appear twice where they do less by themselves:
 
-- Reading, ours checks what a file can be checked by: the CRC of gzip, DATASUM and CHECKSUM of FITS. "checked" marks a peer
-  that was told to do so too; others do by themselves.
+- Reading, ours checks all that a file can be checked by: the CRC of gzip, DATASUM and CHECKSUM of FITS. "checked" marks
+  a peer that was told to do so too.
 - Writing, ours forces the file to disk, reads it back, compares it and only then gives it its name; into FITS it writes
-  checksums. "safe" marks a peer around which the same was put. Without it, the file may be torn or still be lost.
+  checksums. "safe" marks a peer around which the same was put. Without, the file may be torn or still be lost.
 
 Needs the extras `itk` and `peers`; a program that is not installed is left out, with a line that says so.
 """
@@ -31,8 +31,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +43,18 @@ from astropy.io import fits
 from scipy.ndimage import gaussian_filter, zoom
 from zarr.codecs import ZstdCodec
 
+from densepred.files import sync
 from densepred.volumes import Volume, open_volume, open_writer
 from densepred.volumes.fits_tiles import tile_shape
 from densepred.volumes.zarr_write import sharding
 
 VOLUME = (128, 256, 256)
+LABELS = (128, 512, 512)
 IMAGE = (4096, 2048)
 OURS = "densepred"
 
 Read = Callable[[Path], np.ndarray]
-Writing = Callable[[Path, np.ndarray], None]
+Writing = Callable[..., None]
 
 
 @dataclass
@@ -70,20 +72,21 @@ class Case:
 
 
 def smooth(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """A smooth random field of unit variance."""
-    coarse = gaussian_filter(rng.standard_normal([size // 4 for size in shape]), 4)
-    return zoom(coarse / coarse.std(), 4, order=1).astype(np.float32)
+    """A smooth random field of unit variance; its forms grow with the shape."""
+    coarse = gaussian_filter(rng.standard_normal([32] * (len(shape) == 3) + [64, 64]), 4)
+    factors = [size / old for size, old in zip(shape, coarse.shape, strict=True)]
+    return zoom((coarse / coarse.std()).astype(np.float32), factors, order=1)
 
 
-def segmented(seed: int, least: float, count: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    """The labels of organs within a body, and the body; the higher `least`, the less of it is organs."""
+def segmented(seed: int, least: float, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The labels 1 to 8 of organs within a body, and the body; the higher `least`, the less of it is organs."""
     rng = np.random.default_rng(seed)
-    _, y, x = np.meshgrid(*[np.linspace(-1, 1, size, dtype=np.float32) for size in VOLUME], indexing="ij")
+    _, y, x = np.meshgrid(*[np.linspace(-1, 1, size, dtype=np.float32) for size in shape], indexing="ij")
     body = (y / 0.75) ** 2 + (x / 0.9) ** 2 < 1
-    best = np.full(VOLUME, least, np.float32)
-    labels = np.zeros(VOLUME, np.uint8)
-    for number in range(1, count + 1):
-        organ = smooth(rng, VOLUME)
+    best = np.full(shape, least, np.float32)
+    labels = np.zeros(shape, np.uint8)
+    for number in range(1, 9):
+        organ = smooth(rng, shape)
         labels[(organ > best) & body] = number
         np.maximum(best, organ, out=best)
     return labels, body
@@ -91,7 +94,7 @@ def segmented(seed: int, least: float, count: int = 8) -> tuple[np.ndarray, np.n
 
 def scan(seed: int) -> np.ndarray:
     """A body in air, int16 in Hounsfield units with noise."""
-    labels, body = segmented(seed, 1.2)
+    labels, body = segmented(seed, 1.2, VOLUME)
     values = np.array([-1000, 60, 40, -80, 120, 300, 30, -700, 90], np.float32)[labels]
     values[(labels == 0) & body] = 20
     values += np.random.default_rng(seed).normal(0, 12, VOLUME)
@@ -127,9 +130,9 @@ def by_nibabel_float32(path: Path) -> np.ndarray:
 
 
 def by_sitk(path: Path) -> np.ndarray:
-    import SimpleITK as sitk
+    import SimpleITK
 
-    values: np.ndarray = sitk.GetArrayFromImage(sitk.ReadImage(path))
+    values: np.ndarray = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path))
     return values
 
 
@@ -138,78 +141,67 @@ def by_astropy(path: Path, checksum: bool = False) -> np.ndarray:
         return native(next(hdu.data for hdu in hdus if hdu.header["NAXIS"]))
 
 
-def by_fitsio(path: Path) -> np.ndarray:
-    import fitsio
-
-    with fitsio.FITS(str(path)) as hdus:
-        return native(next(hdu for hdu in hdus if hdu.has_data()).read())
-
-
-def by_fitsio_checked(path: Path) -> np.ndarray:
+def by_fitsio(path: Path, checksum: bool = False) -> np.ndarray:
     import fitsio
 
     with fitsio.FITS(str(path)) as hdus:
         hdu = next(hdu for hdu in hdus if hdu.has_data())
-        sums = hdu.verify_checksum()
-        if sums["datastatus"] != 1 or sums["hdustatus"] != 1:
-            raise OSError(f"{path}: wrong checksum")
+        if checksum:
+            hdu.verify_checksum()  # raises
         return native(hdu.read())
 
 
 def by_zarr(path: Path) -> np.ndarray:
     stored: Any = zarr.open(str(path), mode="r")
-    return native((stored if isinstance(stored, zarr.Array) else stored["0"])[:])
+    return native(np.asarray((stored if isinstance(stored, zarr.Array) else stored["0"])[:]))
 
 
 def nifti_reading(folder: Path) -> Iterator[Case]:
-    image, labels = scan(1), segmented(1, 1.2)[0]
-    slope, inter = 0.5, -10.0
+    image = scan(1)
+    stored = {"int16": image, "float32": sky(2, VOLUME), "labels": segmented(1, 1.2, LABELS)[0]}
     for suffix in (".nii", ".nii.gz"):
-        peers: dict[str, Read] = {"nibabel": by_nibabel, "SimpleITK": by_sitk}
-        for name, values in (("int16", image), ("float32", sky(2, VOLUME)), ("uint8 labels", labels)):
-            path = folder / f"{name[:5]}{suffix}"
-            nibabel.Nifti1Image(values.T, np.eye(4)).to_filename(path)
-            yield Case(f"`{suffix}`, {name}", path, values, {OURS: ours, **peers})
-        path = folder / f"scaled{suffix}"
-        scaled = image.astype(np.float32) * np.float32(slope) + np.float32(inter)
+        for name, values in stored.items():
+            path = folder / f"{name}{suffix}"
+            write_nibabel(path, values)
+            yield Case(f"`{suffix}`, {name}", path, values, {OURS: ours, "nibabel": by_nibabel, "SimpleITK": by_sitk})
+        path, scaled = folder / f"scaled{suffix}", image.astype(np.float32) * np.float32(0.5) - 10
         header = nibabel.Nifti1Image(image.T, np.eye(4)).header
         header["vox_offset"] = 352
-        header.set_slope_inter(slope, inter)
-        with nibabel.openers.Opener(path, "wb") as file:
+        header.set_slope_inter(0.5, -10)
+        with nibabel.openers.Opener(str(path), "wb") as file:
             file.write(header.binaryblock + bytes(4) + image.tobytes())
-        peers["nibabel"] = by_nibabel_float32
+        peers = {"nibabel": by_nibabel_float32, "SimpleITK": by_sitk}
         yield Case(f"`{suffix}`, int16 scaled", path, scaled, {OURS: ours, **peers})
 
 
 def fits_reading(folder: Path) -> Iterator[Case]:
-    real = sky(2, IMAGE)
-    image, cube = np.rint(10 * real).astype(np.int16), scan(1)
-    checked: dict[str, Read] = {"astropy, checked": lambda path: by_astropy(path, checksum=True)}
+    real, cube = sky(2, IMAGE), scan(1)
+    image = np.rint(10 * real).astype(np.int16)
     peers: dict[str, Read] = {"astropy": by_astropy, "fitsio": by_fitsio}
+    checked = {**peers, "astropy, checked": partial(by_astropy, checksum=True)}
     for suffix in (".fits", ".fits.gz"):
         for sums in (False, True):
             path = folder / f"float{sums}{suffix}"
             fits.PrimaryHDU(real).writeto(path, checksum=sums)
             title = f"`{suffix}`, float32{', with sums' if sums else ''}"
-            yield Case(title, path, real, {OURS: ours, **peers, **(checked if sums else {})})
-    for kind, name, values, tile, sums in (
-        ("RICE_1", "int16", image, None, False),
-        ("RICE_1", "int16", image, None, True),
-        ("RICE_1", "int16", image, tile_shape(IMAGE, 2), False),
-        ("RICE_1", "int16 volume", cube, None, False),
-        ("RICE_1", "float32 quantised", real, None, False),
-        ("GZIP_2", "float32", real, None, False),
-        ("GZIP_2", "float32", real, tile_shape(IMAGE, 4), False),
-        ("HCOMPRESS_1", "int16", image, (16, IMAGE[1]), False),
+            yield Case(title, path, real, {OURS: ours, **(checked if sums else peers)})
+    for name, kind, values, rows, sums in (
+        ("int16", "RICE_1", image, 1, False),
+        ("int16", "RICE_1", image, 1, True),
+        ("int16", "RICE_1", image, 32, False),
+        ("int16 volume", "RICE_1", cube, 1, False),
+        ("float32 quantised", "RICE_1", real, 1, False),
+        ("float32", "GZIP_2", real, 1, False),
+        ("float32", "GZIP_2", real, 16, False),
+        ("int16", "HCOMPRESS_1", image, 16, False),
     ):
-        path = folder / f"{kind}{tile}{sums}{'.cube' if values.ndim == 3 else ''}.fits.fz"
-        quantised = "quantised" in name
-        hdu = fits.CompImageHDU(values, compression_type=kind, tile_shape=tile, quantize_level=16 if quantised else 0)
+        path = folder / f"{kind}{rows}{sums}{'.cube' if values is cube else ''}.fits.fz"
+        tile, level = (*[1] * (values.ndim - 2), rows, values.shape[-1]), 16 if "quantised" in name else 0
+        hdu = fits.CompImageHDU(values, compression_type=kind, tile_shape=tile, quantize_level=level)
         hdu.writeto(path, checksum=sums)
-        expected = by_astropy(path) if quantised else values
-        title = f"`.fits.fz`, {name}, {kind}, tiles of {'a row' if tile is None else f'{tile[-2]} rows'}"
-        title += ", with sums" if sums else ""
-        yield Case(title, path, expected, {OURS: ours, **peers, **(checked if sums else {})})
+        title = f"`.fits.fz`, {name}, {kind}, tiles of {rows} x {tile[-1]}{', with sums' if sums else ''}"
+        expected = by_astropy(path) if level else values
+        yield Case(title, path, expected, {OURS: ours, **(checked if sums else peers)})
 
 
 def zarr_reading(folder: Path) -> Iterator[Case]:
@@ -237,9 +229,9 @@ def write_nibabel(path: Path, values: np.ndarray) -> None:
 
 
 def write_sitk(path: Path, values: np.ndarray) -> None:
-    import SimpleITK as sitk
+    import SimpleITK
 
-    sitk.WriteImage(sitk.GetImageFromArray(values), path, useCompression=path.suffix == ".gz")
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), path, useCompression=path.suffix == ".gz")
 
 
 def write_astropy(path: Path, values: np.ndarray, kind: str = "", sums: bool = False) -> None:
@@ -273,56 +265,47 @@ def safe(write: Writing, read: Read) -> Writing:
     def run(path: Path, values: np.ndarray) -> None:
         part = path.with_name(f"part.{path.name}")
         write(part, values)
-        for inner, _, names in os.walk(part) if part.is_dir() else [(part.parent, [], [part.name])]:
-            for name in names:
-                force(Path(inner, name))
-            if part.is_dir():
-                force(Path(inner))
+        for file in [part, *part.rglob("*")]:
+            sync(file)
         if not np.array_equal(read(part), values):
             raise OSError(f"{part} does not read back")
         os.replace(part, path)
-        force(path.parent)
+        sync(path.parent)
 
     return run
 
 
-def force(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
-
-
 def label_writing(folder: Path) -> Iterator[Case]:
     checked: Read = partial(by_astropy, checksum=True)
-    formats: dict[str, dict[str, tuple[Writing, Writing, Read]]] = {}
-    for suffix in (".nii", ".nii.gz"):
-        formats[suffix] = {
-            "nibabel": (write_nibabel, write_nibabel, by_nibabel),
-            "SimpleITK": (write_sitk, write_sitk, by_sitk),
-        }
-    for suffix in (".fits", ".fits.gz"):
-        formats[suffix] = {
-            "astropy": (write_astropy, partial(write_astropy, sums=True), checked),
-            "fitsio": (write_fitsio, partial(write_fitsio, sums=True), by_fitsio_checked),
-        }
+    sums: Read = partial(by_fitsio, checksum=True)
+    nifti: dict[str, tuple[Writing, Writing, Read]] = {
+        "nibabel": (write_nibabel, write_nibabel, by_nibabel),
+        "SimpleITK": (write_sitk, write_sitk, by_sitk),
+    }
+    plain_fits: dict[str, tuple[Writing, Writing, Read]] = {
+        "astropy": (write_astropy, partial(write_astropy, sums=True), checked),
+        "fitsio": (write_fitsio, partial(write_fitsio, sums=True), sums),
+    }
+    formats = {".nii": nifti, ".nii.gz": nifti}
+    formats |= {".fits": plain_fits, ".fits.gz": plain_fits}
     formats[".fits.fz"] = {
         f"{name}, {kind}": (partial(write, kind=kind), partial(write, kind=kind, sums=True), read)
         for name, kind, write, read in (
             ("astropy", "GZIP_2", write_astropy, checked),
             ("astropy", "RICE_1", write_astropy, checked),
-            ("fitsio", "GZIP_2", write_fitsio, by_fitsio_checked),
-            ("fitsio", "RICE_1", write_fitsio, by_fitsio_checked),
+            ("fitsio", "GZIP_2", write_fitsio, sums),
+            ("fitsio", "RICE_1", write_fitsio, sums),
         )
     }
     formats[".zarr"] = {"zarr": (write_zarr, write_zarr, by_zarr)}
     for title, least in (("organs", 1.2), ("lesions", 2.0)):
-        labels = segmented(1, least)[0]
+        labels = segmented(1, least, LABELS)[0]
         for suffix, peers in formats.items():
             programs: dict[str, Writing] = {OURS: write_ours}
             for name, (plain, summed, read) in peers.items():
                 programs |= {name: plain, f"{name}, safe": safe(summed, read)}
             runs = {name: partial(write, values=labels) for name, write in programs.items()}
-            yield Case(f"`{suffix}`, {title}", folder / f"written{suffix}", labels, runs, reading=False)
+            yield Case(f"`{suffix}`, {title}", folder / f"written.cube{suffix}", labels, runs, reading=False)
 
 
 # Measuring
@@ -335,16 +318,12 @@ GROUPS: dict[str, Callable[[Path], Iterator[Case]]] = {
 }
 
 
-def missing() -> set[str]:
+def missing() -> list[str]:
     """Peers that are not installed; a line says so."""
-    found = set()
-    for name in ("SimpleITK", "fitsio"):
-        try:
-            import_module(name)
-        except ImportError as error:
-            print(f"Without {name}: {error}.\n")
-            found.add(name)
-    return found
+    gone = [name for name in ("SimpleITK", "fitsio") if find_spec(name) is None]
+    for name in gone:
+        print(f"Without {name}, which is not installed.\n")
+    return gone
 
 
 def remove(path: Path) -> None:
@@ -378,16 +357,19 @@ def measure(case: Case, rounds: int) -> None:
     for _ in range(rounds):
         for name, program in case.programs.items():
             taken[name].append(run_once(case, program)[:2])
-    base = [wall for wall, _ in taken[OURS]]
     for name, times in taken.items():
         wall, worked = (statistics.median(column) * 1000 for column in zip(*times, strict=True))
-        ratio = statistics.median(time / our for (time, _), our in zip(times, base, strict=True))
-        verb = "read" if case.reading else "write"
-        print(
-            f"| {verb} {case.title} | {name} | {wall:.1f} | {worked:.1f} | {case.values.nbytes / wall / 1e3:,.0f} "
-            f"| {ratio:.2f} | {sizes[name] / 1e3:,.0f} |",
-            flush=True,
+        slower = [[its / our for its, our in zip(*pair, strict=True)] for pair in zip(times, taken[OURS], strict=True)]
+        ratios = [statistics.median(column) for column in zip(*slower, strict=True)]
+        cells = (
+            f"{'read' if case.reading else 'write'} {case.title}",
+            name,
+            *(f"{time:.1f}" for time in (wall, worked)),
+            f"{case.values.nbytes / wall / 1e3:,.0f}",
+            *(f"{ratio:.2f}" for ratio in ratios),
+            f"{sizes[name] / 1e3:,.0f}",
         )
+        print("|", " | ".join(cells), "|", flush=True)
 
 
 def main() -> None:
@@ -401,7 +383,7 @@ def main() -> None:
     gone = missing()
     packages = ("nibabel", "SimpleITK", "astropy", "fitsio", "zarr", "isal")
     print(platform.platform(), *[f"{name} {version(name)}" for name in packages if name not in gone], sep=", ")
-    print("\n| file | program | ms | processor, ms | MB/s | time over ours | kB |\n|---|---|---|---|---|---|---|")
+    print("\n| file | program | ms | processor | MB/s | over ours | processor over ours | kB |" + "\n|" + "---|" * 8)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         for group in arguments.only:
             for case in GROUPS[group](Path(name)):

@@ -173,6 +173,24 @@ def test_the_grid_is_said_where_the_source_says_it(tmp_path: Path):
     assert path.name == "sub-01_acq-a+b_space-MNI152NLin6Asym_seg-unet_res-2_desc-preproc_dseg.nii.gz"
 
 
+@pytest.mark.parametrize("source", [*SOURCES, PREPROCESSED])
+def test_cutouts_and_blocks_say_that_their_grid_is_another(tmp_path: Path, source: str):
+    path = touched(tmp_path, source)[0]
+    derivatives = Derivatives(tmp_path, "unet", CLASSES, cut=True, blocks=3)
+    labels = derivatives.labels_path(path)
+    labels.parent.mkdir(parents=True)
+    derivatives.finish(path, labels)
+    entities = parse_name(labels.name)[0]
+    preprocessed = source == PREPROCESSED
+    expected = ("2Bin3", "preprocCutout") if preprocessed else ("bin3", "cutout")
+    assert (entities["res"], entities["desc"]) == expected
+    about = json.loads(derivatives.companions(labels)[0].read_text())
+    assert "blocks of 3 x 3 voxels" in about["Resolution"]
+    assert ("SpatialReference" in about) == preprocessed, "the schema demands one where a space is named"
+    for written in (labels, *derivatives.companions(labels)):
+        assert is_bids(written.relative_to(derivatives.folder).as_posix(), "deriv"), written
+
+
 def test_two_sources_of_one_name_are_refused_also_later(tmp_path: Path):
     first, second = touched(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_FLAIR.nii.gz")
     derivatives = Derivatives(tmp_path, "unet", CLASSES)

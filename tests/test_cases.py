@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from astropy.io import fits
 
 from densepred.cases.case import Case, collect, find, id_of
 from densepred.cases.names import channel_names, class_names, ignored_values
@@ -118,6 +120,22 @@ def test_ids_that_differ_in_case_only_are_refused(tmp_path: Path) -> None:
         collect(DataConfig(root=str(tmp_path), dataset="list.csv"))
 
 
+def test_one_file_does_not_fill_two_roles(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii")
+    with pytest.raises(InputError, match=r"a.nii: one file for image and label, which the recipe tells apart"):
+        collect(by_patterns(tmp_path, images="*.nii", labels="{id}.nii"))
+    warm = {"sci": "{id}.nii", "warm": {"file": "{id}.nii", "bits": [1]}}
+    assert len(collect(by_patterns(tmp_path, images=warm, labels=None))) == 1  # one pattern twice is meant so
+
+
+def test_ids_of_several_images_in_a_file_collide_loudly(tmp_path: Path) -> None:
+    for name, count in (("a", 2), ("a_0", 1)):
+        images = [fits.ImageHDU(np.eye(3), name="SCI", ver=version + 1) for version in range(count)]
+        fits.HDUList([fits.PrimaryHDU(), *images]).writeto(tmp_path / f"{name}.fits")
+    with pytest.raises(InputError, match=r"a_0.fits\[SCI,1\]: has the same id as .*a.fits\[SCI,1\]"):
+        collect(by_patterns(tmp_path, images="{id}.fits[all]", labels=None))
+
+
 def test_nothing_found_tells_what_is_there(tmp_path: Path) -> None:
     touch(tmp_path, *(f"imagesTr/{number}.mha" for number in range(12)))
     with pytest.raises(NothingDoneError, match=r"no images matched 'imagesTr/\*.nii.gz' .*holds 12 .mha files"):
@@ -144,6 +162,17 @@ def test_csv_with_channels_labels_and_groups(tmp_path: Path) -> None:
         Case("b", (tmp_path / "b1.nii", tmp_path / "b2.nii"), away, "p1"),
     ]
     assert channel_names(data) == ("t1", "t2")
+
+
+@pytest.mark.parametrize("role", ["mask", "weight"])
+def test_planes_of_a_list_must_be_in_the_recipe(tmp_path: Path, role: str) -> None:
+    touch(tmp_path, "a.nii", "q.nii")
+    save_csv(tmp_path, f"id,image,{role}\na,a.nii,q.nii\n")
+    data = {"root": str(tmp_path), "dataset": "list.csv"}
+    with pytest.raises(InputError, match=rf"the list has a {role}, .* no data.validity.{role}.*\n  fix: add"):
+        collect(DataConfig.model_validate(data))
+    cases = collect(DataConfig.model_validate(data | {"validity": {role: "{id}_q.nii"}}))
+    assert getattr(cases[0], role) == tmp_path / "q.nii"
 
 
 def test_csv_faults(tmp_path: Path) -> None:

@@ -296,7 +296,7 @@ def test_many_objects_are_quick() -> None:
 
 def test_labels_may_be_floats_with_holes() -> None:
     labels = np.array([[1.0, 1.0004, np.nan, 2.0], [0.0, 255.0, np.nan, 2.0]])
-    found = catalogue(plain(labels), ignore=[255])
+    found = catalogue(plain(labels), background=[0, 255])
     assert (found["class"].tolist(), found["voxels"].tolist()) == ([1, 2], [2, 2])
     with pytest.raises(InputError, match=r"1 values of a slab are no integers, such as 0\.5"):
         catalogue(plain(np.array([[1.0, 0.5]])))

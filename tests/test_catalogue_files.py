@@ -17,8 +17,10 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 from scipy import ndimage
+from typer.testing import CliRunner
 
 from densepred.catalogue import catalogue
+from densepred.cli import app
 from densepred.errors import DiskFullError, InputError, UnsafeError
 from densepred.volumes import Volume, open_volume
 from densepred.volumes.fits_legend import Legend
@@ -226,7 +228,7 @@ def test_no_objects_make_an_empty_catalogue(tmp_path: Path) -> None:
     empty = plain(np.zeros((5, 6), np.uint8))
     for suffix in (".csv", ".ecsv", ".fits"):
         for classes in (None, {1: "star"}):
-            found = catalogue(empty, plain(np.ones((5, 6))), tmp_path / f"x{suffix}", classes=classes)
+            found = catalogue(empty, plain(np.ones((5, 6))), tmp_path / f"x{suffix}", classes=classes, overwrite=True)
             back = Table.read(tmp_path / f"x{suffix}")
             assert (len(back), back.colnames) == (0, found.colnames if suffix != ".csv" else back.colnames)
 
@@ -241,6 +243,8 @@ def test_faults_are_named(sky: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="replace what it is made of"):
         catalogue(labels, image, out=labels)
     assert labels.read_bytes() == before
+    with pytest.raises(InputError, match="replace what it is made of"):
+        catalogue(labels, image, out=labels, overwrite=True)
     with pytest.raises(InputError, match=r"not labels: .*\n.*images go second"):
         catalogue(image)
     with pytest.raises(InputError, match="differ in shape"):
@@ -273,9 +277,40 @@ def test_a_full_disk_leaves_the_old_catalogue(
 
     monkeypatch.setattr(fits.BinTableHDU, "writeto", full)
     with pytest.raises(DiskFullError):
-        catalogue(*sky, out)
+        catalogue(*sky, out, overwrite=True)
     assert out.read_bytes() == b"old"
     assert not list(tmp_path.glob(".*part*"))
+
+
+def test_another_file_is_not_replaced_unless_told_so(sky: tuple[Path, Path], tmp_path: Path) -> None:
+    mosaic = tmp_path / "mosaic.fits"
+    fits.PrimaryHDU(np.ones((50, 50), np.float32)).writeto(mosaic)
+    before = mosaic.read_bytes()
+    with pytest.raises(InputError, match="is there already"):
+        catalogue(*sky, mosaic)
+    words = ["catalogue", *map(str, sky), "--out", str(mosaic)]
+    refused = CliRunner().invoke(app, words)
+    assert (type(refused.exception), mosaic.read_bytes()) == (InputError, before)
+    done = CliRunner().invoke(app, [*words, "--overwrite"])
+    assert (done.exit_code, done.stdout) == (0, f"5 objects in {mosaic}\n")
+    with fits.open(mosaic) as file:
+        assert [hdu.name for hdu in file] == ["PRIMARY", "CATALOG"]
+
+
+def test_labels_json_counts_from_above_too(tmp_path: Path) -> None:
+    """BIDS derivatives keep it at their root; a file of that name by another program says nothing."""
+    values = np.zeros((6, 20, 20), np.uint8)
+    values[2:4, 5:9, 5:9], values[:, 15:] = 1, 255
+    folder = tmp_path / "derivatives" / "sub-01" / "ses-a" / "anat"
+    folder.mkdir(parents=True)
+    path = folder / "sub-01_ses-a_dseg.nii.gz"
+    plain(values).save(path)
+    (tmp_path / "derivatives" / "labels.json").write_text('{"classes": {"1": "lesion"}, "ignore": [], "invalid": 255}')
+    (folder.parent / "labels.json").write_text('{"classes": ["cat", "dog"], "labels": {}}')
+    found = catalogue(path)
+    assert (found["class"].tolist(), found["name"].tolist()) == ([1], ["lesion"])
+    (tmp_path / "derivatives" / "labels.json").rename(tmp_path / "labels.json")
+    assert set(catalogue(path)["class"].tolist()) == {1, 255}  # too far above
 
 
 def test_the_command_writes_a_catalogue(sky: tuple[Path, Path], tmp_path: Path) -> None:

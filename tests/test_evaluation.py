@@ -65,7 +65,7 @@ def test_scores_by_hand(folders: tuple[Path, Path]) -> None:
     assert rows["a", 2]["recall"] == pytest.approx(0.5)
     assert rows["a", 2]["precision"] == 1
     assert rows["a", 2]["truth_voxels"] == 20
-    assert rows["a", 2]["prediction_mm3"] == pytest.approx(25)
+    assert (rows["a", 2]["prediction_size"], rows["a", 2]["unit"]) == (pytest.approx(25), "mm3")
     assert math.isnan(rows["b", 2]["dice"])
     assert rows["c", 1]["dice"] == 0
     assert scores.mean["1"]["dice"] == pytest.approx((2 / 3 + 1 + 0) / 3)
@@ -318,7 +318,7 @@ def test_real_labels_score_one_against_themselves(real_data: Path) -> None:
     scores: Scores = evaluate(paths, paths, classes={1: "anterior", 2: "posterior"})
     assert scores.exit_code == 0
     assert {row["dice"] for row in scores.cases} == {1.0}
-    assert all(100 < row["truth_mm3"] < 5000 for row in scores.cases)
+    assert all(100 < row["truth_size"] < 5000 for row in scores.cases)
 
 
 def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densepred.errors import DiskFullError, InputError, ResourceError
-from densepred.volumes import Volume, fits_writer, open_volume
+from densepred.volumes import Record, Volume, fits_writer, open_volume
+from densepred.volumes import open_writer as open_any_writer
 from densepred.volumes.fits_cards import stored_dtype
 from densepred.volumes.fits_writer import Contents, open_writer
 from densepred.volumes.grid import cutout
@@ -234,3 +235,22 @@ def test_a_mosaic_that_will_not_fit_is_refused_before_it_is_computed(
         entered.append(True)
     assert not entered
     assert not list(tmp_path.iterdir())
+
+
+def test_a_copy_of_labels_keeps_their_legend_and_the_name_of_the_hdu(tmp_path: Path):
+    labels = np.array([[0, 1], [1, 255]], np.uint8)
+    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(labels, fits.Header(TAN), name="SEG", ver=2)]).writeto(
+        tmp_path / "a.fits"
+    )
+    names = {0: "sky", 1: "source", 255: "invalid"}
+    with open_volume(tmp_path / "a.fits") as source:
+        told = Record(names=names)
+        with open_any_writer(tmp_path / "b.fits.fz", source, labels.dtype, labels=True, record=told) as writer:
+            writer.write(source[:, :])
+    with open_volume(tmp_path / "b.fits.fz") as volume:
+        assert (volume.labels, volume.classes) == (True, names)
+        volume.save(tmp_path / "c.fits")
+    with fits.open(tmp_path / "c.fits", checksum=True) as file:
+        assert (file["SEG", 2].header["CLASS255"], file["SEG", 2].header["EXTVER"]) == ("invalid", 2)
+        assert dict(zip(file["LABELS"].data["id"], file["LABELS"].data["npix"], strict=True)) == {0: 1, 1: 2, 255: 1}
+        assert np.array_equal(file["SEG", 2].data, labels)

@@ -150,7 +150,7 @@ def test_files_are_put_in_their_places_by_one_module(path: Path):
 
 RENAMES = {"downloads.py", "checkpoint.py", "cache.py"}
 """These rename whole folders that they have finished."""
-APPENDS = {"batch.py"}
+APPENDS = {"manifest.py"}
 """The manifest is a journal: lines are appended, and a torn last one is dropped on reading."""
 
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densepred.cases.resample import axis_matrix, resample, resample_labels, resampled_shape
+from densepred.cases.regrid import Taps
+from densepred.cases.resample import resample, resample_labels, resampled_shape
 
 
 @settings(max_examples=40, deadline=None)
@@ -32,10 +33,23 @@ def test_downsampling_equals_torch_with_antialiasing(shape: tuple[int, int], tar
     np.testing.assert_allclose(resample(array, target), expected.numpy(), atol=1e-6)
 
 
-def test_upsampling_equals_scipy() -> None:
+@pytest.mark.parametrize("target", [(12, 14, 16), (7, 23, 9), (6, 7, 8), (13, 7, 31)])
+def test_upsampling_equals_scipy(target: tuple[int, ...]) -> None:
     array = np.random.default_rng(0).normal(size=(1, 6, 7, 8)).astype(np.float32)
-    expected = scipy.ndimage.zoom(array[0], 2, order=1, grid_mode=True, mode="nearest")
-    np.testing.assert_allclose(resample(array, (12, 14, 16))[0], expected, atol=1e-6)
+    factors = np.divide(target, array.shape[1:])
+    expected = scipy.ndimage.zoom(array[0].astype(float), factors, order=1, grid_mode=True, mode="nearest")
+    np.testing.assert_allclose(resample(array, target)[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kernel", "factor"), [([1, 3, 3, 1], 2), ([1, 2, 3, 2, 1], 3)])
+def test_downsampling_equals_scipy_with_a_triangle_of_twice_the_factor(kernel: list[int], factor: int) -> None:
+    array = np.random.default_rng(0).normal(size=(1, 12 * factor, 5, 10 * factor)).astype(np.float32)
+    smooth = array[0].astype(float)
+    for axis in (0, 2):
+        smooth = scipy.ndimage.correlate1d(smooth, np.divide(kernel, sum(kernel)), axis)
+    inner = (slice(1, -1), slice(None), slice(1, -1))  # the ends go on otherwise
+    expected = smooth[factor // 2 :: factor, :, factor // 2 :: factor][inner]
+    np.testing.assert_allclose(resample(array, (12, 5, 10))[0][inner], expected, atol=1e-6)
 
 
 def test_fine_detail_averages_out_when_it_cannot_be_kept() -> None:
@@ -46,9 +60,27 @@ def test_fine_detail_averages_out_when_it_cannot_be_kept() -> None:
 
 def test_weights_sum_to_one_and_keep_the_centre_of_mass() -> None:
     for size, target in ((7, 3), (3, 7), (50, 49), (1, 5), (5, 1)):
-        matrix = axis_matrix(size, target).toarray()
+        taps = Taps.of(size, target)
+        matrix = torch.zeros(target, size).scatter_add(1, taps.index, taps.share).numpy()
         np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-6)
         np.testing.assert_allclose(matrix, matrix[::-1, ::-1], atol=1e-6)
+
+
+def test_an_invalid_voxel_reaches_only_what_it_is_part_of() -> None:
+    for shape, target in (((9, 11), (7, 17)), ((9, 11), (17, 7)), ((9, 11), (4, 4))):
+        array = np.zeros((1, *shape), np.float32)
+        array[0, 4, 5] = np.nan
+        part = np.where(np.isnan(array), np.float32(1), array)
+        assert np.array_equal(np.isnan(resample(array, target)), resample(part, target) > 0)
+
+
+@pytest.mark.parametrize("dtype", [">f4", "i2", "u1", "?", "f8"])
+def test_any_type_gives_float32(dtype: str) -> None:
+    array = np.random.default_rng(0).integers(0, 2, (2, 5, 6)).astype(dtype)
+    array.flags.writeable = False
+    found = resample(array[:, ::-1], (7, 4))
+    assert found.dtype == np.float32
+    assert np.array_equal(found, resample(np.ascontiguousarray(array[:, ::-1], np.float32), (7, 4)))
 
 
 def test_resampled_shape_keeps_the_extent() -> None:

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
 from densepred.cases.patterns import id_of, is_store, match, nothing_matched
 from densepred.config import DataConfig
 from densepred.errors import InputError, UnsafeError
-from densepred.volumes import split_part
-from densepred.volumes.members import members
+from densepred.volumes import companions, paired, split_part
 
 __all__ = ["Case", "Found", "Problem", "by_patterns", "collect", "find", "id_of", "raise_all"]
 
 _SEVERAL = re.compile(r"\[(.+,\s*)?all\]$", re.IGNORECASE)
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A row of the report: an error stops training, a note does not."""
+
+    case: str
+    severity: Literal["error", "note"]
+    file: str
+    what: str
+    fix: str = ""
+
+    @property
+    def error(self) -> InputError:
+        """The same, to raise."""
+        return InputError(self.what, self.fix, self.file or None, self.case or None)
 
 
 @dataclass(frozen=True)
@@ -31,6 +47,7 @@ class Case:
         group: whose cases stay in one fold.
         mask: a data-quality plane.
         weight: a plane of weights or errors.
+        fault: why it cannot be predicted, though it was asked for.
     """
 
     id: str
@@ -39,6 +56,7 @@ class Case:
     group: str | None = None
     mask: Path | None = None
     weight: Path | None = None
+    fault: Problem | None = None
 
     @property
     def roles(self) -> dict[str, Path]:
@@ -47,26 +65,24 @@ class Case:
         others = {"mask": self.mask, "weight": self.weight, "label": self.label}
         return named | {role: path for role, path in others.items() if path is not None}
 
+    def check(self) -> None:
+        """Raise what is known to be wrong with it.
+
+        Raises:
+            InputError: its fault.
+        """
+        if self.fault is not None:
+            raise self.fault.error
+
     @property
     def inputs(self) -> tuple[Path, ...]:
-        """The files that a prediction reads, each once, without parts: those of the images and their planes."""
-        return tuple(dict.fromkeys(split_part(path)[0] for role, path in self.roles.items() if role != "label"))
+        """What a prediction reads, each file once, without parts: images and planes, and what belongs to them."""
+        return _with_companions(path for role, path in self.roles.items() if role != "label")
 
     @property
     def files(self) -> tuple[Path, ...]:
         """As `inputs`, with the label's file."""
-        return tuple(dict.fromkeys(split_part(path)[0] for path in self.roles.values()))
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A row of the report: an error stops training, a note does not."""
-
-    case: str
-    severity: Literal["error", "note"]
-    file: str
-    what: str
-    fix: str = ""
+        return _with_companions(self.roles.values())
 
 
 @dataclass
@@ -99,8 +115,9 @@ def find(data: DataConfig) -> Found:
     if data.dataset is not None:
         from densepred.cases.lists import read_list
 
-        found = read_list(Path(data.root) / data.dataset)
-        _add_planes(found, data)
+        path = Path(data.root) / data.dataset
+        found = read_list(path)
+        _add_planes(found, data, path)
     elif data.images is not None:
         found = by_patterns(data.patterns(), data.labels, Path(data.root), data.planes())
     else:
@@ -108,6 +125,7 @@ def find(data: DataConfig) -> Found:
     _check_ids(found)
     there = [case for case in sorted(found.cases, key=lambda case: case.id) if _files_exist(case, found)]
     found.cases = [one for case in there for one in _apart(case, data, found)]
+    _check_ids(found)
     return found
 
 
@@ -116,22 +134,16 @@ def _apart(case: Case, data: DataConfig, found: Found) -> list[Case]:
     if data.axes != "xyzt" and not any(_SEVERAL.search(str(path)) for path in case.roles.values()):
         return [case]
     try:
-        listed = {role: members(path, data.axes) for role, path in case.roles.items()}
+        images = paired(case.roles, dict.fromkeys(case.roles, data.axes))
     except InputError as error:
         found.error(case.id, error.file or case.images[0], error.what, error.fix)
         return []
-    count = max(map(len, listed.values()))
-    odd = next((role for role, paths in listed.items() if len(paths) not in (1, count)), None)
-    if odd is not None:
-        what = f"{len(listed[odd])} images, but {count} in another file of the case"
-        found.error(case.id, case.roles[odd], what, "choose as many of each")
-        return []
     cases = []
-    for number in range(count):
-        one = {role: Path(paths[number if len(paths) > 1 else 0]) for role, paths in listed.items()}
-        images = tuple(path for role, path in one.items() if role.startswith("image"))
+    for number, paths in enumerate(images):
+        one = {role: Path(path) for role, path in paths.items()}
+        channels = tuple(path for role, path in one.items() if role.startswith("image"))
         planes = (one.get("label"), case.group or case.id, one.get("mask"), one.get("weight"))
-        cases.append(Case(f"{case.id}_{number}" if count > 1 else case.id, images, *planes))
+        cases.append(Case(f"{case.id}_{number}" if len(images) > 1 else case.id, channels, *planes))
     return cases
 
 
@@ -146,8 +158,7 @@ def by_patterns(
         root: the folder they are relative to.
         planes: "mask" and "weight" -> pattern.
     """
-    roles = {f"channel {name}" if len(channels) > 1 else "image": pattern for name, pattern in channels.items()}
-    roles |= {**(planes or {}), **({"label": labels} if labels else {})}
+    roles = patterns_of(channels, planes or {}, labels)
     matched = dict(zip(roles, match(list(roles.values()), root), strict=True))
     images = list(matched.values())[: len(channels)]
     ids = sorted(set().union(*images))
@@ -156,10 +167,11 @@ def by_patterns(
     found = Found()
     for case in ids:
         files = {role: by_id.get(case, []) for role, by_id in matched.items()}
-        for role, pattern in roles.items():
-            _one(found, case, files[role], role, pattern)
-        if all(len(paths) == 1 for paths in files.values()):
-            one = {role: paths[0] for role, paths in files.items()}
+        problems = [fault for role in roles if (fault := fault_of(case, files[role], role, roles[role]))]
+        one = {role: paths[0] for role, paths in files.items() if paths}
+        problems += [confusion(case, one, pair, roles) for pair in confused(one, roles)]
+        found.problems += problems
+        if not problems:
             image, rest = tuple(one.values())[: len(channels)], (one.get("mask"), one.get("weight"))
             found.cases.append(Case(case, image, one.get("label"), None, *rest))
     for case in sorted(set(matched.get("label", {})) - set(ids)):
@@ -167,30 +179,57 @@ def by_patterns(
     return found
 
 
-def _add_planes(found: Found, data: DataConfig) -> None:
-    """Give listed cases, where the list does not name them, the planes that patterns find by their ids."""
+def patterns_of(channels: Mapping[str, str], planes: Mapping[str, str], labels: str | None) -> dict[str, str]:
+    """Role -> pattern: "image" or "channel <name>" of each, then "mask" and "weight", then "label"."""
+    images = {f"channel {name}" if len(channels) > 1 else "image": pattern for name, pattern in channels.items()}
+    return {**images, **planes, **({"label": labels} if labels else {})}
+
+
+def confused(files: Mapping[str, Path], patterns: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Pairs of roles that one file (and part) fills, though the recipe has a pattern of its own for each."""
+    pairs = combinations(files, 2)
+    return [(a, b) for a, b in pairs if files[a] == files[b] and patterns[a] != patterns[b]]
+
+
+def confusion(case: str, files: Mapping[str, Path], pair: Sequence[str], patterns: Mapping[str, str]) -> Problem:
+    """The problem of a pair that `confused` gives."""
+    what = f"one file for {pair[0]} and {pair[1]}, which the recipe tells apart by their folders or names "
+    what += f"({patterns[pair[0]]}, {patterns[pair[1]]})"
+    return Problem(case, "error", str(files[pair[0]]), what, "give the folder above these, or correct the patterns")
+
+
+def _add_planes(found: Found, data: DataConfig, path: Path) -> None:
+    """Give listed cases, where the list does not name them, the planes that patterns find by their ids.
+
+    Planes that the list names and the recipe does not are refused: prediction would do without them.
+    """
     planes = data.planes()
+    for role in ("mask", "weight"):
+        if role not in planes and any(getattr(case, role) is not None for case in found.cases):
+            what = f"the list has a {role}, and the recipe has no data.validity.{role}, by which prediction finds one"
+            found.error("", path, what, f"add data.validity.{role}: a pattern with {{id}}, or take the column out")
     matched = dict(zip(planes, match(list(planes.values()), Path(data.root)), strict=True))
     whole: list[Case] = []
     for case in found.cases:
         wanted = [role for role in planes if getattr(case, role) is None]
         paths = {role: matched[role].get(case.id, []) for role in wanted}
-        for role in wanted:
-            _one(found, case.id, paths[role], role, planes[role])
-        if all(len(one) == 1 for one in paths.values()):
+        problems = [fault for role in wanted if (fault := fault_of(case.id, paths[role], role, planes[role]))]
+        found.problems += problems
+        if not problems:
             mask, weight = (paths[role][0] if role in paths else getattr(case, role) for role in ("mask", "weight"))
             whole.append(replace(case, mask=mask, weight=weight))
     found.cases = whole
 
 
-def _one(found: Found, case: str, paths: list[Path], role: str, pattern: str) -> None:
+def fault_of(case: str, paths: Sequence[Path], role: str, pattern: str) -> Problem | None:
     """Of each role a case has exactly one file."""
     if not paths:
         what = f"no {role}: nothing matches '{pattern.replace('{id}', case)}'"
-        found.error(case, "", what, "add the file, or remove the other files of this case")
-    elif len(paths) > 1:
+        return Problem(case, "error", "", what, "add the file, or remove the other files of this case")
+    if len(paths) > 1:
         what = f"{len(paths)} files share this id: {', '.join(map(str, paths))}"
-        found.error(case, paths[0], what, "put {id} into the pattern where the paths differ")
+        return Problem(case, "error", str(paths[0]), what, "put {id} into the pattern where the paths differ")
+    return None
 
 
 def raise_all(problems: Iterable[Problem]) -> None:
@@ -201,7 +240,7 @@ def raise_all(problems: Iterable[Problem]) -> None:
     lines = [": ".join(part for part in (row.case, row.file, row.what) if part) for row in rows]
     fixes = list(dict.fromkeys(row.fix for row in rows if row.fix))
     if len(rows) == 1:
-        raise InputError(rows[0].what, rows[0].fix, rows[0].file or None, rows[0].case or None)
+        raise rows[0].error
     count = f"{len(rows)} problems with the cases"
     raise InputError("\n  ".join([count, *lines]), "; ".join(fixes[:3]))
 
@@ -227,7 +266,13 @@ def _check_ids(found: Found) -> None:
 
 
 def _files_exist(case: Case, found: Found) -> bool:
-    missing = [path for path in case.files if not (path.is_file() or is_store(path))]
+    files = dict.fromkeys(split_part(path)[0] for path in case.roles.values())
+    missing = [path for path in files if not (path.is_file() or is_store(path))]
     for path in missing:
         found.error(case.id, path, "no such file", "correct the list, or add the file")
     return not missing
+
+
+def _with_companions(paths: Iterable[Path]) -> tuple[Path, ...]:
+    files = dict.fromkeys(split_part(path)[0] for path in paths)
+    return tuple(dict.fromkeys(one for file in files for one in (file, *companions(file))))

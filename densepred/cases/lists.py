@@ -15,6 +15,7 @@ from typing import Any
 from densepred.cases.case import Case, Found, Problem, by_patterns
 from densepred.cases.patterns import id_of
 from densepred.errors import InputError, NothingDoneError
+from densepred.volumes import split_part
 
 IMAGE, PLANES = "image", ("mask", "weight")
 MAX_NAMED = 5
@@ -136,7 +137,7 @@ def _from_decathlon(content: dict[str, Any], path: Path) -> Found:
 
 def _note_unlisted(found: Found) -> None:
     """One note per folder for files of the same kind that lie beside the listed ones."""
-    files = [path for case in found.cases for path in case.files]
+    files = [split_part(path)[0] for case in found.cases for path in case.roles.values()]
     listed = {path.resolve() for path in files}
     for folder in sorted({path.parent for path in files}):
         endings = tuple({path.name[len(id_of(path)) :] for path in files if path.parent == folder})

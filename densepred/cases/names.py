@@ -27,9 +27,9 @@ def class_names(data: DataConfig) -> dict[int, str]:
 
 
 def ignored_values(data: DataConfig) -> tuple[int, ...]:
-    """Label values that are left out of loss and scores."""
+    """Label values that are left out of loss and scores: in the order given, then the one that the list names so."""
     listed = {value for value, name in _listed(data).items() if name == IGNORE_NAME} - set(data.classes)
-    return tuple(sorted({*data.ignore, *listed}))
+    return tuple(dict.fromkeys((*data.ignore, *sorted(listed))))
 
 
 def channel_names(data: DataConfig) -> tuple[str, ...]:

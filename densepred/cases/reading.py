@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,8 +14,17 @@ from densepred.cases.case import Case
 from densepred.config import ChannelConfig, DataConfig, Section, ValidityConfig
 from densepred.config.base import Axes
 from densepred.errors import InputError
-from densepred.volumes import Flags, Volume, flag_plane, masked, open_volume, stack
-from densepred.volumes.members import members, open_members
+from densepred.volumes import (
+    Flags,
+    Volume,
+    flag_plane,
+    masked,
+    members,
+    open_members,
+    open_volume,
+    paired,
+    stack,
+)
 
 VALIDITY = "validity"
 """Name of the channel that tells the network which pixels are valid."""
@@ -66,54 +76,59 @@ class Reading(Section):
             InputError: files that cannot be read, do not lie on one grid, or lack a plane.
         """
         paths = self._paths(case, planes_required)
-        with ExitStack() as opened:
-            volumes = []
-            for role, path in paths.items():
-                volumes.append(open_volume(path, self._axes_of(role), self.checksum))
-                opened.callback(volumes[-1].close)
-            image = self._joined(list(paths), volumes)
-            opened.pop_all()
-        return image
+        open_one = {
+            role: partial(open_volume, path, self._axes_of(role), self.checksum) for role, path in paths.items()
+        }
+        return self._joined(open_one)
 
     def count(self, case: Case) -> int:
         """How many images a case holds: more than one where its files are said to hold several (`[all]`, xyzt).
 
         Raises:
-            InputError: a plane or channel holds neither one image nor as many as the others.
+            InputError: a plane or channel holds neither one image nor as many as the others, or other versions.
         """
-        counts = {path: len(members(path, self._axes_of(role))) for role, path in case.roles.items() if role != "label"}
-        most = max(counts.values())
-        for path, count in counts.items():
-            if count not in (1, most):
-                what = f"holds {count} images, and {next(p for p, n in counts.items() if n == most)} holds {most}"
-                raise InputError(what, "choose as many of each", path, case.id)
-        return most
+        case.check()
+        return len(self._apart({role: path for role, path in case.roles.items() if role != "label"}, case.id))
 
-    def open_cases(self, case: Case, planes_required: bool = True) -> Iterator[Volume]:
-        """As `open_case`, for each of the images that a case holds; a file of one image goes with each of them."""
-        count, paths = self.count(case), self._paths(case, planes_required)
-        streams = [self._stream(path, self._axes_of(role), count) for role, path in paths.items()]
-        for volumes in zip(*streams, strict=True):
-            yield self._joined(list(paths), list(volumes))
+    def open_cases(self, case: Case, planes_required: bool = True) -> Generator[Volume, None, None]:
+        """As `open_case`, for each of the images that a case holds; a file of one image goes with each of them.
 
-    def _stream(self, path: Path, axes: Axes | None, count: int) -> Iterator[Volume]:
-        found = members(path, axes)
-        if len(found) > 1:
+        Raises:
+            InputError: as `open_case` and `count`.
+        """
+        paths = self._paths(case, planes_required)
+        images = self._apart(paths, case.id)
+        with ExitStack() as opened:
+            streams = {}
+            for role, path in paths.items():
+                stream = self._stream(path, [image[role] for image in images], self._axes_of(role))
+                streams[role] = opened.enter_context(closing(stream))
+            for _ in images:
+                yield self._joined({role: partial(next, stream) for role, stream in streams.items()})
+
+    def _apart(self, paths: Mapping[str, Path], case: str) -> list[dict[str, str]]:
+        try:
+            return paired(paths, {role: self._axes_of(role) for role in paths})
+        except InputError as error:
+            raise error.of_case(case) from error
+
+    def _stream(self, path: Path, names: Sequence[str], axes: Axes | None) -> Generator[Volume, None, None]:
+        """The images of a file, in one go where they are wanted in its order."""
+        if len(names) > 1 and list(names) == members(path, axes):
             yield from open_members(path, axes, self.checksum)
             return
-        for _ in range(count):
-            yield open_volume(found[0], axes, self.checksum)
+        for name in names:
+            yield open_volume(name, axes, self.checksum)
 
     def _paths(self, case: Case, planes_required: bool) -> dict[str, Path]:
         """What is read, by role; the planes only if the model knows them.
 
         Raises:
-            InputError: a plane is missing.
+            InputError: a plane is missing, or the case has a fault.
         """
+        case.check()
         wanted = {role for role in ("mask", "weight") if getattr(self.validity, role) is not None}
-        paths = {
-            role: path for role, path in case.roles.items() if role.startswith("image") or role in ("mask", "weight")
-        }
+        paths = {role: path for role, path in case.roles.items() if role.startswith("image") or role in wanted}
         for role in sorted(wanted - paths.keys()):
             if planes_required:
                 what = (
@@ -130,17 +145,26 @@ class Reading(Section):
         number = int(role.removeprefix("image "))
         return self.bits[number] if self.bits else 0
 
-    def _joined(self, roles: Sequence[str], volumes: Sequence[Volume]) -> Volume:
-        """Channels next to each other, with NaN where the planes say that pixels do not count."""
+    def _joined(self, opening: Mapping[str, Callable[[], Volume]]) -> Volume:
+        """Channels next to each other, with NaN where the planes say that pixels do not count.
+
+        Args:
+            opening: role -> opens its file; what is open is closed again if not all can be opened and joined.
+        """
         channels, planes = [], {}
-        for role, volume in zip(roles, volumes, strict=True):
-            if not role.startswith("image"):
-                planes[role] = volume
-            elif bits := self._bits_of(role):
-                channels.append(flag_plane(volume, Flags(bits)))
-            else:
-                channels.append(volume)
-        return masked(stack(channels), planes.get("mask"), self.bad, planes.get("weight"))
+        with ExitStack() as opened:
+            for role, open_one in opening.items():
+                volume = open_one()
+                opened.callback(volume.close)
+                if not role.startswith("image"):
+                    planes[role] = volume
+                elif bits := self._bits_of(role):
+                    channels.append(flag_plane(volume, Flags(bits)))
+                else:
+                    channels.append(volume)
+            image = masked(stack(channels), planes.get("mask"), self.bad, planes.get("weight"))
+            opened.pop_all()
+        return image
 
     @property
     def bad(self) -> Flags:

@@ -1,15 +1,10 @@
-"""Resampling along each axis in turn, as products with small sparse matrices.
-
-The filter is linear interpolation between half-pixel centres; where an axis shrinks, the triangle is widened by the
-factor, so that nothing aliases (the "antialias" of PIL and torch). Beyond the ends the last voxel goes on.
-"""
+"""Resampling whole images and labels; `densepred.cases.regrid` says how."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import sparse
 
 
 def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]) -> tuple[int, ...]:
@@ -22,22 +17,8 @@ def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequ
     return tuple(max(1, round(n * old / new)) for n, old, new in zip(shape, spacing, target, strict=True))
 
 
-def axis_matrix(size: int, target: int) -> sparse.csr_matrix:
-    """The matrix (target, size), float32, that resamples an axis; its rows sum to 1."""
-    scale = size / target
-    width = max(scale, 1.0)
-    centre = (np.arange(target) + 0.5) * scale
-    first = np.maximum(np.floor(centre - width).astype(int), 0)
-    taps = first[:, None] + np.arange(int(np.ceil(2 * width)) + 2)  # (target, taps)
-    share = np.maximum(1 - np.abs(taps + 0.5 - centre[:, None]) / width, 0) * (taps < size)
-    share /= share.sum(1, keepdims=True)
-    rows = np.broadcast_to(np.arange(target)[:, None], taps.shape)
-    kept = share > 0
-    return sparse.csr_matrix((share[kept].astype(np.float32), (rows[kept], taps[kept])), shape=(target, size))
-
-
 def resample(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Resample an image.
+    """Resample an image; besides the result a few planes are in memory.
 
     Args:
         array: `(C, *spatial)`.
@@ -48,14 +29,26 @@ def resample(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
     Raises:
         ValueError: `shape` has not one positive number for each spatial axis.
+
+    Example:
+        >>> resample(np.array([[[0.0, 4.0]]]), (1, 4))
+        array([[[0., 1., 3., 4.]]], dtype=float32)
     """
     if len(shape) != array.ndim - 1 or min(shape) < 1:
         raise ValueError(f"shape must be {array.ndim - 1} positive numbers, got {tuple(shape)}")
-    out = np.asarray(array, np.float32)
-    for axis in sorted(range(len(shape)), key=lambda axis: shape[axis] / array.shape[axis + 1]):  # shrink first
-        if out.shape[axis + 1] != shape[axis]:
-            out = _along(out, axis + 1, shape[axis])
-    return np.ascontiguousarray(out)
+    import torch  # takes a second; checking files needs none of it
+
+    from densepred.cases.regrid import Regrid
+
+    regrid = Regrid(array.shape[1:], shape)
+    out = np.empty((array.shape[0], *shape), np.float32)
+    most = regrid.piece(array.shape[0])
+    for start in range(0, array.shape[1], most):
+        planes = np.require(array[:, start : start + most], np.float32, ["C", "W"])
+        regrid.add(torch.from_numpy(planes))
+        if (done := regrid.done) < regrid.ready:
+            out[:, done : regrid.ready] = regrid.take(regrid.ready).numpy()
+    return out
 
 
 def resample_labels(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
@@ -70,6 +63,10 @@ def resample_labels(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
     Returns:
         `(*shape)` of the same type.
+
+    Example:
+        >>> resample_labels(np.array([[0, 7]]), (1, 4))
+        array([[0, 0, 7, 7]])
     """
     if tuple(shape) == array.shape:
         return array.copy()
@@ -81,10 +78,3 @@ def resample_labels(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         out[better] = value
         np.maximum(best, share, out=best)
     return out
-
-
-def _along(array: np.ndarray, axis: int, size: int) -> np.ndarray:
-    moved = np.moveaxis(array, axis, 0)
-    flat = np.ascontiguousarray(moved).reshape(moved.shape[0], -1)
-    result = axis_matrix(moved.shape[0], size) @ flat
-    return np.moveaxis(result.reshape(size, *moved.shape[1:]), 0, axis)

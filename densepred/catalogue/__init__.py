@@ -21,8 +21,8 @@ from densepred.catalogue.objects import Components, Finder, Instances, codes_of
 from densepred.catalogue.sums import Sums, joined, tally
 from densepred.catalogue.world import world_of
 from densepred.errors import InputError
-from densepred.evaluation.compare import Meaning, meaning_beside
-from densepred.volumes import Volume, open_volume, split_part
+from densepred.evaluation.records import Meaning, meaning_of
+from densepred.volumes import Volume, open_volume
 from densepred.volumes.channels import check_grids
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ def catalogue(
     instances: bool = False,
     connectivity: int | None = None,
     min_size: int = 1,
-    background: int = 0,
-    ignore: Collection[int] = (),
+    background: int | Collection[int] = 0,
     classes: Mapping[int, str] | None = None,
     axes: str | None = None,
+    overwrite: bool = False,
 ) -> Table:
     """Measure the objects of a label map, in one pass over slabs; memory holds a slab and a row for each object.
 
@@ -55,22 +55,22 @@ def catalogue(
     Args:
         labels: a file or volume of label values `(1, *spatial)`. NaN is background.
         image: a file or volume on the same grid, `(C, *spatial)`, to measure the objects on.
-        out: a `.csv`, `.ecsv` or `.fits` to write; one that is there is replaced.
+        out: a new `.csv`, `.ecsv` or `.fits` to write.
         instances: each value is one object. Else the objects are the connected components of each value, numbered in
             the order of their first voxels, as `scipy.ndimage.label` does.
         connectivity: neighbours of a voxel: 4 or 8 in 2D, 6, 18 or 26 in 3D; by default 8 and 26.
         min_size: voxels below which an object is left out; the others keep their numbers.
-        background: the value of what is no object.
-        ignore: further values that are none, besides those that a `labels.json` beside the file ignores.
+        background: the value, or values, of what is no object, besides those that the file's `labels.json` ignores.
         classes: label value -> name; by default from the legend of a FITS file, or from `labels.json`.
         axes: what the axes of the files hold, where that is not plain.
+        overwrite: replace an `out` that is there.
 
     Returns:
         An astropy `Table` with a row for each object, units, and a description of each column; see docs/catalogues.md.
 
     Raises:
         InputError: a file is damaged, the grids differ, the values are no labels, there are other numbers of
-            neighbours, or `out` cannot be written.
+            neighbours, or `out` is there or cannot be written.
         ValueError: `min_size` is below 1.
 
     Example:
@@ -81,13 +81,13 @@ def catalogue(
     """
     if min_size < 1:
         raise ValueError(f"min_size must be at least 1, got {min_size}")
-    meaning = _meaning(labels)
+    meaning = Meaning() if isinstance(labels, Volume) else meaning_of([labels])
     with ExitStack() as stack:
         truth = _open(labels, _without_channels(axes) or meaning.axes, stack)
         picture = None if image is None else _open(image, axes, stack)
-        _check(truth, picture, out)
+        _check(truth, picture, out, overwrite)
         finder = Instances() if instances else Components(truth.dims, connectivity)
-        sums = _measure(truth, picture, finder, background, _none(ignore, meaning))
+        sums = _measure(truth, picture, finder, _none(background, meaning))
         if classes is None and not isinstance(labels, Volume):
             classes = tables.legend_of(truth) or meaning.classes
         found = _table(sums, truth, picture, min_size, None if instances else classes or {})
@@ -97,14 +97,10 @@ def catalogue(
     return found
 
 
-def _meaning(labels: Source) -> Meaning:
-    """What a file beside the labels says of their values; a volume may have been made from another file."""
-    return Meaning() if isinstance(labels, Volume) else meaning_beside(split_part(labels)[0].parent)
-
-
-def _none(ignore: Collection[int], meaning: Meaning) -> set[int]:
-    """The values of no object, beside the background."""
-    return {*ignore, *meaning.ignore, *(() if meaning.invalid is None else [meaning.invalid])}
+def _none(background: int | Collection[int], meaning: Meaning) -> set[int]:
+    """The values of no object."""
+    given = [background] if isinstance(background, int) else background
+    return {*given, *meaning.ignore, *(() if meaning.invalid is None else [meaning.invalid])}
 
 
 def _open(source: Source, axes: str | None, stack: ExitStack) -> Volume:
@@ -123,9 +119,9 @@ def _name(source: Source) -> str:
     return Path(source).name
 
 
-def _check(labels: Volume, image: Volume | None, out: str | Path | None) -> None:
+def _check(labels: Volume, image: Volume | None, out: str | Path | None, overwrite: bool) -> None:
     if out is not None:
-        tables.check_target(Path(out), [labels.path, None if image is None else image.path])
+        tables.check_target(Path(out), [labels.path, None if image is None else image.path], overwrite)
     if labels.shape[0] != 1:
         what = f"labels have one channel, this file has {labels.shape[0]}"
         raise InputError(what, "give a label map", labels.path)
@@ -133,7 +129,7 @@ def _check(labels: Volume, image: Volume | None, out: str | Path | None) -> None
         check_grids(image, labels, "image and labels")
 
 
-def _measure(labels: Volume, image: Volume | None, finder: Finder, background: int, ignore: Collection[int]) -> Sums:
+def _measure(labels: Volume, image: Volume | None, finder: Finder, none: Collection[int]) -> Sums:
     """The sums of all objects. Parts are joined now and then, so that they never are many more than the objects."""
     channels = 0 if image is None else image.shape[0]
     thickness = max(1, _SLAB_VALUES // ((1 + channels) * int(np.prod(labels.shape[2:]))))
@@ -142,7 +138,7 @@ def _measure(labels: Volume, image: Volume | None, finder: Finder, background: i
     parts: list[Sums] = []
     rows = kept = 0
     for (start, _, slab), (_, _, picture) in zip(slabs, pictures, strict=True):
-        parts.append(tally(finder.find(codes_of(slab[0], background, ignore, labels.path)), picture, start))
+        parts.append(tally(finder.find(codes_of(slab[0], none, labels.path)), picture, start))
         rows += len(parts[-1].key)
         if rows > 2 * kept + _PENDING:
             parts = [joined(parts, finder.pairs)]

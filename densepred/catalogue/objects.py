@@ -50,14 +50,14 @@ class Finder(Protocol):
         """The objects of the next slab, `(n, *rest)`."""
 
 
-def codes_of(slab: np.ndarray, background: int, ignore: Collection[int], path: Path | None = None) -> np.ndarray:
-    """Label values as int64 codes: value + 1, and 0 for the background, ignored values and NaN.
+def codes_of(slab: np.ndarray, none: Collection[int], path: Path | None = None) -> np.ndarray:
+    """Label values as int64 codes: value + 1, and 0 for NaN and the values of `none`, which are no objects.
 
     Raises:
         InputError: values that are no integers, are negative, or are over 2^62.
 
     Example:
-        >>> codes_of(np.array([[0, 1], [7, 255]]), background=0, ignore=[255]).tolist()
+        >>> codes_of(np.array([[0, 1], [7, 255]]), none=[0, 255]).tolist()
         [[0, 2], [8, 0]]
     """
     missing = np.zeros(slab.shape, bool)
@@ -72,12 +72,12 @@ def codes_of(slab: np.ndarray, background: int, ignore: Collection[int], path: P
     elif slab.size and int(slab.max()) > 1 << 62:
         raise InputError(f"the label value {int(slab.max())} is over 2^62", "renumber the labels", path)
     values = slab.astype(np.int64)
-    for value in (background, *ignore):
+    for value in none:
         missing |= values == value
     wrong = (values < 0) & ~missing
     if wrong.any():
         what = f"{int(wrong.sum())} voxels of a slab have negative labels, such as {values[wrong][0]}"
-        raise InputError(what, f"say that {values[wrong][0]} is the background, or is to be ignored", path)
+        raise InputError(what, f"say that {values[wrong][0]} is the background", path)
     return np.where(missing, 0, values + 1)
 
 

@@ -57,11 +57,11 @@ def legend_of(labels: Volume) -> dict[int, str]:
     return {int(number): str(name) for number, name in cards if number.isdigit()}
 
 
-def check_target(out: Path, inputs: Sequence[Path | None]) -> None:
-    """Refuse a file that cannot be written, or is one of the inputs, before any work is done.
+def check_target(out: Path, inputs: Sequence[Path | None], overwrite: bool = False) -> None:
+    """Refuse a file that cannot be written, is there, or is one of the inputs, before any work is done.
 
     Raises:
-        InputError: its suffix is unknown, there is no such folder, or an image is there.
+        InputError: its suffix is unknown, there is no such folder, or a file is there that may not be replaced.
     """
     if out.suffix.lower() not in WRITERS:
         known = ", ".join(WRITERS)
@@ -70,6 +70,8 @@ def check_target(out: Path, inputs: Sequence[Path | None]) -> None:
         raise InputError(f"there is no folder {out.parent}", "make it first", out)
     if any(path is not None and out.exists() and path.exists() and out.samefile(path) for path in inputs):
         raise InputError("the catalogue would replace what it is made of", "choose another file", out)
+    if out.exists() and not overwrite:
+        raise InputError("the file is there already", "remove it, choose another, or allow overwriting", out)
 
 
 def save(table: Table, out: Path) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from densepred.errors import InputError
 from densepred.metrics import confusion
 from densepred.volumes import open_volume
-from densepred.volumes.volume import GEOMETRY_TOLERANCE, Volume, corner_offset
+from densepred.volumes.arrays import micrometres
+from densepred.volumes.channels import check_grids
+from densepred.volumes.volume import Volume
 
 Pairs: TypeAlias = "Counter[tuple[int, int]]"
 MAX_CLASSES = 1024
@@ -21,13 +24,20 @@ ROUNDING = 1e-3
 _SLAB_VOXELS = 1 << 20
 
 
+class Voxel(NamedTuple):
+    """The size of a voxel, and its unit: "mm3" or "um3", in 2D "mm2" or "um2"; nan and "" where no unit is known."""
+
+    size: float
+    unit: str
+
+
 def count_pairs(
     truth: Path,
     prediction: Path,
     ignore: Collection[int] = (),
     invalid: int | None = None,
     axes: str | None = None,
-) -> tuple[Pairs, float]:
+) -> tuple[Pairs, Voxel]:
     """Count the voxels of every pair (true value, predicted value); memory does not depend on the depth.
 
     Args:
@@ -38,10 +48,10 @@ def count_pairs(
         axes: what the axes of both files hold, where that is open.
 
     Returns:
-        the counts, and the size of a voxel in the spacing's unit to the third (mm3).
+        the counts, and the size of a voxel of the truth.
 
     Raises:
-        InputError: the grids differ, the values are not labels, or a file is damaged.
+        InputError: the grids or the places on the sky differ, the values are not labels, or a file is damaged.
     """
     with open_volume(truth, axes) as expected, open_volume(prediction, axes) as got:
         _check_grids(expected, got, prediction)
@@ -50,7 +60,7 @@ def count_pairs(
         for (_, _, ours), (_, _, theirs) in zip(expected.slabs(thickness), got.slabs(thickness), strict=True):
             pairs.update(_count(_integers(ours, truth), _integers(theirs, prediction), ignore, invalid))
         _check_classes(len({value for pair in pairs for value in pair}))
-        return pairs, float(np.prod(expected.spacing))
+        return pairs, _voxel(expected)
 
 
 def _check_grids(truth: Volume, prediction: Volume, path: Path) -> None:
@@ -62,10 +72,15 @@ def _check_grids(truth: Volume, prediction: Volume, path: Path) -> None:
     if truth.shape != prediction.shape:
         what = f"the prediction is {prediction.shape[1:]} and its label {truth.shape[1:]} voxels (Z, Y, X)"
         raise InputError(what, "predict the image that this label was drawn on", path)
-    offset = corner_offset(truth, prediction)
-    if not offset <= GEOMETRY_TOLERANCE:
-        what = f"prediction and label lie apart: {offset:.3g} voxels at the corners (at most {GEOMETRY_TOLERANCE:g})"
-        raise InputError(what, "mend the affine that is wrong", path)
+    check_grids(truth, prediction, "label and prediction")
+
+
+def _voxel(volume: Volume) -> Voxel:
+    unit = micrometres(volume)
+    if unit is None:
+        return Voxel(math.nan, "")
+    name, factor = ("mm", unit / 1e3) if unit >= 1e3 else ("um", unit)
+    return Voxel(float(np.prod([size * factor for size in volume.spacing])), f"{name}{volume.dims}")
 
 
 def _integers(slab: np.ndarray, path: Path) -> np.ndarray:

@@ -1,15 +1,16 @@
-"""The slices that show a case best, turned the way readers of medical images expect."""
+"""The slices that show a case best, turned the way readers of medical images or of FITS expect."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from densepred.errors import DensepredError
 from densepred.volumes import open_volume
+from densepred.volumes.fits_header import FitsHeader
 from densepred.volumes.volume import Volume
 
 _SLAB_VOXELS = 1 << 20
@@ -56,6 +57,7 @@ def read_planes(
         box = [_span(ours + theirs) for ours, theirs in zip(*areas, strict=True)]
         labels = list(zip(_slices(true, at), _slices(predicted, at), strict=True))
         shape, spacing, codes = true.shape[1:], true.spacing, _codes(true)
+        upward = isinstance(true.header, FitsHeader)
     images = _image_slices(image, shape, at, axes) or [np.zeros(ours.shape) for ours, _ in labels]
     planes = []
     for axis, (ours, theirs) in enumerate(labels):
@@ -63,7 +65,7 @@ def read_planes(
         title = f"{'zyx'[axis]} = {at[axis]}" if len(shape) == 3 else ""
         cut = box[rows], box[columns]
         plane = Plane(title, images[axis][cut], ours[cut], theirs[cut], (spacing[rows], spacing[columns]), "")
-        planes.append(_turned(plane, codes[rows] + codes[columns]))
+        planes.append(_upward(plane) if upward else _turned(plane, codes[rows] + codes[columns]))
     return planes
 
 
@@ -125,6 +127,11 @@ def _codes(volume: Volume) -> list[str]:
     if not codes or None in codes:
         return [""] * volume.dims
     return [str(code) for code in reversed(codes[: volume.dims])]
+
+
+def _upward(plane: Plane) -> Plane:
+    """The first row at the bottom, as FITS is shown."""
+    return replace(plane, image=plane.image[::-1], truth=plane.truth[::-1], prediction=plane.prediction[::-1])
 
 
 def _turned(plane: Plane, codes: str) -> Plane:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from densepred.errors import DONE, NOTHING_DONE, SOME_FAILED
+from densepred.evaluation.counting import Voxel
 from densepred.files import atomic_write, writable_folder
 from densepred.metrics import METRICS, dice
 
@@ -32,16 +33,21 @@ class CaseResult:
         truth: the label file.
         prediction: the predicted labels.
         confusion: (K, K) int64 in the order of `Scores.classes`, truth in rows.
-        voxel_volume: mm3 of a voxel, or whatever the spacing's unit gives.
-        unpredicted: voxels that were left out because the prediction marks them as invalid.
+        left_out: (K,) int64, true voxels of each class that are not in it: the prediction marks them as invalid.
+        voxel: its size and unit.
     """
 
     case: str
     truth: Path
     prediction: Path
     confusion: np.ndarray
-    voxel_volume: float
-    unpredicted: int = 0
+    left_out: np.ndarray
+    voxel: Voxel
+
+    @property
+    def unpredicted(self) -> int:
+        """The voxels of all classes that were left out."""
+        return int(self.left_out.sum())
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,11 @@ class Scores:
 
     @cached_property
     def cases(self) -> list[dict[str, Any]]:
-        """A row per case and class: the metrics, and the voxels and volume (mm3) of truth and prediction."""
+        """A row per case and class: the metrics, the scored voxels of truth and prediction, their size and its unit.
+
+        `unpredicted_voxels` are those of the truth that are not scored, as they lie where nothing was predicted. The
+        size is that of the scored voxels; nan, and the unit "", where the label file names no unit of length.
+        """
         return [row for result in self.results for row in self._rows(result)]
 
     def _rows(self, result: CaseResult) -> list[dict[str, Any]]:
@@ -91,7 +101,9 @@ class Scores:
                 "value": value,
                 **{name: float(scores[index]) for name, scores in metrics.items()},
                 **{f"{side}_voxels": int(count[index]) for side, count in voxels.items()},
-                **{f"{side}_mm3": float(count[index] * result.voxel_volume) for side, count in voxels.items()},
+                "unpredicted_voxels": int(result.left_out[index]),
+                **{f"{side}_size": float(count[index] * result.voxel.size) for side, count in voxels.items()},
+                "unit": result.voxel.unit,
             }
             for index, value in enumerate(self.classes)
             if value != 0
@@ -109,6 +121,27 @@ class Scores:
                     "pooled": float(METRICS[metric](total)[index]),
                 }
                 for metric in METRICS
+            }
+            for index, (value, name) in enumerate(self.classes.items())
+            if value != 0
+        }
+
+    @cached_property
+    def left_out(self) -> dict[str, dict[str, float]]:
+        """class -> what of it lay in pixels that were not predicted.
+
+        `voxels` of the truth, their `share` of all its voxels (nan if it has none), and the number of `cases` that have
+        no score since nothing of the class is left to find.
+        """
+        none = np.zeros(len(self.classes), np.int64)
+        voxels = sum((result.left_out for result in self.results), none)
+        whole = voxels + sum((result.confusion.sum(1) for result in self.results), none)
+        cases = sum(((result.left_out > 0) & np.isnan(dice(result.confusion)) for result in self.results), none)
+        return {
+            name: {
+                "voxels": int(voxels[index]),
+                "share": float(voxels[index] / whole[index]) if whole[index] else math.nan,
+                "cases": int(cases[index]),
             }
             for index, (value, name) in enumerate(self.classes.items())
             if value != 0
@@ -160,6 +193,7 @@ class Scores:
                 "mean_dice": self.mean_dice,
                 "classes": {str(value): name for value, name in self.classes.items()},
                 "summary": self.summary,
+                "left_out": self.left_out,
                 "cases": self.cases,
                 "failures": [vars(failure) for failure in self.failures],
                 "predictions_without_label": list(self.unlabelled),
@@ -175,8 +209,8 @@ class Scores:
             InputError: the folder cannot be written to.
         """
         folder = writable_folder(folder)
-        sizes = [f"{side}_{unit}" for unit in ("voxels", "mm3") for side in ("truth", "prediction")]
-        columns = ["case", "class", "value", *METRICS, *sizes]
+        voxels = [f"{side}_voxels" for side in ("truth", "prediction", "unpredicted")]
+        columns = ["case", "class", "value", *METRICS, *voxels, "truth_size", "prediction_size", "unit"]
         atomic_write(folder / "scores.csv", _delimited(columns, _without_nan(self.cases), ","))
         atomic_write(folder / "scores.json", json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
         failures = [{key: " ".join(text.split()) for key, text in vars(failure).items()} for failure in self.failures]

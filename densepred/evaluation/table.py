@@ -11,6 +11,7 @@ from densepred.evaluation.scores import Scores
 
 _COLUMNS = ("Dice", "std", "median", "pooled", "IoU", "prec.", "recall", "n")
 _NAMED = 10
+_TINY = 0.01  # share of a class below which it is not said that it was left out
 
 
 def scores_table(scores: Scores) -> Table:
@@ -53,10 +54,19 @@ def _caption(scores: Scores) -> str:
     invalid = sum(result.unpredicted for result in scores.results)
     if invalid:
         notes.append(f"{invalid} voxels marked as invalid were not scored")
-    empty = sum(metrics["dice"]["n_nan"] for metrics in scores.summary.values())
-    if empty:
-        notes.append(f"{empty:.0f} times a class was in neither truth nor prediction: no score")
-    return "\n".join([*_lowest(scores), "; ".join(notes)])
+    lost = sum(of["cases"] for of in scores.left_out.values())
+    if lost:
+        notes.append(f"{lost} times all of a class lay where nothing was predicted: no score")
+    absent = sum(metrics["dice"]["n_nan"] for metrics in scores.summary.values()) - lost
+    if absent:
+        notes.append(f"{absent} times a class was in neither truth nor prediction: no score")
+    return "\n".join([*_lowest(scores), *_left_out(scores), "; ".join(notes)])
+
+
+def _left_out(scores: Scores) -> list[str]:
+    """The classes of which more than a little was not predicted, the first of them."""
+    shares = [(name, of["share"]) for name, of in scores.left_out.items() if of["share"] >= _TINY]
+    return [f"not predicted, so not scored: {share:.1%} of {escape(name)}" for name, share in shares[:_NAMED]]
 
 
 def _number(value: float) -> str:

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import json
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from densepred import errors
 from densepred.cases.case import Case
-from densepred.cases.plan import Plan
 from densepred.device import needing_memory
 from densepred.errors import DensepredError, DiskFullError, InputError, StoppedError, UnsafeError
-from densepred.files import atomic_write, locked, sha256, sweep_parts, writable_folder
+from densepred.files import locked, remove, sha256, sweep_parts, writable_folder
 from densepred.inference.inputs import find_inputs
-from densepred.inference.layouts import RECORDS, Bids, Layout, Plain
+from densepred.inference.layouts import Bids, Layout, Plain
+from densepred.inference.manifest import Manifest
 from densepred.inference.predictor import Predictor, load
+from densepred.inference.records import MANIFEST, write_failures, write_meaning
+from densepred.inference.sliding_window import Progress
 from densepred.progress import progress
 from densepred.signals import StopSignals
+from densepred.volumes import split_part
 
-MANIFEST, FAILURES, LABELS = RECORDS
 _LOG = logging.getLogger(__name__)
 
 
@@ -47,45 +47,14 @@ class BatchResult:
         return f"{len(self.done)} done, {len(self.skipped)} done before, {len(self.failed)} failed"
 
 
-class Manifest:
-    """What is done: one line of JSON a case, in the order of completion; a line that cannot be read is dropped."""
+@dataclass(frozen=True)
+class _Job:
+    """A case, its name in the manifest, its results by kind, and these with the files that go with them."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
-        self.entries: dict[str, dict[str, Any]] = {}
-        for line in lines:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                entry = json.loads(line)
-                if line.endswith("\n") and isinstance(entry.get("outputs"), dict):
-                    self.entries[entry["id"]] = entry
-        if len(self.entries) != len(lines) or not path.exists():
-            self._rewrite()
-
-    def holds(self, entry: dict[str, Any]) -> bool:
-        """Was this case done from these inputs by this model?"""
-        known = self.entries.get(entry["id"], {})
-        return bool(known) and all(known.get(key) == value for key, value in entry.items())
-
-    def written(self, case: str) -> dict[Path, str]:
-        """The outputs of a case that was done, with their hashes."""
-        outputs = self.entries.get(case, {}).get("outputs", {})
-        return {self.path.parent / name: digest for name, digest in outputs.items()}
-
-    def drop(self, case: str) -> None:
-        """Forget a case that is to be done anew."""
-        if self.entries.pop(case, None) is not None:
-            self._rewrite()
-
-    def add(self, entry: dict[str, Any]) -> None:
-        """Record a finished case."""
-        self.entries[entry["id"]] = entry
-        with open(self.path, "a") as file:
-            file.write(json.dumps(entry) + "\n")
-            file.flush()
-
-    def _rewrite(self) -> None:
-        atomic_write(self.path, "".join(json.dumps(entry) + "\n" for entry in self.entries.values()))
+    case: Case
+    key: str
+    results: dict[str, Path]
+    files: tuple[Path, ...]
 
 
 def predict(
@@ -104,127 +73,157 @@ def predict(
             which the recipe's image patterns are looked up.
         out: folder of the predictions, their manifest, the class names and, if cases failed, `failures.tsv`.
         overrides: `inference.key=value` texts.
-        overwrite: replace outputs that were changed since they were written, or that some other program wrote.
+        overwrite: replace files that were changed since they were written, or that some other program wrote; without
+            it their cases fail.
         bids: name the results as BIDS derivatives, `out/derivatives/densepred-<model>/sub-...`, with side-car files.
 
     Raises:
         InputError: with `bids`, images without BIDS names.
         NothingDoneError: no input was found.
-        UnsafeError: outputs would replace files that were not predicted here.
+        UnsafeError: outputs would replace an input, or files of a folder in which nothing was predicted, or the
+            folder's `labels.json` says something else of label maps that stay.
         DiskFullError: the disk is full; what is done stays, and a rerun goes on.
         StoppedError: a signal; likewise.
     """
     predictor = load(run, overrides=overrides)
-    cases = find_inputs([str(item) for item in inputs], predictor.config, len(predictor.plan.channels))
-    outputs = predictor.config.inference.outputs
-    layout: Layout = Plain(Path(out), outputs)
+    cases = find_inputs([str(item) for item in inputs], predictor.config, len(predictor.plan.image_channels))
+    settings = predictor.config.inference
+    layout: Layout = Plain(Path(out), settings.outputs)
     if bids:
-        layout = Bids(Path(out), cases[0].images[0], predictor.name, predictor.plan, outputs)
+        layout = Bids(Path(out), cases[0].images[0], predictor.name, predictor.plan, settings)
     layout.prepare()
     with locked(layout.folder):
         sweep_parts(layout.folder)
-        result = BatchResult()
-        paths: dict[str, dict[str, Path]] = {}
+        result, jobs = BatchResult(), []
         for case in cases:
             with _failing(case, result):
-                paths[case.id] = layout.paths(case)
-        _check_safe([case for case in cases if case.id in paths], paths, layout.folder, overwrite)
-        for parent in {path.parent for files in paths.values() for path in files.values()} - {layout.folder}:
+                case.check()
+                results = layout.paths(case)
+                files = (*results.values(), *layout.companions(results))
+                jobs.append(_Job(case, layout.key(case), results, files))
+        manifest = Manifest(layout.folder / MANIFEST)
+        _check_safe(jobs, manifest, overwrite)
+        for parent in {path.parent for job in jobs for path in job.files} - {layout.folder}:
             sweep_parts(writable_folder(parent))
-        atomic_write(layout.folder / LABELS, json.dumps(_meaning(predictor.plan), indent=1))
-        return _run_all(predictor, cases, paths, layout, result, overwrite)
+        manifest.settle()
+        write_meaning(predictor.plan, manifest, [job.key for job in jobs], overwrite)
+        manifest.compact()
+        return _Batch(predictor, layout, manifest, result, overwrite).run(jobs)
 
 
-def _check_safe(cases: Sequence[Case], paths: Mapping[str, Mapping[str, Path]], folder: Path, overwrite: bool) -> None:
-    """Refuse results that would replace an input, or what some other program wrote.
+def _check_safe(jobs: Sequence[_Job], manifest: Manifest, overwrite: bool) -> None:
+    """Refuse results that would replace an input, or the files of a folder that is no batch's.
 
     Raises:
         UnsafeError: as above.
     """
-    for case in cases:
-        inputs = {path.resolve() for path in case.inputs}
-        if inputs & {path.resolve() for path in paths[case.id].values()}:
+    inputs = {path.resolve() for job in jobs for path in job.case.inputs}
+    for job in jobs:
+        if inputs & {path.resolve() for path in (*job.files, *manifest.outputs(job.key))}:
             what = "the output would replace the input"
-            raise UnsafeError(what, "choose another --out folder", case.images[0], case.id)
-    there = [path for files in paths.values() for path in files.values() if path.exists()]
-    if there and not overwrite and not (folder / MANIFEST).exists():
+            raise UnsafeError(what, "choose another --out folder", job.case.images[0], job.case.id)
+    there = [path for job in jobs for path in job.files if path.exists()]
+    if there and not overwrite and not manifest.found:
         what = f"{len(there)} outputs would replace files that were not predicted here"
         raise UnsafeError(what, "choose another --out folder, or say --overwrite", there[0])
 
 
-def _meaning(plan: Plan) -> dict[str, Any]:
-    """What the predicted values mean, and which values of a truth mean the same or nothing."""
-    merged = {str(value): plan.values[index] for value, index in plan.label_map.items() if value != plan.values[index]}
-    names = dict(zip(map(str, plan.values), plan.classes, strict=True))
-    meaning = {"classes": names, "merged": merged, "ignore": list(plan.ignore)}
-    apart = {} if plan.invalid in plan.values else {"invalid": plan.invalid}
-    return meaning | apart | ({"axes": plan.reading.plane_axes} if plan.reading.plane_axes else {})
+@dataclass
+class _Batch:
+    predictor: Predictor
+    layout: Layout
+    manifest: Manifest
+    result: BatchResult
+    overwrite: bool
 
+    def run(self, jobs: Sequence[_Job]) -> BatchResult:
+        """Do what is not done."""
+        result = self.result
+        total = len(jobs) + len(result.failed)
+        with StopSignals() as stop, progress(len(jobs), "predicting") as advance:
 
-def _run_all(
-    predictor: Predictor,
-    cases: list[Case],
-    paths: Mapping[str, Mapping[str, Path]],
-    layout: Layout,
-    result: BatchResult,
-    overwrite: bool,
-) -> BatchResult:
-    manifest = Manifest(layout.folder / MANIFEST)
-    made_by = {"model": predictor.weights_hash, "config": predictor.config_hash}
-    with StopSignals() as stop, progress(len(cases), "predicting") as advance:
+            def watch(done: int, windows: int) -> None:
+                if stop.signal is not None:
+                    what = f"stopped by a signal: {result}, {total} in all"
+                    raise StoppedError(what, stop.exit_code, "run the same command again to go on")
+                if windows:
+                    advance(0, windows=f"{done}/{windows}")
 
-        def watch(done: int, total: int) -> None:
-            if stop.signal is not None:
-                what = f"stopped by a signal: {result}, {len(cases)} in all"
-                raise StoppedError(what, stop.exit_code, "run the same command again to go on")
-            if total:
-                advance(0, windows=f"{done}/{total}")
+            try:
+                for job in jobs:
+                    watch(0, 0)
+                    with _failing(job.case, result):
+                        (result.done if self._do(job, watch) else result.skipped).append(job.case.id)
+                    advance(1, case=job.case.id)
+            finally:
+                self._record(jobs)
+        return result
 
+    def _do(self, job: _Job, watch: Progress) -> bool:
+        """Do a case; False if it was done before.
+
+        Raises:
+            UnsafeError: a file that it would replace is not as it was written.
+        """
+        manifest, entry = self.manifest, self._entry(job)
+        valid = manifest.holds(entry)
+        stale = [] if valid else [path for path in manifest.outputs(job.key) if path not in job.files]
+        ours = {path for path in (*job.files, *stale) if manifest.wrote(job.key, path)}
+        if not self.overwrite:
+            self._refuse_changed(job, [path for path in job.files if path.exists() and path not in ours])
+            self._refuse_changed(job, [path for path in stale if path not in ours])
+        if valid and ours.issuperset(job.files):
+            manifest.note(job.key, None)
+            return False
         try:
-            for case in cases:
-                watch(0, 0)
-                if case.id in result.failed:
-                    continue
-                with _failing(case, result):
-                    entry = {"id": case.id, "inputs": [sha256(path) for path in case.inputs], **made_by}
-                    if _is_done(manifest, entry, paths[case.id], overwrite):
-                        result.skipped.append(case.id)
-                    else:
-                        manifest.drop(case.id)
-                        _run_one(predictor, case, paths[case.id], layout, watch)
-                        manifest.add(entry | {"outputs": _hashes(paths[case.id], layout.folder)})
-                        result.done.append(case.id)
-                advance(1, case=case.id)
-        finally:
-            _write_failures(layout.folder, result)
-    return result
+            if valid and ours.issuperset(job.results.values()):
+                manifest.begin(entry, job.files)
+            else:
+                with needing_memory("lower inference.window or inference.batch"):
+                    self.predictor.predict_file(job.case, job.results, watch, lambda: manifest.begin(entry, job.files))
+            for path in stale:
+                remove(path)
+            self.layout.finish(job.case, job.results)
+        except Exception:
+            manifest.settle()
+            raise
+        manifest.add(entry, job.files)
+        return True
 
+    def _entry(self, job: _Job) -> dict[str, Any]:
+        """What the results of a case are made from."""
+        files = job.case.inputs
+        divided = {role: split_part(path) for role, path in job.case.roles.items() if role != "label"}
+        return {
+            "id": job.key,
+            "inputs": [sha256(path) for path in files],
+            "roles": [[role, files.index(path), part] for role, (path, part) in divided.items()],
+            "model": self.predictor.weights_hash,
+            "config": self.predictor.config_hash,
+        }
 
-def _hashes(paths: Mapping[str, Path], folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): sha256(path) for path in paths.values()}
+    def _refuse_changed(self, job: _Job, changed: Sequence[Path]) -> None:
+        if not changed:
+            return
+        what = "was not predicted here: left as it is"
+        if changed[0] in self.manifest.outputs(job.key):
+            what = "was changed since it was written: left as it is"
+        if changed[0] not in job.files:
+            what += ", but it would not go with the new result"
+        raise UnsafeError(what, "move it away, or say --overwrite", changed[0])
 
-
-def _is_done(manifest: Manifest, entry: dict[str, Any], outputs: Mapping[str, Path], overwrite: bool) -> bool:
-    """Is there nothing to do for this case?
-
-    Raises:
-        InputError: an output was changed since it was written.
-    """
-    known = manifest.written(entry["id"])
-    kept = [path for path in outputs.values() if path.exists() and path in known]
-    changed = [path for path in kept if sha256(path) != known[path]]
-    if changed and not overwrite:
-        what = "was changed since it was written: left as it is"
-        raise InputError(what, "move it away, or say --overwrite", changed[0])
-    return not changed and len(kept) == len(outputs) and manifest.holds(entry)
-
-
-def _run_one(
-    predictor: Predictor, case: Case, paths: Mapping[str, Path], layout: Layout, watch: Callable[[int, int], None]
-) -> None:
-    with needing_memory("lower inference.window or inference.batch"):
-        predictor.predict_file(case, paths, watch)
-    layout.finish(case, paths)
+    def _record(self, jobs: Sequence[_Job]) -> None:
+        """Write which cases failed, and that what lies there of them is not of this run."""
+        result = self.result
+        for job in jobs:
+            error = result.failed.get(job.case.id)
+            if error is None:
+                continue
+            left = [path.name for path in job.results.values() if path.exists()]
+            error.what += f"; not of this run: {', '.join(left)}" if left else ""
+            self.manifest.note(job.key, error.what)
+        write_failures(self.layout.folder, [*result.done, *result.skipped], result.failed)
+        self.manifest.compact()
 
 
 @contextlib.contextmanager
@@ -235,7 +234,7 @@ def _failing(case: Case, result: BatchResult) -> Iterator[None]:
     except StoppedError:
         raise
     except DensepredError as error:
-        result.failed[case.id] = error.of_case(case.id)
+        result.failed[case.id] = _bare(error.of_case(case.id))
         if isinstance(error, DiskFullError):
             raise
     except OSError as error:
@@ -247,19 +246,7 @@ def _failing(case: Case, result: BatchResult) -> Iterator[None]:
         result.failed[case.id] = DensepredError(what, fix, case.images[0], case.id)
 
 
-def _write_failures(folder: Path, result: BatchResult) -> None:
-    """Write `failures.tsv`; rows of earlier runs stay for cases that this run did not touch."""
-    path, columns = folder / FAILURES, ("case", "file", "what", "fix")
-    kept: dict[str, tuple[str, ...]] = {}
-    if path.is_file():
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file, delimiter="\t"):
-                kept[str(row.get("case"))] = tuple(str(row.get(column) or "") for column in columns)
-    for case in (*result.done, *result.skipped):
-        kept.pop(case, None)
-    kept |= {case: (case, str(e.file or ""), e.what, e.fix) for case, e in result.failed.items()}
-    if not kept:
-        path.unlink(missing_ok=True)
-        return
-    lines = ("\t".join(" ".join(cell.split()) for cell in row) for row in (columns, *kept.values()))
-    atomic_write(path, "\n".join(lines) + "\n")
+def _bare(error: DensepredError) -> DensepredError:
+    """The error without what led to it: its frames would hold arrays and open files for as long as it is kept."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

@@ -9,12 +9,11 @@ from typing import Protocol
 from densepred.bids import BidsFile, Derivatives
 from densepred.cases.case import Case
 from densepred.cases.plan import Plan
+from densepred.config.schema import InferenceConfig
 from densepred.files import writable_folder
 from densepred.inference.outputs import PROBABILITIES
+from densepred.inference.records import RECORDS
 from densepred.volumes import labels_suffix, split_part
-
-RECORDS = ("manifest.jsonl", "failures.tsv", "labels.json")
-"""What a batch writes beside its results: what is done, what failed, and what the label values mean."""
 
 
 class Layout(Protocol):
@@ -26,8 +25,14 @@ class Layout(Protocol):
     def prepare(self) -> None:
         """Make the folder, before it is locked."""
 
+    def key(self, case: Case) -> str:
+        """What results of a case have in common that take each other's places."""
+
     def paths(self, case: Case) -> dict[str, Path]:
         """The results of a case: kind ("labels", "probabilities") -> file."""
+
+    def companions(self, paths: Mapping[str, Path]) -> list[Path]:
+        """The files that go with results, all of which `finish` writes."""
 
     def finish(self, case: Case, paths: Mapping[str, Path]) -> None:
         """Write what goes with the results."""
@@ -47,6 +52,9 @@ class Plain:
     def prepare(self) -> None:
         writable_folder(self.folder)
 
+    def key(self, case: Case) -> str:
+        return case.id
+
     def paths(self, case: Case) -> dict[str, Path]:
         suffix = labels_suffix(case.images[0])
         wide = ".tif" if suffix == ".png" else suffix  # PNG holds no real numbers
@@ -55,6 +63,9 @@ class Plain:
             "probabilities": self.folder / PROBABILITIES / f"{case.id}{wide}",
         }
         return {kind: files[kind] for kind in self._outputs}
+
+    def companions(self, paths: Mapping[str, Path]) -> list[Path]:
+        return []
 
     def finish(self, case: Case, paths: Mapping[str, Path]) -> None:
         """Nothing goes with these."""
@@ -68,24 +79,33 @@ class Bids:
         source: an image of the data set.
         model: its name.
         plan: the meaning of the classes.
-        outputs: the kinds that are written.
+        settings: what is written, and whether of a cut-out or in blocks.
 
     Raises:
         InputError: the source has no BIDS name.
     """
 
-    def __init__(self, out: Path, source: Path, model: str, plan: Plan, outputs: Sequence[str]) -> None:
+    def __init__(self, out: Path, source: Path, model: str, plan: Plan, settings: InferenceConfig) -> None:
         names = dict(zip(plan.values, plan.classes, strict=True))
         dataset = BidsFile.parse(split_part(source)[0]).dataset
-        self._derivatives = Derivatives(dataset, model, names, out, ignored=RECORDS)
-        self.folder, self._outputs = self._derivatives.folder, outputs
+        cut, blocks = settings.cutout is not None, settings.bin
+        self._derivatives = Derivatives(dataset, model, names, out, ignored=RECORDS, cut=cut, blocks=blocks)
+        self.folder, self._outputs = self._derivatives.folder, settings.outputs
+        self._apart = ("_cutout" if cut else "") + (f"_bin{blocks}" if blocks > 1 else "")
 
     def prepare(self) -> None:
         self._derivatives.prepare()
 
+    def key(self, case: Case) -> str:
+        """Cut-outs and blocks have names of their own, and lie beside the whole."""
+        return case.id + self._apart
+
     def paths(self, case: Case) -> dict[str, Path]:
         makers = {"labels": self._derivatives.labels_path, "probabilities": self._derivatives.probabilities_path}
         return {kind: makers[kind](case.images[0]) for kind in self._outputs}
+
+    def companions(self, paths: Mapping[str, Path]) -> list[Path]:
+        return [path for output in paths.values() for path in self._derivatives.companions(output)]
 
     def finish(self, case: Case, paths: Mapping[str, Path]) -> None:
         for path in paths.values():

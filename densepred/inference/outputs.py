@@ -54,6 +54,11 @@ def probabilities_of(planes: Predicted, plan: Plan) -> NDArray[np.float32]:
     return values
 
 
+def names_of(plan: Plan) -> dict[int, str]:
+    """Label value -> class name, "invalid" for pixels that do not count where these have a value of their own."""
+    return {plan.invalid: "invalid"} | dict(zip(plan.values, plan.classes, strict=True))
+
+
 def label_type(plan: Plan) -> np.dtype:
     """The smallest type for label maps."""
     values = (*plan.values, plan.invalid)
@@ -108,9 +113,7 @@ class Outputs:
 
     def _contents(self, kind: str) -> tuple[bool, Record, np.dtype, int]:
         plan, labels = self.plan, KINDS[kind].labels
-        names = dict(zip(plan.values, plan.classes, strict=True)) if labels else dict(enumerate(plan.classes))
-        if labels and plan.invalid not in names:
-            names[plan.invalid] = "invalid"
+        names = names_of(plan) if labels else dict(enumerate(plan.classes))
         dtype = label_type(plan) if labels else np.dtype(np.float32)
         return (
             labels,

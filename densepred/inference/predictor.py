@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,14 +23,15 @@ from densepred.cases.case import Case
 from densepred.cases.patterns import id_of
 from densepred.cases.plan import Plan
 from densepred.cases.preprocess import NormalizedVolume, check_image, normalized
-from densepred.cases.resample import resample, resampled_shape
+from densepred.cases.resample import resampled_shape
 from densepred.config import Config
 from densepred.device import pick_device, pick_precision
 from densepred.errors import InputError, UnsafeError
 from densepred.files import is_pickled, sha256
 from densepred.inference.blocks import in_blocks
-from densepred.inference.outputs import Outputs, Predicted, label_type, labels_of
-from densepred.inference.resample import resample_slabs
+from densepred.inference.inputs import find_inputs
+from densepred.inference.outputs import Outputs, Predicted, label_type, labels_of, names_of
+from densepred.inference.resample import Resampled, resample_slabs
 from densepred.inference.sliding_window import Progress, SlidingWindowInferer
 from densepred.models.build import build
 from densepred.models.dense import Model
@@ -40,6 +43,8 @@ from densepred.volumes.region import parse_region
 
 WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
 PRETRAINING = "pretraining.json"
+MAY_CHANGE = ("inference.", "data.axes", "data.checksum", "data.validity.least")
+"""What a prediction may be given anew; anything else belongs to the training."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -48,7 +53,7 @@ def load(run: str | Path, overrides: Sequence[str] = (), weights: str = "last") 
 
     Args:
         run: folder with `config.yaml`, `plan.json` and the weights.
-        overrides: `inference.key=value` texts.
+        overrides: `inference.key=value` texts; of the data section, what `MAY_CHANGE` names.
         weights: "last", or "best" for the epoch that scored best on the validation cases (optimistic on those).
 
     Raises:
@@ -68,17 +73,26 @@ def load(run: str | Path, overrides: Sequence[str] = (), weights: str = "last") 
         raise InputError(
             f"not a run directory: {', '.join(missing)} missing", "give the folder that `densepred train` wrote", folder
         )
-    refused = [text for text in overrides if not text.startswith("inference.")]
+    refused = [text for text in overrides if not text.startswith(MAY_CHANGE)]
     if refused:
-        raise InputError(f"prediction cannot change {', '.join(refused)}", "only inference.* may be given")
+        raise InputError(f"prediction cannot change {', '.join(refused)}", f"only {', '.join(MAY_CHANGE)} may be given")
     config = configuration.load(folder / "config.yaml", overrides)
-    plan = Plan.load(folder / "plan.json")
+    plan = _read_as(Plan.load(folder / "plan.json"), config, overrides)
     path = folder / WEIGHTS[weights]
     model = build(config.model, len(plan.channels), len(plan.classes))
     load_weights(model, read_weights(path), path)
     if (folder / PRETRAINING).is_file():
         model.get_submodule("encoder").pretraining = _pretraining(folder / PRETRAINING)  # type: ignore[assignment]
-    return Predictor(model, config, plan, sha256(path), folder.resolve().name)
+    return Predictor(model, config, plan, sha256(path), folder.resolve().name, overrides)
+
+
+def _read_as(plan: Plan, config: Config, overrides: Sequence[str]) -> Plan:
+    """The plan with what was said anew of the files to read."""
+    given = {text.partition("=")[0] for text in overrides}
+    reading: dict[str, Any] = {key: getattr(config.data, key) for key in ("axes", "checksum") if f"data.{key}" in given}
+    if "data.validity.least" in given:
+        reading["validity"] = plan.reading.validity.model_copy(update={"least": config.data.validity.least})
+    return plan.model_copy(update={"reading": plan.reading.model_copy(update=reading)}) if reading else plan
 
 
 def _pretraining(path: Path) -> Pretraining:
@@ -144,9 +158,19 @@ class Predictor:
         plan: normalisation, spacing, classes and channels fixed in training.
         weights_hash: SHA-256 of the weights' file, for the records.
         name: of the model, for the records.
+        overrides: the `inference.key=value` texts that are in `config`, for the records.
     """
 
-    def __init__(self, model: Model, config: Config, plan: Plan, weights_hash: str, name: str = "") -> None:
+    def __init__(
+        self,
+        model: Model,
+        config: Config,
+        plan: Plan,
+        weights_hash: str,
+        name: str = "",
+        overrides: Sequence[str] = (),
+    ) -> None:
+        self._overrides = tuple(overrides)
         self.config, self.plan, self.weights_hash, self.name = config, plan, weights_hash, name
         settings = config.inference
         self.device = pick_device(settings.device)
@@ -174,34 +198,52 @@ class Predictor:
         """Segment one image.
 
         Args:
-            source: a file, a Volume, or an array (C, *spatial) or *spatial; invalid pixels are NaN.
+            source: a file, which brings the other files of its case as on the command line; a Volume, or an array
+                (C, *spatial) or *spatial, whose invalid pixels are NaN.
             spacing: voxel spacing of an array, slowest axis first; 1 by default.
 
         Returns:
             A Volume (1, *spatial) of label values (as in the training labels), on the input's grid.
         """
         if isinstance(source, str | Path):
-            with self.plan.reading.open_case(Case(id_of(source), (Path(source),)), self._planes_required) as volume:
-                return self.grid(volume).like(self._whole(volume))
+            (case,) = find_inputs([str(source)], self.config, len(self.plan.image_channels))
+            with self.plan.reading.open_case(case, self._planes_required) as volume:
+                return self._labelled(volume)
         if isinstance(source, np.ndarray):
             source = Volume.from_array(source, tuple(spacing) if spacing else (1.0,) * self.plan.dims)
-        return self.grid(source).like(self._whole(source))
+        if not isinstance(source, Volume):
+            raise TypeError(f"source must be a path, a Volume or an array, got {type(source).__name__}")
+        return self._labelled(source)
 
-    def predict_file(self, case: Case, paths: Mapping[str, Path], progress: Progress | None = None) -> None:
+    def _labelled(self, volume: Volume) -> Volume:
+        labels = self.grid(volume).like(self._whole(volume), labels=True)
+        labels.classes = names_of(self.plan)
+        return labels
+
+    def predict_file(
+        self,
+        case: Case,
+        paths: Mapping[str, Path],
+        progress: Progress | None = None,
+        before_placing: Callable[[], None] | None = None,
+    ) -> None:
         """Predict one case from its files to files, slab by slab; each appears whole or not at all.
 
         Args:
             case: its images and planes.
             paths: "labels", "probabilities" -> the file for them.
             progress: called with windows done and all windows.
+            before_placing: called when all is predicted, before the first file is put in its place.
         """
-        count = self.plan.reading.count(case)
-        with Outputs(paths, count, self.plan, self.made(case)) as outputs:
-            for volume in self.plan.reading.open_cases(case, self._planes_required):
+        count, images = self.plan.reading.count(case), self.plan.reading.open_cases(case, self._planes_required)
+        with closing(images), Outputs(paths, count, self.plan, self.made(case)) as outputs:
+            for volume in images:
                 with volume:
                     outputs.begin(self.grid(volume))
                     for planes in self.stream(volume, progress):
                         outputs.write(planes)
+            if before_placing is not None:
+                before_placing()
 
     @property
     def _planes_required(self) -> bool:
@@ -216,6 +258,7 @@ class Predictor:
     def made(self, case: Case) -> Provenance:
         """How the result of a case comes about."""
         names, settings = " ".join(path.name for path in case.inputs), self.config.inference
+        typed = [path.name for path in case.images]
         return Provenance(
             model=self.name,
             model_sha=self.weights_hash,
@@ -224,7 +267,7 @@ class Predictor:
             window="x".join(map(str, settings.window or self.config.patch.size)),
             overlap=settings.overlap,
             device=self.device.type,
-            command=f"predict {self.name} {names}",
+            command=shlex.join(["predict", self.name, *typed, *self._overrides]),
         )
 
     def stream(self, volume: Volume, progress: Progress | None = None) -> Iterator[Predicted]:
@@ -244,7 +287,7 @@ class Predictor:
         if target == shape:
             slabs = self.inferer.stream(self.model, source, progress)
         else:
-            moved = resample(source[:, :], target)
+            moved = Resampled(source, target, self.device)
             slabs = resample_slabs(self.inferer.stream(self.model, moved, progress), target, shape)
         planes = (Predicted(start, stop, logits, source.invalid(start, stop)) for start, stop, logits in slabs)
         yield from planes if settings.bin == 1 else in_blocks(planes, settings.bin)

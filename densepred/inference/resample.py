@@ -1,18 +1,66 @@
-"""Bringing streamed slabs to another grid, holding only the planes that the next output planes need."""
+"""Images and logits on another grid, plane by plane: only what the next planes need is in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from densepred.cases.resample import axis_matrix
-from densepred.inference.sliding_window import Slab
+from densepred.cases.regrid import Regrid
+from densepred.inference.sliding_window import Slab, Source, as_float
 
 
+class Resampled:
+    """A lazy image on another grid, the same as `densepred.cases.resample.resample` of the whole.
+
+    Reading forward, `resampled[:, z0:z1]` after `resampled[:, y0:z0]`, asks the source for each plane once, in order,
+    and holds those that the next ones need. Reading elsewhere begins anew there, with the same values.
+
+    Args:
+        source: the image, (C, *spatial).
+        shape: the new spatial shape.
+        device: where the planes are computed, and stay; by default the CPU.
+
+    Raises:
+        ValueError: `shape` has not one positive number for each spatial axis.
+
+    Example:
+        >>> fine = Resampled(torch.rand(1, 3, 4, 5), (6, 4, 10))
+        >>> fine.shape, fine[:, 0:2].shape
+        ((1, 6, 4, 10), torch.Size([1, 2, 4, 10]))
+    """
+
+    def __init__(self, source: Source, shape: Sequence[int], device: str | torch.device = "cpu") -> None:
+        if len(shape) != len(source.shape) - 1 or min(shape) < 1:
+            raise ValueError(f"shape must be {len(source.shape) - 1} positive numbers, got {tuple(shape)}")
+        self.source, self.device, self.shape = source, torch.device(device), (source.shape[0], *shape)
+        self._regrid = Regrid(source.shape[1:], shape, self.device)
+
+    @torch.no_grad()
+    def __getitem__(self, key: Any) -> Tensor:
+        """Planes `[:, z0:z1]`, float32 (C, z1 - z0, *rest) on the device."""
+        every, planes = key
+        start, stop, step = planes.indices(self.shape[1])
+        if every != slice(None) or step != 1:
+            raise ValueError(f"only whole planes can be read, [:, z0:z1], not {key}")
+        regrid, channels = self._regrid, self.shape[0]
+        out = torch.empty(channels, max(stop - start, 0), *self.shape[2:], device=self.device)
+        if start != regrid.done and len(out[0]):
+            regrid.restart(start)
+        while regrid.done < stop and len(out[0]):
+            if (done := regrid.done) < (ready := min(regrid.ready, stop)):
+                out[:, done - start : ready - start] = regrid.take(ready)
+            else:
+                end = min(regrid.read + regrid.piece(channels), regrid.reach(stop))
+                regrid.add(as_float(self.source[:, regrid.read : end]).to(self.device))
+        return out
+
+
+@torch.no_grad()
 def resample_slabs(slabs: Iterator[Slab], shape: Sequence[int], target: Sequence[int]) -> Iterator[Slab]:
-    """Resample a stream of slabs linearly, axis by axis (`densepred.cases.resample` says how).
+    """Resample a stream of slabs, as `densepred.cases.resample.resample` the whole, on the device they are on.
 
     Args:
         slabs: (z0, z1, slab (K, z1 - z0, *rest)), in order, covering `shape`.
@@ -20,30 +68,13 @@ def resample_slabs(slabs: Iterator[Slab], shape: Sequence[int], target: Sequence
         target: spatial shape to resample to.
 
     Yields:
-        (z0, z1, slab (K, z1 - z0, *target rest)) in order.
+        (z0, z1, slab (K, z1 - z0, *target rest)) in order, of a few planes each.
     """
-    matrix = axis_matrix(shape[0], target[0]).tocsr()
-    reach = [int(matrix.indices[matrix.indptr[j] : matrix.indptr[j + 1]].max()) for j in range(target[0])]
-    rest = [torch.from_numpy(axis_matrix(n, m).toarray()).float() for n, m in zip(shape[1:], target[1:], strict=True)]
-    planes: dict[int, Tensor] = {}
-    done = 0
+    regrid: Regrid | None = None
     for start, stop, slab in slabs:
-        planes.update(zip(range(start, stop), _within(slab, rest).unbind(1), strict=True))
-        ready = done
-        while ready < target[0] and reach[ready] < stop:
-            ready += 1
-        if ready > done:
-            rows = [matrix.getrow(j) for j in range(done, ready)]
-            mixed = [sum(w * planes[i] for i, w in zip(row.indices, row.data, strict=True)) for row in rows]
-            yield done, ready, torch.stack([torch.as_tensor(plane) for plane in mixed], 1)
-            done = ready
-        if done < target[0]:
-            first = int(matrix.getrow(done).indices.min())
-            planes = {i: plane for i, plane in planes.items() if i >= first}
-
-
-def _within(slab: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """Apply a matrix (out, in) to each axis after the first two of (K, n, *rest)."""
-    for axis, matrix in enumerate(matrices, start=2):
-        slab = torch.movedim(torch.movedim(slab, axis, -1) @ matrix.to(slab).T, -1, axis)
-    return slab
+        regrid = regrid or Regrid(shape, target, slab.device)
+        most = regrid.piece(slab.shape[0])
+        for first in range(start, stop, most):
+            regrid.add(slab[:, first - start : first - start + most])
+            if (done := regrid.done) < (ready := regrid.ready):
+                yield done, ready, regrid.take(ready)

@@ -20,7 +20,8 @@ import numpy as np
 
 from densepred.errors import InputError
 from densepred.volumes.channels import stack
-from densepred.volumes.members import MembersWriter, members, open_members, open_members_writer
+from densepred.volumes.companions import companions
+from densepred.volumes.members import MembersWriter, members, open_members, open_members_writer, paired
 from densepred.volumes.record import Provenance, Record
 from densepred.volumes.validity import Flags, flag_plane, masked
 from densepred.volumes.volume import GEOMETRY_TOLERANCE, SlabWriter, Volume, corner_offset, label_dtype
@@ -34,6 +35,7 @@ __all__ = [
     "Record",
     "SlabWriter",
     "Volume",
+    "companions",
     "corner_offset",
     "flag_plane",
     "label_dtype",
@@ -44,6 +46,7 @@ __all__ = [
     "open_members_writer",
     "open_volume",
     "open_writer",
+    "paired",
     "split_part",
     "stack",
     "suffix_of",

@@ -7,8 +7,10 @@ the world coordinates are the header's (`FitsHeader.wcs`).
 from __future__ import annotations
 
 import datetime
+import re
 import warnings
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,8 @@ from densepred.volumes.record import Provenance, Record
 from densepred.volumes.volume import Volume
 
 if TYPE_CHECKING:
+    from astropy.io.fits import Header
+
     from densepred.volumes.fits_writer import Contents, Legend
 
 RECORDS = True
@@ -77,7 +81,8 @@ def read(path: str | Path, axes: str | None = None, part: str | None = None, che
     )
     unit = str(card(array.header, "BUNIT", "", hdu.index, path)).strip()
     labels = _is_labels(array, hdu.index, path)
-    return Volume(array, (1.0,) * (len(array.shape) - 1), None, header, path, labels, unit)
+    classes = _classes(array.header) if labels else {}
+    return Volume(array, (1.0,) * (len(array.shape) - 1), None, header, path, labels, unit, classes)
 
 
 def images(path: str | Path, part: str = "all") -> list[str]:
@@ -120,6 +125,12 @@ def _is_labels(array: FitsPixels, index: int, path: Path) -> bool:
     return array.dtype.kind in "iu" and (kind == "LABEL" or "CLASS0" in array.header)
 
 
+def _classes(header: Header) -> dict[int, str]:
+    """The names of the classes, from the cards CLASSn."""
+    found = (re.fullmatch(r"CLASS(\d+)", keyword) for keyword in header)
+    return {int(match[1]): str(header[match[0]]).strip() for match in found if match}
+
+
 def open_writer(
     path: str | Path,
     like: Volume,
@@ -128,11 +139,21 @@ def open_writer(
     labels: bool = False,
     record: Record | None = None,
 ) -> AbstractContextManager[Any]:
-    """Write a file slab by slab; see `fits_writer.open_writer`. A record becomes cards, and a legend of labels."""
-    from densepred.volumes import fits_writer
+    """Write a file slab by slab; see `fits_writer.open_writer`. A record becomes cards, and a legend of labels.
 
-    told = recorded(record, channels, labels)
-    return fits_writer.open_writer(path, like, dtype, channels, labels, *told)
+    An image of an extension keeps EXTNAME and EXTVER.
+    """
+    from densepred.volumes import fits_writer
+    from densepred.volumes.fits_layout import default_contents
+
+    contents, legend, cards = recorded(record, channels, labels)
+    source = like.header if isinstance(like.header, FitsHeader) else None
+    if source is not None and source.index > 0 and source.name:
+        contents = contents or default_contents(like, np.dtype(dtype), channels, labels)
+        contents = replace(contents, version=source.version)
+        if channels == 1 or contents.layout == "cube":
+            contents = replace(contents, name=source.name)
+    return fits_writer.open_writer(path, like, dtype, channels, labels, contents, legend, cards)
 
 
 def recorded(
@@ -143,11 +164,12 @@ def recorded(
 
     if record is None:
         return None, None, {}
+    cards = {} if record.provenance == Provenance() else _cards(record.provenance)
     if labels:
-        return None, Legend(record.names), _cards(record.provenance)
+        return None, Legend(record.names), cards
     names = [record.names[number] for number in range(channels)] if record.names else []
     contents = Contents(names, record.probability, record.unit, "hdus" if record.probability else "cube")
-    return contents, None, {} if record.provenance == Provenance() else _cards(record.provenance)
+    return contents, None, cards
 
 
 def _cards(made: Provenance) -> dict[str, str | float | list[str]]:

@@ -123,11 +123,12 @@ class TileReader:
         spare = np.flatnonzero(table["COMPRESSED_DATA"][:, 0] == 0)
         if spare.size and "GZIP_COMPRESSED_DATA" not in self._names:
             raise UnusualError
-        lossless = self._packed(table["GZIP_COMPRESSED_DATA"][spare], out.nbytes) if spare.size else []
+        lossless = self._packed(table["GZIP_COMPRESSED_DATA"][spare], out.nbytes) if spare.size else iter(())
 
         for tiles, pixels, size in _equal(sizes):
             target = out[pixels].reshape(-1, size)
-            self._decode_equal(packed[tiles], table[tiles], rows[tiles], target)
+            some = list(itertools.islice(packed, len(target)))  # all at once would keep the garbage collector busy
+            self._decode_equal(some, table[tiles], rows[tiles], target)
         starts = np.cumsum(sizes) - sizes
         for number, data in zip(spare.tolist(), lossless, strict=True):
             start = int(starts[number])
@@ -153,7 +154,7 @@ class TileReader:
         count = int(self._hdu.header["NAXIS2"])
         return np.frombuffer(self._file.read(count * self._row.itemsize), self._row, count)
 
-    def _packed(self, places: np.ndarray, expected: int) -> list[Octets]:
+    def _packed(self, places: np.ndarray, expected: int) -> Iterator[Octets]:
         """The compressed bytes of tiles, read at once where they lie together."""
         sizes, offsets = places.astype(np.int64).T
         within = (sizes >= 0) & (offsets >= 0) & (sizes <= self._heap_bytes) & (offsets <= self._heap_bytes - sizes)
@@ -163,9 +164,9 @@ class TileReader:
         first = int(offsets[held].min(initial=self._heap_bytes))
         last = int((offsets + sizes)[held].max(initial=first))
         if last - first > 2 * sizes.sum() + _SLACK:
-            return [self._piece(at, size)[:size] for size, at in zip(sizes.tolist(), offsets.tolist(), strict=True)]
+            return (self._piece(at, size)[:size] for size, at in zip(sizes.tolist(), offsets.tolist(), strict=True))
         data, starts = self._piece(first, last - first), offsets - first
-        return [data[at:end] for at, end in zip(starts.tolist(), (starts + sizes).tolist(), strict=True)]
+        return map(data.__getitem__, map(slice, starts.tolist(), (starts + sizes).tolist()))
 
     def _piece(self, offset: int, size: int) -> Octets:
         held = bytearray(size + len(_GUARD))

@@ -210,7 +210,7 @@ def _moved(
         from densepred.volumes import nifti_header
 
         header, affine = nifti_header.moved(header, move, array.shape[1:], affine)
-    return Volume(array, spacing, affine, header, volume.path, labels, volume.unit)
+    return Volume(array, spacing, affine, header, volume.path, labels, volume.unit, volume.classes)
 
 
 def _fits(

@@ -19,9 +19,10 @@ _END = b"\x03\x00"  # the last block, empty
 
 
 class Piece(NamedTuple):
-    """A piece of the content: its bytes in the file, its bytes and their CRC without compression."""
+    """A piece of the content: length and CRC of its bytes in the file, and of those that were compressed."""
 
     packed: int
+    packed_crc: int
     size: int
     crc: int
 
@@ -78,14 +79,16 @@ class GzipWriter:
         encoder = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, -15)
         packed = encoder.compress(data) + encoder.flush(isal_zlib.Z_SYNC_FLUSH)
         self._file.write(packed)
-        piece = Piece(len(packed), len(data), isal_zlib.crc32(data))
+        piece = Piece(len(packed), isal_zlib.crc32(packed), len(data), isal_zlib.crc32(data))
         self._crc = isal_zlib.crc32_combine(self._crc, piece.crc, piece.size)
         self._size += piece.size
         self._pieces.append(piece)
 
 
 def _is_sound(packed: bytes, piece: Piece) -> bool:
-    """By libdeflate, which wrote none of it."""
+    """Whether the bytes are those that were written, and give the content by libdeflate, which wrote none of them."""
+    if isal_zlib.crc32(packed) != piece.packed_crc:  # by itself a piece could end too early, and still be whole
+        return False
     try:
         data = imagecodecs.deflate_decode(packed + _END, raw=True, out=piece.size)
     except RuntimeError:

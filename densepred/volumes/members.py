@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -56,6 +56,68 @@ def members(path: str | Path, axes: str | None = None) -> list[str]:
         module = _module(file)
         parts = None if module is None else module.members(file, part, axes)
     return [str(path)] if parts is None else [f"{file}[{name}]" for name in parts]
+
+
+def paired(paths: Mapping[str, str | Path], axes: Mapping[str, str | None] | None = None) -> list[dict[str, str]]:
+    """The images of several paths that belong together, as `members` lists them.
+
+    Images called NAME,VER on both sides belong together by NAME and VER if the names are the same, else by VER alone;
+    others by their place in the file. What stands for one image without "all" goes with each.
+
+    Args:
+        paths: role -> path.
+        axes: role -> as for `members`; None where it is not there.
+
+    Returns:
+        For each image of the first path with several, role -> path.
+
+    Raises:
+        InputError: as `members`; the paths stand for other numbers of images, or for other versions.
+
+    Example:
+        >>> from astropy.io import fits
+        >>> hdus = [fits.ImageHDU(np.eye(3), name=n, ver=v) for n, v in (("SCI", 1), ("SCI", 2), ("DQ", 2), ("DQ", 1))]
+        >>> fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto("chips.fits", overwrite=True)
+        >>> paired({"image": "chips.fits[SCI,all]", "mask": "chips.fits[DQ,all]"})[0]
+        {'image': 'chips.fits[SCI,1]', 'mask': 'chips.fits[DQ,1]'}
+    """
+    listed = {role: members(path, (axes or {}).get(role)) for role, path in paths.items()}
+    several = {role: found for role, found in listed.items() if found != [str(paths[role])]}
+    if not several:
+        return [{role: found[0] for role, found in listed.items()}]
+    lead = max(several, key=lambda role: len(several[role]))
+    joined = {role: _joined(several[lead], paths[lead], found, paths[role]) for role, found in several.items()}
+    count = len(several[lead])
+    return [{role: joined[role][n] if role in joined else listed[role][0] for role in paths} for n in range(count)]
+
+
+def _joined(lead: Sequence[str], of: str | Path, others: Sequence[str], path: str | Path) -> list[str]:
+    """Those of `others` that belong to each image of `lead`."""
+    ours, theirs = [_name_of(one) for one in lead], [_name_of(one) for one in others]
+    named = None not in ours + theirs
+    if len(others) not in (1, len(lead)) or (named and len(others) != len(lead)):
+        what = f"stands for {len(others)} images, and {of} for {len(lead)}"
+        raise InputError(what, "choose as many of each, with the same versions", path)
+    if not named:
+        return list(others) * (len(lead) // len(others))
+    whole = set(ours) == set(theirs)
+    keys, found = ([name if whole else name[1:] for name in names if name] for names in (ours, theirs))
+    if sorted(keys) != sorted(found):
+        versions = [", ".join(sorted({name[1] for name in names if name})) for names in (theirs, ours)]
+        what = f"its images have the versions {versions[0]}, those of {of} have {versions[1]}"
+        raise InputError(what, "give images that belong together the same EXTVER", path)
+    if len(set(keys)) == len(keys):
+        return [others[found.index(key)] for key in keys]
+    if keys != found:  # versions that stand twice, in another order
+        what = f"which of its images belongs to which of {of} cannot be told from their versions"
+        raise InputError(what, "choose the images of one name, as in x.fits[SCI,all]", path)
+    return list(others)
+
+
+def _name_of(path: str) -> tuple[str, str] | None:
+    """NAME and VER in the brackets; None where a number stands there."""
+    name, comma, version = path[path.rindex("[") + 1 : -1].rpartition(",") if path.endswith("]") else ("", "", "")
+    return (name.upper(), version) if comma else None
 
 
 def open_members(path: str | Path, axes: str | None = None, checksum: str = "verify") -> Iterator[Volume]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import EllipsisType, TracebackType
 from typing import Any, Protocol, TypeAlias
@@ -63,6 +63,7 @@ class Volume:
         path: the file it came from.
         labels: the values are classes, not intensities.
         unit: of the values, as the file names it ("electron/s"); "" if it does not.
+        classes: label -> name, where the file tells.
 
     Raises:
         ValueError: the array, spacing and affine do not belong together.
@@ -82,6 +83,7 @@ class Volume:
         path: str | Path | None = None,
         labels: bool = False,
         unit: str = "",
+        classes: Mapping[int, str] | None = None,
     ) -> None:
         if len(array.shape) not in (3, 4) or min(array.shape) < 1:
             raise ValueError(f"array must be (C, Y, X) or (C, Z, Y, X) without empty axes, got shape {array.shape}")
@@ -94,7 +96,7 @@ class Volume:
         self.affine = None if affine is None else np.array(affine, np.float64)
         self.header = header
         self.path = None if path is None else Path(path)
-        self.labels, self.unit = labels, unit
+        self.labels, self.unit, self.classes = labels, unit, dict(classes or {})
 
     @classmethod
     def from_array(cls, array: np.ndarray, spacing: Sequence[float], labels: bool = False) -> Volume:
@@ -200,7 +202,9 @@ class Volume:
         dtype = self.dtype
         if dtype.kind in "ui" and (self.labels or dtype.itemsize == 8):
             dtype = self._smallest_dtype(thickness)
-        told = Record(names={}, unit=self.unit) if self.unit and not self.labels else None
+        told = None
+        if self.classes or (self.unit and not self.labels):
+            told = Record(names=self.classes, unit=self.unit)
         with open_writer(path, self, dtype, self.shape[0], self.labels, told) as writer:
             for _, _, slab in self.slabs(thickness):
                 writer.write(slab)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -45,9 +46,10 @@ def steps_done(run: Path) -> int:
 
 
 def cases_done(out: Path) -> int:
-    """The number of cases in the manifest of a folder of predictions."""
+    """The number of cases that the manifest of a folder of predictions calls done."""
     manifest = out / "manifest.jsonl"
-    return manifest.read_text().count("\n") if manifest.exists() else 0
+    lines = manifest.read_text().splitlines(keepends=True) if manifest.exists() else []
+    return len({json.loads(line)["id"] for line in lines if line.endswith("\n") and '"begun"' not in line})
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

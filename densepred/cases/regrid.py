@@ -1,0 +1,176 @@
+"""Moving planes from one grid to another, axis by axis, while they stream by.
+
+The filter is linear interpolation between half-pixel centres; where an axis shrinks, the triangle is widened by the
+factor, so that nothing aliases (the "antialias" of PIL and torch). Beyond the ends the last voxel goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PIECE_BYTES = 1 << 22  # of float32 planes worked on at a time: about what a processor's cache holds
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Which voxels of an axis make each voxel of the new one, and their shares.
+
+    Attributes:
+        index: int64 (target, k), where the voxels lie.
+        share: float32 (target, k), rows add up to 1.
+    """
+
+    index: Tensor
+    share: Tensor
+
+    @classmethod
+    def of(cls, size: int, target: int, device: str | torch.device = "cpu") -> Taps:
+        """From an axis of `size` voxels to one of `target` over the same extent.
+
+        Example:
+            >>> Taps.of(4, 2).share[0] * 7  # 3/8, 3/8 and 1/8, without what lies beyond the end
+            tensor([3., 3., 1.])
+        """
+        scale = size / target
+        width = max(scale, 1.0)
+        centre = (np.arange(target) + 0.5) * scale
+        first = np.maximum(np.floor(centre - width).astype(np.int64), 0)
+        index = first[:, None] + np.arange(int(np.ceil(2 * width)) + 2)
+        share = np.maximum(1 - np.abs(index + 0.5 - centre[:, None]) / width, 0) * (index < size)
+        order = np.argsort(share == 0, axis=1, kind="stable")[:, : int((share > 0).sum(1).max())]
+        index, share = (np.take_along_axis(part, order, 1) for part in (index, share))
+        index = np.where(share > 0, index, index[:, :1])  # a share of none must not bring in a NaN from elsewhere
+        share = (share / share.sum(1, keepdims=True)).astype(np.float32)
+        return cls(torch.from_numpy(index).to(device), torch.from_numpy(share).to(device))
+
+
+class Regrid:
+    """A ring of the planes that the next planes of the new grid need: planes go in in order, and come out so.
+
+    Axes that shrink go first. What comes out is the same, bit for bit, however many planes go in or out at a time.
+
+    Args:
+        shape: spatial shape of the image, (Z, Y, X) or (Y, X).
+        target: the new spatial shape.
+        device: where the planes are.
+
+    Example:
+        >>> regrid = Regrid((2, 4), (4, 2))
+        >>> regrid.add(torch.ones(1, 2, 4))
+        >>> regrid.take(regrid.ready).shape
+        torch.Size([1, 4, 2])
+    """
+
+    def __init__(self, shape: Sequence[int], target: Sequence[int], device: str | torch.device = "cpu") -> None:
+        self.shape, self.target = tuple(shape), tuple(target)
+        moved = [axis for axis, size in enumerate(shape) if axis == 0 or size != target[axis]]
+        order = sorted(moved, key=lambda axis: target[axis] / shape[axis])
+        place = order.index(0)
+        self._before, self._after = (
+            [(axis - len(shape), Taps.of(shape[axis], target[axis], device)) for axis in axes]
+            for axes in (order[:place], order[place + 1 :])
+        )
+        first = Taps.of(shape[0], target[0])
+        self._lowest, self._highest = first.index.amin(1).numpy(), first.index.amax(1).numpy()
+        self._first = Taps(first.index.to(device), first.share.to(device))
+        self.restart(0)
+
+    def restart(self, start: int) -> None:
+        """Forget all planes: the next to come out is `start`, and the next to go in is then `read`."""
+        self.done, self._begin = start, int(self._lowest[start])
+        self._held: Tensor | None = None
+
+    @property
+    def read(self) -> int:
+        """The planes of the image that have gone in, counted from its first."""
+        return self._begin + (0 if self._held is None else self._held.shape[1])
+
+    @property
+    def ready(self) -> int:
+        """The planes of the new grid, counted from its first, that can come out."""
+        return int(np.searchsorted(self._highest, self.read))
+
+    def reach(self, stop: int) -> int:
+        """How many planes of the image those of the new grid below `stop` need."""
+        return int(self._highest[stop - 1]) + 1
+
+    def piece(self, channels: int) -> int:
+        """How many planes of the image are best put in at a time."""
+        largest = max(math.prod(self.shape[1:]), math.prod(self.target) / self.shape[0])
+        return max(1, int(PIECE_BYTES / (4 * channels * largest)))
+
+    def add(self, planes: Tensor) -> None:
+        """Put in the next planes, float32 (C, n, *rest)."""
+        planes = _within(planes, self._before)
+        self._held = planes if self._held is None else torch.cat([self._held, planes], 1)
+
+    def take(self, stop: int) -> Tensor:
+        """Take out the planes up to `stop`, which must be ready: (C, m, *target rest)."""
+        assert self._held is not None
+        assert self.done < stop <= self.ready
+        if self.shape[0] == self.target[0]:
+            out = self._held[:, self.done - self._begin : stop - self._begin]
+        else:
+            rows = slice(self.done, stop)
+            taps = Taps(self._first.index[rows] - self._begin, self._first.share[rows])
+            out = along(self._held, 1 - self._held.ndim, taps)
+        lowest = self.read if stop == self.target[0] else min(int(self._lowest[stop]), self.read)
+        self._held = self._held[:, lowest - self._begin :].clone()  # a view would keep the others
+        self._begin, self.done = lowest, stop
+        return _within(out, self._after)
+
+
+def along(image: Tensor, axis: int, taps: Taps) -> Tensor:
+    """Weighted sums of voxels along one axis.
+
+    Args:
+        image: float32, two axes or more.
+        axis: which one, -1 for the last.
+        taps: from the axis as it is to the new one.
+
+    Returns:
+        As `image`, with as many voxels along the axis as there are rows of taps.
+    """
+    if axis == -1:  # whole rows are added up quickest, so columns become rows
+        return along(image.transpose(-1, -2).contiguous(), -2, taps).transpose(-1, -2)
+    before, behind = math.prod(image.shape[:axis]), math.prod(image.shape[axis + 1 : -1])
+    rows, shares = taps.index, taps.share
+    if before * behind > 1:  # (before, target, behind, k)
+        starts = torch.arange(before, device=rows.device) * image.shape[axis]
+        rows = (starts.view(-1, 1, 1, 1) + rows[:, None]) * behind
+        rows = rows + torch.arange(behind, device=rows.device).view(-1, 1)
+        shares = shares[:, None].expand(rows.shape).reshape(-1, rows.shape[-1])
+        rows = rows.view(shares.shape)
+    table = image.reshape(-1, image.shape[-1])
+    if table.stride(1) != 1:  # rows of one voxel: another kernel would take them, which rounds otherwise
+        table = table.clone(memory_format=torch.contiguous_format)
+    out = F.embedding_bag(rows, table, mode="sum", per_sample_weights=shares)
+    return out.view(*image.shape[:axis], len(taps.index), *image.shape[axis + 1 :])
+
+
+def _within(planes: Tensor, axes: Sequence[tuple[int, Taps]]) -> Tensor:
+    """Planes (C, n, *rest) along each (axis from the last, its taps)."""
+    if not axes:
+        return planes
+    if planes.device.type != "cpu":
+        return _one_by_one(planes, axes).contiguous()
+    planes, heads = planes.flatten(0, -3), planes.shape[:-2]
+    out = torch.empty(0)
+    for number, plane in enumerate(planes):  # each stays in the cache, and turning over is quickest for two axes
+        plane = _one_by_one(plane, axes)
+        out = out if number else torch.empty(len(planes), *plane.shape)
+        out[number].copy_(plane)
+    return out.unflatten(0, heads)
+
+
+def _one_by_one(image: Tensor, axes: Sequence[tuple[int, Taps]]) -> Tensor:
+    for axis, taps in axes:
+        image = along(image, axis, taps)
+    return image

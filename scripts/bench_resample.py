@@ -1,0 +1,171 @@
+"""Resampling a volume to a model's spacing and logits back, against nnU-Net's way, in time, memory and values.
+
+    python scripts/bench_resample.py
+
+0.7 x 0.7 x 1.5 mm to 1 mm isotropic, 512 x 512 x 300 voxels, and three classes of logits back. nnU-Net resizes each
+channel with `skimage.transform.resize`, splines of order 3 for images and 1 for logits. Without scikit-image the
+function that does the work in there, `scipy.ndimage.zoom`, is called. Each run has a process of its own, reads its
+input from a file, and its memory is the peak beyond what the interpreter and its libraries take. On a busy machine
+the time of the processor tells more than that of the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.ndimage
+import torch
+
+from densepred.cases.resample import resample, resampled_shape
+from densepred.inference.resample import Resampled, resample_slabs
+
+SPACING, OWN, CLASSES = (1.5, 0.7, 0.7), (1.0, 1.0, 1.0), 3
+SLAB = 32  # planes that come from the network, or go to it, at a time
+Shape = tuple[int, ...]
+
+
+class Planes:
+    """Float32 planes `[:, z0:z1]` of a raw file, without a memory map, whose pages would count as memory."""
+
+    def __init__(self, path: Path, shape: Shape) -> None:
+        self.path, self.shape = path, shape
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        start, stop, _ = key[1].indices(self.shape[1])
+        out = np.empty((self.shape[0], stop - start, *self.shape[2:]), np.float32)
+        plane, depth = 4 * math.prod(self.shape[2:]), self.shape[1]
+        with self.path.open("rb") as file:
+            for channel, planes in enumerate(out):
+                file.seek(plane * (channel * depth + start))
+                file.readinto(memoryview(planes).cast("B"))
+        return out
+
+
+def peer(image: np.ndarray, shape: Shape, order: int) -> np.ndarray:
+    """What nnU-Net does to each channel."""
+    out = np.empty((len(image), *shape), np.float32)
+    for channel, values in zip(out, image, strict=True):
+        if importlib.util.find_spec("skimage"):
+            from skimage.transform import resize
+
+            channel[:] = resize(values.astype(float), shape, order, mode="edge", clip=True, anti_aliasing=False)
+        else:
+            factors = np.divide(shape, values.shape)
+            values = values.astype(float)
+            channel[:] = scipy.ndimage.zoom(values, factors, order=order, mode="nearest", grid_mode=True)
+    return out
+
+
+def streamed_there(source: Planes, shape: Shape) -> None:
+    """As the inferer reads: slabs of the new grid, none of them kept."""
+    moved = Resampled(source, shape)
+    for start in range(0, shape[0], SLAB):
+        moved[:, start : start + SLAB]
+
+
+def streamed_back(source: Planes, shape: Shape) -> None:
+    """As the inferer writes."""
+    depth = source.shape[1]
+
+    def slabs() -> Iterator[tuple[int, int, torch.Tensor]]:
+        for start in range(0, depth, SLAB):
+            slab = torch.from_numpy(source[:, start : start + SLAB])
+            yield start, start + slab.shape[1], slab
+
+    for _ in resample_slabs(slabs(), source.shape[1:], shape):
+        pass
+
+
+RUNS: dict[str, tuple[Callable[..., object], Callable[..., object]]] = {
+    "nnU-Net's way": (
+        lambda source, shape: peer(source[:, :], shape, 3),
+        lambda source, shape: peer(source[:, :], shape, 1),
+    ),
+    "densepred, whole arrays": (
+        lambda source, shape: resample(source[:, :], shape),
+        lambda source, shape: resample(source[:, :], shape),
+    ),
+    "densepred, as predictions run": (streamed_there, streamed_back),
+}
+
+
+def resident(field: str) -> float:
+    """MB of this process: VmRSS now, VmHWM at the peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
+
+
+def child(name: str, way: int, path: Path, shape: Shape, target: Shape, threads: int) -> None:
+    """One run: prints seconds, those of the processor, and MB."""
+    torch.set_num_threads(threads)
+    source, run = Planes(path, shape), RUNS[name][way]
+    run_small = Planes(path, (shape[0], 4, 16, 16))
+    run(run_small, (6, 11, 11))  # what is made once
+    before = resident("VmRSS")
+    start, worked = time.perf_counter(), time.process_time()
+    run(source, target)
+    print(time.perf_counter() - start, time.process_time() - worked, resident("VmHWM") - before)
+
+
+def agreement() -> float:
+    """The largest difference from `scipy.ndimage.zoom` of order 1, values within 0..1, axes that grow."""
+    image = np.random.default_rng(0).random((1, 60, 71, 53), np.float32)
+    return float(np.abs(resample(image, (90, 101, 75)) - peer(image, (90, 101, 75), 1)).max())
+
+
+def main() -> None:
+    """Parse the command line, run and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", type=int, nargs=3, default=[300, 512, 512], help="slowest axis first")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    here = tuple(arguments.shape)
+    there = resampled_shape(here, SPACING, OWN)
+    ways = (((1, *here), there), ((CLASSES, *there), here))
+    if arguments.child:
+        name, way, path = arguments.child
+        child(name, int(way), Path(path), *ways[int(way)], arguments.threads)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for way, (shape, target) in enumerate(ways):
+            path = Path(folder) / f"{way}.raw"
+            np.random.default_rng(0).random(shape, np.float32).tofile(path)
+            print(f"{'x'.join(map(str, shape))} to {'x'.join(map(str, target))}", flush=True)
+            report(way, path, arguments.rounds, [*map(str, here)], arguments.threads)
+    print(f"largest difference from scipy.ndimage.zoom, order 1: {agreement():.1e}")
+
+
+def report(way: int, path: Path, rounds: int, shape: list[str], threads: int) -> None:
+    """Runs in turns, and medians."""
+    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in RUNS}
+    for _ in range(rounds):
+        for name, figures in found.items():
+            options = ["--shape", *shape, "--threads", str(threads), "--child", name, str(way), str(path)]
+            command = [sys.executable, __file__, *options]
+            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+            figures.append(tuple(map(float, done.stdout.split())))
+    medians = {name: [statistics.median(part) for part in zip(*runs, strict=True)] for name, runs in found.items()}
+    first = medians["nnU-Net's way"]
+    for name, (seconds, worked, memory) in medians.items():
+        faster = f"{first[0] / seconds:.0f} times faster ({first[1] / worked:.0f} by processor time)"
+        figures = f"{seconds:7.2f} s (processor {worked:6.2f} s) {memory:6.0f} MB"
+        print(f"  {name:29s} {figures}; {faster}, {first[2] / memory:.1f} times less memory", flush=True)
+
+
+if __name__ == "__main__":
+    main()
