@@ -271,3 +271,27 @@ def test_changed_detached_voxels_are_predicted_anew(tmp_path: Path) -> None:
     assert predict(run, [tmp_path / "v.mhd"], tmp_path / "out").skipped == ["v"]
     noise(2).tofile(tmp_path / "v.raw")
     assert predict(run, [tmp_path / "v.mhd"], tmp_path / "out").done == ["v"]
+
+
+HUBBLE = {
+    "images": {"sci": "{id}_flc.fits[SCI,1]", "err": "{id}_flc.fits[ERR,1]", "flat": "{id}_flat.fits"},
+    "labels": "{id}_mask.fits",
+    "validity": {"mask": "{id}_flc.fits[DQ,1]"},
+}
+
+
+@pytest.mark.parametrize("given", ["2", "all", " 2"])
+def test_another_version_of_the_image_brings_that_of_the_other_hdus(tmp_path: Path, given: str) -> None:
+    touch(tmp_path, "a_flc.fits", "a_flat.fits", "a_mask.fits")
+    case = found(HUBBLE, [f"{tmp_path}/a_flc.fits[sci,{given}]"], tmp_path, 3)["a"]
+    parts = {role: path.name.partition("[")[2].rstrip("]") for role, path in case.roles.items()}
+    wanted = given.strip()
+    expected = {"image 0": f"SCI,{wanted}", "image 1": f"ERR,{wanted}", "image 2": "", "mask": f"DQ,{wanted}"}
+    assert parts == expected
+
+
+def test_another_hdu_than_the_recipes_comes_alone(tmp_path: Path) -> None:
+    touch(tmp_path, "a_flc.fits", "a_flat.fits")
+    case = found(HUBBLE, [f"{tmp_path}/a_flc.fits[ERR,2]"], tmp_path, 3)["a_flc"]
+    assert names(case)["image 0"].endswith("a_flc.fits[ERR,2]")
+    assert len(case.images) == 1

@@ -20,7 +20,7 @@ def write(path: Path, header_length: int) -> None:
     path.write_bytes(header_length.to_bytes(8, "little") + header + torch.arange(2.0).numpy().tobytes())
 
 
-@pytest.mark.parametrize("length", [128, 640, 1152, 0x0480, 0x8002 // 8 * 8, 0x0D80])
+@pytest.mark.parametrize("length", [128, 640, 1152, 0x0D80, 0x8000])
 def test_a_header_may_have_any_length(tmp_path: Path, length: int):
     """A length of 128 modulo 256 begins with the byte of a pickle."""
     write(tmp_path / "w.safetensors", length)

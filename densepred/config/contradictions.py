@@ -52,7 +52,11 @@ def _of_validity(data: DataConfig) -> Iterator[Rule]:
     }
     for path, bits in chosen.items():
         unknown = [bit for bit in bits if isinstance(bit, str) and bit not in validity.flags]
-        yield bool(unknown), path, f"{unknown} are no flags: name them in data.validity.flags, {{NAME: value}}"
+        known = ", ".join(validity.flags) or "none"
+        close = nearest(str(unknown[0]), list(validity.flags)) if unknown else ""
+        yield bool(unknown), path, f"{unknown} name no flags{close}; data.validity.flags has {known}"
+        mixed = [bit for bit in bits if isinstance(bit, int) and bit & (bit - 1)]
+        yield bool(mixed), path, f"{mixed} are no flags: give their values (1, 2, 4, 8 ...), not positions or sums"
     useless = validity.mask is None and bool(validity.bits or validity.values)
     yield useless, "data.validity", "bits and values are those of a mask: give data.validity.mask"
     single = [name for name, value in validity.flags.items() if value < 1 or value & (value - 1)]

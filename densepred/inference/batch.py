@@ -24,6 +24,7 @@ from densepred.inference.sliding_window import Progress
 from densepred.progress import progress
 from densepred.signals import StopSignals
 from densepred.volumes import split_part
+from densepred.volumes.region import parse_region
 
 _LOG = logging.getLogger(__name__)
 
@@ -86,6 +87,8 @@ def predict(
         StoppedError: a signal; likewise.
     """
     predictor = load(run, overrides=overrides)
+    if predictor.config.inference.cutout is not None:
+        parse_region(predictor.config.inference.cutout)  # a slip of the pen is found before anything is read
     cases = find_inputs([str(item) for item in inputs], predictor.config, len(predictor.plan.image_channels))
     settings = predictor.config.inference
     layout: Layout = Plain(Path(out), settings.outputs)

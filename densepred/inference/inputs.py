@@ -106,7 +106,13 @@ class Around:
             path, part = split_part(file)
             matched = self.look(path.parent).cases
             case = next((one for one in matched if path in (split_part(image)[0] for image in one.images)), None)
-            if case is None or (part and file not in case.images) or (case.fault and not self.telling):
+            if case is not None and part and file not in case.images:
+                case = _of_version(case, part)
+            if (
+                case is None
+                or (part and _plain(file) not in map(_plain, case.images))
+                or (case.fault and not self.telling)
+            ):
                 name = path.name if path.is_dir() and path.suffix != ".zarr" else id_of(path)
                 alone.append(Case(name, (file,)))
             else:
@@ -186,6 +192,26 @@ def _tails(patterns: Sequence[str], root: str) -> list[str]:
 def _last(pattern: str) -> str:
     plain, part = split_pattern(pattern)
     return Path(plain).name + (f"[{part}]" if part else "")
+
+
+def _of_version(case: Case, part: str) -> Case | None:
+    """A case with other versions of its HDUs, `SCI,2` or `SCI,all` for `SCI,1` and likewise of its planes; or None."""
+    name, _, wanted = part.rpartition(",")
+    own, _, version = (split_part(case.images[0])[1] or "").rpartition(",")
+    if not name or name.strip().lower() != own.strip().lower():
+        return None
+
+    def other(path: Path | None) -> Path | None:
+        file, held = (None, None) if path is None else split_part(path)
+        plane, _, its = (held or "").rpartition(",")
+        return Path(f"{file}[{plane},{wanted.strip()}]") if plane and its.strip() == version.strip() else path
+
+    images = tuple(image for image in map(other, case.images) if image is not None)
+    return replace(case, images=images, mask=other(case.mask), weight=other(case.weight), label=None)
+
+
+def _plain(path: Path) -> str:
+    return re.sub(r"\s*,\s*", ",", str(path)).lower()
 
 
 def _goes_with(plane: Path, image: Path, part: str | None) -> bool:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from densepred import config as configuration
 from densepred.cases.case import Case
-from densepred.cases.patterns import id_of
 from densepred.cases.plan import Plan
 from densepred.cases.preprocess import NormalizedVolume, check_image, normalized
 from densepred.cases.resample import resampled_shape
@@ -253,11 +252,18 @@ class Predictor:
         """What has the grid of a result: the image, or its cut-out, or the blocks of that."""
         settings = self.config.inference
         like = volume if settings.cutout is None else cutout(volume, parse_region(settings.cutout).resolve(volume))
-        return like if settings.bin == 1 else binned_like(like, settings.bin)
+        if settings.bin == 1:
+            return like
+        left = [size % settings.bin for size in like.shape[-2:]]
+        if any(left):
+            what = f"blocks of {settings.bin} leave out the last {left[0]} rows and {left[1]} columns"
+            _LOG.warning("%s: %s", volume.path or "image", what)
+        return binned_like(like, settings.bin)
 
     def made(self, case: Case) -> Provenance:
         """How the result of a case comes about."""
-        names, settings = " ".join(path.name for path in case.inputs), self.config.inference
+        read = (path for role, path in case.roles.items() if role != "label")
+        names, settings = " ".join(dict.fromkeys(path.name for path in read)), self.config.inference
         typed = [path.name for path in case.images]
         return Provenance(
             model=self.name,
@@ -293,7 +299,8 @@ class Predictor:
         yield from planes if settings.bin == 1 else in_blocks(planes, settings.bin)
         if source.count:
             name, value = volume.path or "image", self.plan.invalid
-            _LOG.warning("%s: %d pixels do not count (NaN, infinite or masked): labelled %d", name, source.count, value)
+            what = f"labelled {value}" if settings.bin == 1 else "left out of the means of their blocks"
+            _LOG.warning("%s: %d pixels do not count (NaN, infinite or masked): %s", name, source.count, what)
 
     def _whole(self, volume: Volume) -> NDArray[Any]:
         labels = np.empty((1, *self.grid(volume).shape[1:]), label_type(self.plan))

@@ -144,8 +144,8 @@ class WindowGrid:
     ) -> WindowGrid:
         """Lays windows over an image of the spatial shape `shape`; a single number holds for all axes.
 
-        All begin at multiples of `multiple`, such as the network's coarsest stride: elsewhere they would fall differently
-        on its coarse grids and be predicted otherwise. For that they grow by less than that.
+        All begin at multiples of `multiple`, such as the network's coarsest stride: elsewhere they would fall
+        differently on its coarse grids and be predicted otherwise. For that they grow by less than that.
 
         Raises:
             ValueError: an axis without voxels, or a window or overlap that does not fit the image.

@@ -185,8 +185,8 @@ def test_flagged_pixels_count_nowhere(masked_run: Path, tmp_path: Path):
         assert np.array_equal(np.isnan(maps["PROB_sky"]), bad)
         assert np.allclose((maps["PROB_sky"] + maps["PROB_source"])[~bad], 1, atol=1e-6)
         assert np.array_equal((maps["PROB_source"] > maps["PROB_sky"])[~bad], labels[~bad] == 1)
-        card = file["PROB_sky"].header
-        assert (card["DPMODEL"], card["DPINPUT"], card["DPTILE"]) == ("run", "c0_flt.fits", "32x32")
+        card, read = file["PROB_sky"].header, "c0_flt.fits[SCI] c0_flt.fits[DQ] c0_flt.fits[WHT]"
+        assert (card["DPMODEL"], card["DPINPUT"], card["DPTILE"]) == ("run", read, "32x32")
         assert not any(str(root) in str(value) for value in card.values())
     scores = evaluate(out, str(root / "{id}_flt.fits[TRUTH]"))
     assert scores.mean_dice > 0.9
