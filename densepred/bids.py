@@ -20,6 +20,7 @@ from densepred.errors import InputError, UnsafeError
 from densepred.files import atomic_write, writable_folder
 from densepred.volumes import split_part
 from densepred.volumes.fits_legend import Legend
+from densepred.volumes.record import INVALID
 
 BIDS_VERSION = "1.11.0"
 ENTITIES = (
@@ -160,7 +161,7 @@ class Derivatives:
     Args:
         dataset: the folder of the sources' data set, as `BidsFile.dataset`.
         model: the model's name; `label_of` makes the label of it.
-        classes: value -> name, in the order of the channels of probabilities.
+        classes: value -> name, in the order of the channels of probabilities; one named "invalid" has no channel.
         out: the folder to put `derivatives/` in; by default that of the sources.
         colours: value -> "#rrggbb"; those left out are chosen.
         atlas: the name of the atlas that the classes are of, if there is one.
@@ -318,7 +319,7 @@ class Derivatives:
             blocks = f"blocks of {self._blocks} x {self._blocks} voxels in each plane of the source"
             about["Resolution"] = "that of the source" if self._blocks == 1 else blocks
         if probabilities:
-            about["LabelMap"] = list(self._legend.names.values())
+            about["LabelMap"] = [name for name in self._legend.names.values() if name != INVALID]
         else:
             atomic_write(_sidecar(output).with_suffix(".tsv"), self._table())
         atomic_write(_sidecar(output), _text(about))

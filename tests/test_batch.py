@@ -60,7 +60,10 @@ def test_another_part_of_a_file_is_another_input(run: Path, tmp_path: Path):
     written = []
     for part in ("SCI,1", "SCI,2", "all"):
         asked = f"{tmp_path}/x.fits[{part}]"
-        assert predict(run, [asked], tmp_path / "out", ALONE).done == ["x"]
+        if written:
+            refused = predict(run, [asked], tmp_path / "out", ALONE).failed["x"]
+            assert "holds the result of another image of the same file [SCI," in refused.what
+        assert predict(run, [asked], tmp_path / "out", ALONE, overwrite=True).done == ["x"]
         assert predict(run, [asked], tmp_path / "out", ALONE).skipped == ["x"]
         assert entries(tmp_path / "out")["x"]["roles"] == [["image 0", 0, part]]
         predict(run, [asked], tmp_path / part, ALONE)

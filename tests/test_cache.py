@@ -87,7 +87,7 @@ def test_unfinished_entries_are_made_anew(tmp_path: Path, harm: str) -> None:
     if harm == "no meta":
         meta.unlink()
         (entry.folder / "image.npy").unlink()
-        (entry.folder / ".999999999.abcd.part.image.npy").write_bytes(b"torn")
+        (entry.folder / ".999999999.abcdef01.part.image.npy").write_bytes(b"torn")
     elif harm == "torn meta":
         meta.write_text(meta.read_text()[:40])
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,7 @@ class _Batch:
         stale = [] if valid else [path for path in manifest.outputs(job.key) if path not in job.files]
         ours = {path for path in (*job.files, *stale) if manifest.wrote(job.key, path)}
         if not self.overwrite:
+            self._refuse_other_part(job, entry)
             self._refuse_changed(job, [path for path in job.files if path.exists() and path not in ours])
             self._refuse_changed(job, [path for path in stale if path not in ours])
         if valid and ours.issuperset(job.files):
@@ -204,6 +205,15 @@ class _Batch:
             "model": self.predictor.weights_hash,
             "config": self.predictor.config_hash,
         }
+
+    def _refuse_other_part(self, job: _Job, entry: Mapping[str, Any]) -> None:
+        """The same file gives the same name, whichever of its images was meant: one does not replace the other."""
+        known = self.manifest.entries.get(job.key, {})
+        there = [path for path in job.results.values() if path.exists()]
+        if there and known.get("inputs") == entry["inputs"] and known.get("roles", entry["roles"]) != entry["roles"]:
+            part = next((part for _, _, part in known["roles"] if part), None)
+            what = f"holds the result of another image of the same file{f' [{part}]' if part else ''}"
+            raise UnsafeError(what, "choose another --out folder, or say --overwrite", there[0])
 
     def _refuse_changed(self, job: _Job, changed: Sequence[Path]) -> None:
         if not changed:

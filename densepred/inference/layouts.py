@@ -11,7 +11,7 @@ from densepred.cases.case import Case
 from densepred.cases.plan import Plan
 from densepred.config.schema import InferenceConfig
 from densepred.files import writable_folder
-from densepred.inference.outputs import PROBABILITIES
+from densepred.inference.outputs import PROBABILITIES, names_of
 from densepred.inference.records import RECORDS
 from densepred.volumes import labels_suffix, split_part
 
@@ -86,7 +86,7 @@ class Bids:
     """
 
     def __init__(self, out: Path, source: Path, model: str, plan: Plan, settings: InferenceConfig) -> None:
-        names = dict(zip(plan.values, plan.classes, strict=True))
+        names = names_of(plan)
         dataset = BidsFile.parse(split_part(source)[0]).dataset
         cut, blocks = settings.cutout is not None, settings.bin
         self._derivatives = Derivatives(dataset, model, names, out, ignored=RECORDS, cut=cut, blocks=blocks)

@@ -16,6 +16,7 @@ from torch import Tensor
 from densepred.cases.plan import Plan
 from densepred.volumes import Provenance, Record, SlabWriter, Volume, label_dtype, open_writer
 from densepred.volumes.members import MembersWriter, open_members_writer
+from densepred.volumes.record import INVALID
 
 PROBABILITIES = "probabilities"
 """Folder of the probabilities, beside the label maps."""
@@ -56,7 +57,8 @@ def probabilities_of(planes: Predicted, plan: Plan) -> NDArray[np.float32]:
 
 def names_of(plan: Plan) -> dict[int, str]:
     """Label value -> class name, "invalid" for pixels that do not count where these have a value of their own."""
-    return {plan.invalid: "invalid"} | dict(zip(plan.values, plan.classes, strict=True))
+    names = dict(zip(plan.values, plan.classes, strict=True))
+    return names if plan.invalid in names else {**names, plan.invalid: INVALID}
 
 
 def label_type(plan: Plan) -> np.dtype:

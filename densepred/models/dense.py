@@ -47,7 +47,7 @@ class Model(nn.Module):
 
     @property
     def stride(self) -> tuple[int, ...]:
-        """Voxels per axis of a voxel of its coarsest map: moved by whole numbers of them, an image is predicted alike."""
+        """Size of a voxel of its coarsest map: moved by whole numbers of them, an image is predicted alike."""
         divisor: tuple[int, ...] | None = getattr(self, "divisor", None)
         if divisor is not None:
             return divisor

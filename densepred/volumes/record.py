@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+INVALID = "invalid"
+"""Name of the label of pixels that were not predicted."""
+
 
 @dataclass(frozen=True)
 class Provenance:
