@@ -310,12 +310,7 @@ def label_writing(folder: Path) -> Iterator[Case]:
 
 # Measuring
 
-GROUPS: dict[str, Callable[[Path], Iterator[Case]]] = {
-    "nifti": nifti_reading,
-    "fits": fits_reading,
-    "zarr": zarr_reading,
-    "labels": label_writing,
-}
+GROUPS = {"nifti": nifti_reading, "fits": fits_reading, "zarr": zarr_reading, "labels": label_writing}
 
 
 def missing() -> list[str]:
@@ -354,9 +349,11 @@ def measure(case: Case, rounds: int) -> None:
             raise SystemExit(f"{case.title}: {name} gives other values")
         sizes[name] = size_of(case.path)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in case.programs}
+    order = list(case.programs)
     for _ in range(rounds):
-        for name, program in case.programs.items():
-            taken[name].append(run_once(case, program)[:2])
+        for name in order:
+            taken[name].append(run_once(case, case.programs[name])[:2])
+        order.append(order.pop(0))  # none has always the same one before it
     for name, times in taken.items():
         wall, worked = (statistics.median(column) * 1000 for column in zip(*times, strict=True))
         slower = [[its / our for its, our in zip(*pair, strict=True)] for pair in zip(times, taken[OURS], strict=True)]

@@ -58,7 +58,7 @@ def peer(image: np.ndarray, shape: Shape, order: int) -> np.ndarray:
     out = np.empty((len(image), *shape), np.float32)
     for channel, values in zip(out, image, strict=True):
         if importlib.util.find_spec("skimage"):
-            from skimage.transform import resize
+            from skimage.transform import resize  # type: ignore[import-not-found]
 
             channel[:] = resize(values.astype(float), shape, order, mode="edge", clip=True, anti_aliasing=False)
         else:
@@ -137,8 +137,9 @@ def main() -> None:
     there = resampled_shape(here, SPACING, OWN)
     ways = (((1, *here), there), ((CLASSES, *there), here))
     if arguments.child:
-        name, way, path = arguments.child
-        child(name, int(way), Path(path), *ways[int(way)], arguments.threads)
+        kind, number, file = arguments.child
+        shape, target = ways[int(number)]
+        child(kind, int(number), Path(file), shape, target, arguments.threads)
         return
     with tempfile.TemporaryDirectory() as folder:
         for way, (shape, target) in enumerate(ways):
@@ -161,10 +162,10 @@ def report(way: int, path: Path, rounds: int, shape: list[str], threads: int) ->
             figures.append(tuple(map(float, done.stdout.split())))
     medians = {name: [statistics.median(part) for part in zip(*runs, strict=True)] for name, runs in found.items()}
     first = medians["nnU-Net's way"]
-    for name, (seconds, worked, memory) in medians.items():
+    for kind, (seconds, worked, memory) in medians.items():
         faster = f"{first[0] / seconds:.0f} times faster ({first[1] / worked:.0f} by processor time)"
         figures = f"{seconds:7.2f} s (processor {worked:6.2f} s) {memory:6.0f} MB"
-        print(f"  {name:29s} {figures}; {faster}, {first[2] / memory:.1f} times less memory", flush=True)
+        print(f"  {kind:29s} {figures}; {faster}, {first[2] / memory:.1f} times less memory", flush=True)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,8 @@ class Regrid:
     def __init__(self, shape: Sequence[int], target: Sequence[int], device: str | torch.device = "cpu") -> None:
         self.shape, self.target = tuple(shape), tuple(target)
         moved = [axis for axis, size in enumerate(shape) if axis == 0 or size != target[axis]]
-        order = sorted(moved, key=lambda axis: target[axis] / shape[axis])
+        ratio = {axis: target[axis] / shape[axis] for axis in moved}  # of two alike, columns when the rows are fewer
+        order = sorted(moved, key=lambda axis: (ratio[axis], axis if ratio[axis] < 1 else -axis))
         place = order.index(0)
         self._before, self._after = (
             [(axis - len(shape), Taps.of(shape[axis], target[axis], device)) for axis in axes]
@@ -80,17 +81,12 @@ class Regrid:
         first = Taps.of(shape[0], target[0])
         self._lowest, self._highest = first.index.amin(1).numpy(), first.index.amax(1).numpy()
         self._first = Taps(first.index.to(device), first.share.to(device))
+        self._ring: Tensor | None = None
         self.restart(0)
 
     def restart(self, start: int) -> None:
         """Forget all planes: the next to come out is `start`, and the next to go in is then `read`."""
-        self.done, self._begin = start, int(self._lowest[start])
-        self._held: Tensor | None = None
-
-    @property
-    def read(self) -> int:
-        """The planes of the image that have gone in, counted from its first."""
-        return self._begin + (0 if self._held is None else self._held.shape[1])
+        self.done, self.read = start, int(self._lowest[start])
 
     @property
     def ready(self) -> int:
@@ -107,24 +103,24 @@ class Regrid:
         return max(1, int(PIECE_BYTES / (4 * channels * largest)))
 
     def add(self, planes: Tensor) -> None:
-        """Put in the next planes, float32 (C, n, *rest)."""
+        """Put in the next planes, float32 (C, n, *rest), at most `piece`; what is ready must be out."""
+        assert self.ready <= self.done
         planes = _within(planes, self._before)
-        self._held = planes if self._held is None else torch.cat([self._held, planes], 1)
+        if self._ring is None:
+            depth = int((self._highest - self._lowest).max()) + 1 + self.piece(len(planes))
+            self._ring = planes.new_empty(len(planes), depth, *planes.shape[2:])
+        for number, plane in enumerate(planes.unbind(1), self.read):
+            self._ring[:, number % self._ring.shape[1]] = plane
+        self.read += planes.shape[1]
 
     def take(self, stop: int) -> Tensor:
         """Take out the planes up to `stop`, which must be ready: (C, m, *target rest)."""
-        assert self._held is not None
+        assert self._ring is not None
         assert self.done < stop <= self.ready
-        if self.shape[0] == self.target[0]:
-            out = self._held[:, self.done - self._begin : stop - self._begin]
-        else:
-            rows = slice(self.done, stop)
-            taps = Taps(self._first.index[rows] - self._begin, self._first.share[rows])
-            out = along(self._held, 1 - self._held.ndim, taps)
-        lowest = self.read if stop == self.target[0] else min(int(self._lowest[stop]), self.read)
-        self._held = self._held[:, lowest - self._begin :].clone()  # a view would keep the others
-        self._begin, self.done = lowest, stop
-        return _within(out, self._after)
+        rows = slice(self.done, stop)
+        taps = Taps(self._first.index[rows] % self._ring.shape[1], self._first.share[rows])
+        self.done = stop
+        return _within(along(self._ring, 1 - self._ring.ndim, taps), self._after)
 
 
 def along(image: Tensor, axis: int, taps: Taps) -> Tensor:
@@ -139,7 +135,7 @@ def along(image: Tensor, axis: int, taps: Taps) -> Tensor:
         As `image`, with as many voxels along the axis as there are rows of taps.
     """
     if axis == -1:  # whole rows are added up quickest, so columns become rows
-        return along(image.transpose(-1, -2).contiguous(), -2, taps).transpose(-1, -2)
+        return _turned(image, taps)
     before, behind = math.prod(image.shape[:axis]), math.prod(image.shape[axis + 1 : -1])
     rows, shares = taps.index, taps.share
     if before * behind > 1:  # (before, target, behind, k)
@@ -155,22 +151,18 @@ def along(image: Tensor, axis: int, taps: Taps) -> Tensor:
     return out.view(*image.shape[:axis], len(taps.index), *image.shape[axis + 1 :])
 
 
+def _turned(image: Tensor, taps: Taps) -> Tensor:
+    """`along` the last axis."""
+    if image.device.type != "cpu":
+        return along(image.transpose(-1, -2).contiguous(), -2, taps).transpose(-1, -2).contiguous()
+    out = image.new_empty(*image.shape[:-1], len(taps.index))
+    for columns, rows in zip(image.flatten(0, -3), out.flatten(0, -3), strict=True):  # two axes are turned quickest
+        rows.copy_(along(columns.t().contiguous(), -2, taps).t())
+    return out
+
+
 def _within(planes: Tensor, axes: Sequence[tuple[int, Taps]]) -> Tensor:
     """Planes (C, n, *rest) along each (axis from the last, its taps)."""
-    if not axes:
-        return planes
-    if planes.device.type != "cpu":
-        return _one_by_one(planes, axes).contiguous()
-    planes, heads = planes.flatten(0, -3), planes.shape[:-2]
-    out = torch.empty(0)
-    for number, plane in enumerate(planes):  # each stays in the cache, and turning over is quickest for two axes
-        plane = _one_by_one(plane, axes)
-        out = out if number else torch.empty(len(planes), *plane.shape)
-        out[number].copy_(plane)
-    return out.unflatten(0, heads)
-
-
-def _one_by_one(image: Tensor, axes: Sequence[tuple[int, Taps]]) -> Tensor:
     for axis, taps in axes:
-        image = along(image, axis, taps)
-    return image
+        planes = along(planes, axis, taps)
+    return planes

@@ -124,7 +124,6 @@ class TileReader:
         if spare.size and "GZIP_COMPRESSED_DATA" not in self._names:
             raise UnusualError
         lossless = self._packed(table["GZIP_COMPRESSED_DATA"][spare], out.nbytes) if spare.size else iter(())
-
         for tiles, pixels, size in _equal(sizes):
             target = out[pixels].reshape(-1, size)
             some = list(itertools.islice(packed, len(target)))  # all at once would keep the garbage collector busy
