@@ -9,6 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -31,6 +32,15 @@ app = typer.Typer(
 
 Recipe = Annotated[Path, typer.Argument(help="the YAML of the recipe", metavar="CONFIG")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings that win over the recipe", metavar="KEY=VALUE")]
+
+
+class _Checksum(StrEnum):
+    verify = "verify"
+    ignore = "ignore"
+    require = "require"
+
+
+Checksum = Annotated[_Checksum, typer.Option("--checksum", help="of FITS files: compare those there are, or not")]
 
 
 @app.command()
@@ -125,12 +135,13 @@ def evaluate(
     ],
     out: Annotated[Path, typer.Option(help="folder for the scores and pictures")],
     images: Annotated[Path | None, typer.Option(help="folder of the images, to draw under the contours")] = None,
-    axes: Annotated[str | None, typer.Option(help="axes of the labels where they are open, such as zyx")] = None,
+    axes: Annotated[str | None, typer.Option(help="axes of the labels where open: zyx, xyzt ...")] = None,
+    checksum: Checksum = _Checksum.verify,
 ) -> None:
     """Score predictions and draw the worst and the median case."""
     from densepred import evaluation
 
-    scores = evaluation.evaluate(predictions, labels, out, axes=axes)
+    scores = evaluation.evaluate(predictions, labels, out, axes=axes, checksum=checksum)
     pictures = evaluation.draw_cases(scores, out, images)
     for failure in scores.failures:
         _say(str(InputError(failure.what, failure.fix, failure.file, failure.case)))
@@ -211,15 +222,16 @@ def info(
     axes: Annotated[str | None, typer.Option(help="its axes where they are open, such as zyx")] = None,
     picture: Annotated[Path | None, typer.Option(help="PNG to draw its middle slice to")] = None,
     labels: Annotated[str | None, typer.Option(help="a label map of it, to outline in the picture")] = None,
+    checksum: Checksum = _Checksum.verify,
 ) -> None:
     """Show the geometry and the statistics of an image file."""
     from densepred import info as information
 
     if labels is not None and picture is None:
         raise InputError("--labels are outlined in a picture, and none is asked for", "add --picture middle.png")
-    _show(information.info(file, axes).table())
+    _show(information.info(file, axes, checksum).table())
     if picture is not None:
-        information.draw(file, picture, axes, labels)
+        information.draw(file, picture, axes, labels, checksum)
         _show(str(picture))
 
 
@@ -229,11 +241,12 @@ def convert(
     target: Annotated[Path, typer.Argument(help="the file to write, in the format of its suffix", metavar="OUT")],
     axes: Annotated[str | None, typer.Option(help="the axes of IN where they are open, such as zyx")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
+    checksum: Checksum = _Checksum.verify,
 ) -> None:
     """Copy an image into another format; what that cannot hold is said."""
     from densepred.convert import convert as copy
 
-    copy(source, target, axes, overwrite)
+    copy(source, target, axes, overwrite, checksum)
     _show(str(target))
 
 
@@ -249,11 +262,12 @@ def catalogue(
     background: Annotated[int, typer.Option(help="the value of what is no object")] = 0,
     axes: Annotated[str | None, typer.Option(help="the axes of the files where they are open, such as zyx")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
+    checksum: Checksum = _Checksum.verify,
 ) -> None:
     """List the objects of a label map with places, shapes and intensities."""
     from densepred.catalogue import catalogue as measure
 
-    found = measure(labels, image, out, instances, connectivity, min_size, background, None, axes, overwrite)
+    found = measure(labels, image, out, instances, connectivity, min_size, background, axes, overwrite, checksum)
     _show(f"{len(found)} objects in {out}")
 
 

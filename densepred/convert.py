@@ -21,7 +21,11 @@ _SAME_SIZE = 1e-4
 
 
 def convert(
-    source: str | Path, target: str | Path, axes: str | None = None, overwrite: bool = False
+    source: str | Path,
+    target: str | Path,
+    axes: str | None = None,
+    overwrite: bool = False,
+    checksum: str = "verify",
 ) -> tuple[str, ...]:
     """Write an image in another format; integers stay integers, labels stay labels, whole or not at all.
 
@@ -33,6 +37,7 @@ def convert(
         target: the new file; its suffix chooses the format. `image.zarr[labels/<name>]` adds labels to an image.
         axes: what the axes of the source hold, where that is not plain.
         overwrite: replace a target that is there.
+        checksum: of a FITS source, as for `open_volume`.
 
     Returns:
         What was lost, a phrase each; empty where nothing was.
@@ -47,7 +52,7 @@ def convert(
         ()
     """
     _check_target(source, target, overwrite)
-    with open_volume(source, axes) as volume:
+    with open_volume(source, axes, checksum) as volume:
         like, assumed = _in_unit_of(volume, target)
         try:
             like.save(target)

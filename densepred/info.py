@@ -73,12 +73,13 @@ class Info:
         return "\n".join(f"{name:<{width}}  {text}".rstrip() for name, text in rows)
 
 
-def info(path: str | Path, axes: str | None = None) -> Info:
+def info(path: str | Path, axes: str | None = None, checksum: str = "verify") -> Info:
     """Read a file once, slab by slab, and describe it.
 
     Args:
         path: the file, with a part in brackets where it holds several images.
         axes: what its axes hold, where that is not plain.
+        checksum: of FITS files, as for `open_volume`.
 
     Raises:
         InputError: it cannot be read, or is damaged.
@@ -89,7 +90,7 @@ def info(path: str | Path, axes: str | None = None) -> Info:
         >>> found.orientation, found.statistics[0].mean
         ('RAS', 11.5)
     """
-    with open_volume(path, axes) as volume:
+    with open_volume(path, axes, checksum) as volume:
         statistics = gather(volume, pooled=volume.shape[0] >= _POOLED_FROM)
         scale, corners = _world(volume)
         return Info(
@@ -107,11 +108,17 @@ def info(path: str | Path, axes: str | None = None) -> Info:
         )
 
 
-def draw(path: str | Path, png: str | Path, axes: str | None = None, labels: str | Path | None = None) -> None:
+def draw(
+    path: str | Path,
+    png: str | Path,
+    axes: str | None = None,
+    labels: str | Path | None = None,
+    checksum: str = "verify",
+) -> None:
     """Write a picture of the middle slice, with physical coordinates along its axes; see `info_figure.figure_of`.
 
     Args:
-        path, axes: as for `info`.
+        path, axes, checksum: as for `info`.
         png: the picture, replaced in one step.
         labels: a label map on the same grid, to outline.
 
@@ -124,11 +131,11 @@ def draw(path: str | Path, png: str | Path, axes: str | None = None, labels: str
     from densepred.info_figure import Overlay, draw_volume
 
     with ExitStack() as stack:
-        volume = stack.enter_context(open_volume(path, axes))
+        volume = stack.enter_context(open_volume(path, axes, checksum))
         overlay = None
         if labels is not None:
             spatial = None if axes is None else axes.replace("c", "").replace("t", "")
-            overlay = Overlay(stack.enter_context(open_volume(labels, spatial)))
+            overlay = Overlay(stack.enter_context(open_volume(labels, spatial, checksum)))
         draw_volume(volume, png, overlay)
 
 

@@ -21,6 +21,7 @@ Needs the extras `itk` and `peers`; a program that is not installed is left out,
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import platform
 import shutil
@@ -298,14 +299,14 @@ def label_writing(folder: Path) -> Iterator[Case]:
         )
     }
     formats[".zarr"] = {"zarr": (write_zarr, write_zarr, by_zarr)}
-    for title, least in (("organs", 1.2), ("lesions", 2.0)):
-        labels = segmented(1, least, LABELS)[0]
+    for (title, least), shape in itertools.product((("organs", 1.2), ("lesions", 2.0)), (VOLUME, LABELS)):
+        labels = segmented(1, least, shape)[0]
         for suffix, peers in formats.items():
             programs: dict[str, Writing] = {OURS: write_ours}
             for name, (plain, summed, read) in peers.items():
                 programs |= {name: plain, f"{name}, safe": safe(summed, read)}
             runs = {name: partial(write, values=labels) for name, write in programs.items()}
-            yield Case(f"`{suffix}`, {title}", folder / f"written.cube{suffix}", labels, runs, reading=False)
+            yield Case(f"`{suffix}`, {title} {shape}", folder / f"written.cube{suffix}", labels, runs, reading=False)
 
 
 # Measuring

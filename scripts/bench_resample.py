@@ -154,12 +154,12 @@ def report(way: int, path: Path, rounds: int, shape: list[str], threads: int) ->
     """Runs in turns, and medians."""
     found: dict[str, list[tuple[float, ...]]] = {name: [] for name in RUNS}
     for _ in range(rounds):
-        for name, figures in found.items():
+        for name, runs in found.items():
             options = ["--shape", *shape, "--threads", str(threads), "--child", name, str(way), str(path)]
             command = [sys.executable, __file__, *options]
             environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-            figures.append(tuple(map(float, done.stdout.split())))
+            runs.append(tuple(map(float, done.stdout.split())))
     medians = {name: [statistics.median(part) for part in zip(*runs, strict=True)] for name, runs in found.items()}
     first = medians["nnU-Net's way"]
     for kind, (seconds, worked, memory) in medians.items():

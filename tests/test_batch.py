@@ -81,6 +81,15 @@ def test_the_record_has_a_command_that_can_be_typed_again(run: Path, tmp_path: P
     assert f"densepred: {typed} 'inference.outputs=[labels, probabilities]'" in history
 
 
+def test_whole_paths_are_recorded_only_if_asked_for(run: Path, tmp_path: Path):
+    x = image(tmp_path / "x.fits", noise(1))
+    for name, asked in (("plain", []), ("whole", ["inference.record_paths=true"])):
+        predict(run, [x], tmp_path / name, asked)
+        header = fits.getheader(tmp_path / name / "x.fits.fz", 1)
+        assert header["DPINPUT"] == (str(x) if asked else "x.fits")
+        assert (str(tmp_path) in str(header)) == bool(asked)
+
+
 # What is left alone
 
 

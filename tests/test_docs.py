@@ -103,3 +103,11 @@ def test_links_lead_somewhere(page: Path):
 def test_every_page_is_in_the_table_of_contents():
     contents = (ROOT / "mkdocs.yml").read_text()
     assert all(f": {page.name}" in contents for page in (ROOT / "docs").glob("*.md"))
+
+
+def test_the_page_of_formats_shows_every_family() -> None:
+    page = (ROOT / "docs/formats.md").read_text()
+    for family in ("fits", "nifti", "tiff", "hdf5", "medical", "png", "zarr"):
+        path = ROOT / f"docs/images/format_{family}.png"
+        assert f"(images/{path.name})" in page
+        assert path.stat().st_size < 300_000

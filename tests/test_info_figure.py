@@ -398,11 +398,3 @@ def test_the_command_draws_labels(tmp_path: Path) -> None:
     failed = CliRunner().invoke(app, words)
     assert isinstance(failed.exception, InputError)
     assert "add --picture" in failed.exception.fix
-
-
-def test_the_page_shows_every_family() -> None:
-    page = (ROOT / "docs/formats.md").read_text()
-    for family in ("fits", "nifti", "tiff", "hdf5", "medical", "png", "zarr"):
-        path = ROOT / f"docs/images/format_{family}.png"
-        assert f"(images/{path.name})" in page
-        assert path.stat().st_size < 300_000

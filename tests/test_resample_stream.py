@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -105,6 +105,19 @@ def test_it_can_be_read_anywhere_and_again(target: tuple[int, ...]) -> None:
     assert source.reads[0][0] > 0, "what lies before is not read"
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+@pytest.mark.parametrize("target", [(50, 6, 12), (13, 9, 5)])
+def test_a_gpu_gives_the_same_to_rounding(target: tuple[int, ...]) -> None:
+    image = np.random.default_rng(0).normal(size=(2, 20, 8, 7)).astype(np.float32)
+    moved = Resampled(image, target, "cuda")[:, :]
+    assert moved.is_cuda
+    np.testing.assert_allclose(moved.cpu().numpy(), resample(image, target), atol=1e-6)
+    slabs = iter([(0, 3, torch.from_numpy(image[:, :3]).cuda()), (3, 20, torch.from_numpy(image[:, 3:]).cuda())])
+    back = torch.cat([slab for _, _, slab in resample_slabs(slabs, (20, 8, 7), target)], 1)
+    assert torch.equal(back, moved), "bit for bit, whatever goes in at a time"
+
+
 def test_other_ways_of_reading_are_refused() -> None:
     moved = Resampled(torch.zeros(1, 4, 4), (2, 2))
     for key in ((0, slice(0, 1)), (slice(None), slice(0, 2, 2))):
@@ -138,7 +151,7 @@ def test_an_output_plane_never_comes_before_its_own_input_plane_is_read() -> Non
 
 
 def predictor(spacing: tuple[float, ...], window: int, channels: int = 1) -> Predictor:
-    dims = len(spacing)
+    dims: Literal[2, 3] = 2 if len(spacing) == 2 else 3
     config = Config(
         data=DataConfig(images="*.nii.gz", labels="{id}.nii.gz"),
         model=ModelConfig(dims=dims, channels=(4, 8)),

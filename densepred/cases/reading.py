@@ -19,12 +19,11 @@ from densepred.volumes import (
     Volume,
     flag_plane,
     masked,
-    members,
-    open_members,
     open_volume,
     paired,
     stack,
 )
+from densepred.volumes.members import open_each
 
 VALIDITY = "validity"
 """Name of the channel that tells the network which pixels are valid."""
@@ -101,7 +100,7 @@ class Reading(Section):
         with ExitStack() as opened:
             streams = {}
             for role, path in paths.items():
-                stream = self._stream(path, [image[role] for image in images], self._axes_of(role))
+                stream = open_each(path, [image[role] for image in images], self._axes_of(role), self.checksum)
                 streams[role] = opened.enter_context(closing(stream))
             for _ in images:
                 yield self._joined({role: partial(next, stream) for role, stream in streams.items()})
@@ -111,14 +110,6 @@ class Reading(Section):
             return paired(paths, {role: self._axes_of(role) for role in paths})
         except InputError as error:
             raise error.of_case(case) from error
-
-    def _stream(self, path: Path, names: Sequence[str], axes: Axes | None) -> Generator[Volume, None, None]:
-        """The images of a file, in one go where they are wanted in its order."""
-        if len(names) > 1 and list(names) == members(path, axes):
-            yield from open_members(path, axes, self.checksum)
-            return
-        for name in names:
-            yield open_volume(name, axes, self.checksum)
 
     def _paths(self, case: Case, planes_required: bool) -> dict[str, Path]:
         """What is read, by role; the planes only if the model knows them.

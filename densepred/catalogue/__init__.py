@@ -21,7 +21,7 @@ from densepred.catalogue.objects import Components, Finder, Instances, codes_of
 from densepred.catalogue.sums import Sums, joined, tally
 from densepred.catalogue.world import world_of
 from densepred.errors import InputError
-from densepred.evaluation.records import Meaning, meaning_of
+from densepred.evaluation.records import Meaning, legend_of, meaning_of
 from densepred.volumes import Volume, open_volume
 from densepred.volumes.channels import check_grids
 
@@ -43,34 +43,33 @@ def catalogue(
     connectivity: int | None = None,
     min_size: int = 1,
     background: int | Collection[int] = 0,
-    classes: Mapping[int, str] | None = None,
     axes: str | None = None,
     overwrite: bool = False,
+    checksum: str = "verify",
 ) -> Table:
     """Measure the objects of a label map, in one pass over slabs; memory holds a slab and a row for each object.
 
-    A value that is not finite is left out of what is measured on its channel, and counted. Negative values count in
-    sum, mean and max, but have no weight in the weighted centroid and moments.
+    Values that are not finite are counted and left out. Negative ones have no weight in weighted centroid and moments.
 
     Args:
-        labels: a file or volume of label values `(1, *spatial)`. NaN is background.
+        labels: a file or volume of label values `(1, *spatial)`. NaN is background. Names of classes come from the
+            volume, from the legend of a FITS file, or from `labels.json` beside the file.
         image: a file or volume on the same grid, `(C, *spatial)`, to measure the objects on.
         out: a new `.csv`, `.ecsv` or `.fits` to write.
         instances: each value is one object. Else the objects are the connected components of each value, numbered in
             the order of their first voxels, as `scipy.ndimage.label` does.
         connectivity: neighbours of a voxel: 4 or 8 in 2D, 6, 18 or 26 in 3D; by default 8 and 26.
         min_size: voxels below which an object is left out; the others keep their numbers.
-        background: the value, or values, of what is no object, besides those that the file's `labels.json` ignores.
-        classes: label value -> name; by default from the legend of a FITS file, or from `labels.json`.
+        background: values of no object, besides those that `labels.json` or the FITS legend says are invalid.
         axes: what the axes of the files hold, where that is not plain.
         overwrite: replace an `out` that is there.
+        checksum: of FITS files, as for `open_volume`.
 
     Returns:
         An astropy `Table` with a row for each object, units, and a description of each column; see docs/catalogues.md.
 
     Raises:
-        InputError: a file is damaged, the grids differ, the values are no labels, there are other numbers of
-            neighbours, or `out` is there or cannot be written.
+        InputError: a file is damaged, grids differ, values or `connectivity` are wrong, or `out` cannot be written.
         ValueError: `min_size` is below 1.
 
     Example:
@@ -81,17 +80,16 @@ def catalogue(
     """
     if min_size < 1:
         raise ValueError(f"min_size must be at least 1, got {min_size}")
-    meaning = Meaning() if isinstance(labels, Volume) else meaning_of([labels])
+    meaning = Meaning() if isinstance(labels, Volume) else meaning_of([labels], _without_channels(axes))
     with ExitStack() as stack:
-        truth = _open(labels, _without_channels(axes) or meaning.axes, stack)
-        picture = None if image is None else _open(image, axes, stack)
+        truth = _open(labels, _without_channels(axes) or meaning.axes, checksum, stack)
+        picture = None if image is None else _open(image, axes, checksum, stack)
         _check(truth, picture, out, overwrite)
         finder = Instances() if instances else Components(truth.dims, connectivity)
         sums = _measure(truth, picture, finder, _none(background, meaning))
-        if classes is None and not isinstance(labels, Volume):
-            classes = tables.legend_of(truth) or meaning.classes
-        found = _table(sums, truth, picture, min_size, None if instances else classes or {})
-    found.meta |= {"DPLABELS": _name(labels)} | ({} if image is None else {"DPIMAGE": _name(image)})
+        classes = truth.classes if isinstance(labels, Volume) else legend_of(truth) or meaning.classes
+        found = _table(sums, truth, picture, min_size, None if instances else classes)
+    found.meta |= {key: _name(of) for key, of in (("DPLABELS", labels), ("DPIMAGE", image)) if of is not None}
     if out is not None:
         tables.save(found, Path(out))
     return found
@@ -103,8 +101,8 @@ def _none(background: int | Collection[int], meaning: Meaning) -> set[int]:
     return {*given, *meaning.ignore, *(() if meaning.invalid is None else [meaning.invalid])}
 
 
-def _open(source: Source, axes: str | None, stack: ExitStack) -> Volume:
-    return source if isinstance(source, Volume) else stack.enter_context(open_volume(source, axes))
+def _open(source: Source, axes: str | None, checksum: str, stack: ExitStack) -> Volume:
+    return source if isinstance(source, Volume) else stack.enter_context(open_volume(source, axes, checksum))
 
 
 def _without_channels(axes: str | None) -> str | None:

@@ -43,20 +43,6 @@ def unit_of(image: Volume | None) -> str:
     return str(header.header.get("BUNIT", "")).strip() if isinstance(header, FitsHeader) else ""
 
 
-def legend_of(labels: Volume) -> dict[int, str]:
-    """The names in a label map's FITS file: its table LABELS (`id`, `name`), else its cards CLASS0, CLASS1, ..."""
-    header = labels.header
-    if not isinstance(header, FitsHeader):
-        return {}
-    if header.path is not None:
-        with fits.open(header.path, memmap=False) as file:
-            if "LABELS" in file and {"id", "name"} <= {name.lower() for name in file["LABELS"].columns.names}:
-                rows = file["LABELS"].data
-                return {int(value): str(name).strip() for value, name in zip(rows["id"], rows["name"], strict=True)}
-    cards = [(key[5:], value) for key, value in header.header.items() if key.startswith("CLASS")]
-    return {int(number): str(name) for number, name in cards if number.isdigit()}
-
-
 def check_target(out: Path, inputs: Sequence[Path | None], overwrite: bool = False) -> None:
     """Refuse a file that cannot be written, is there, or is one of the inputs, before any work is done.
 

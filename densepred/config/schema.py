@@ -130,6 +130,8 @@ class InferenceConfig(Section):
     """The part to predict: `y0:y1,x0:x1` (pixels from 0), or `ra,dec,size` on the sky; normalised as in the whole."""
     bin: Positive = 1
     """Side of the blocks of pixels in a plane over which probabilities are averaged before they are written."""
+    record_paths: bool = False
+    """Write whole paths of the input files into results rather than their names (FITS: DPINPUT and HISTORY)."""
     planes: Literal["required", "optional"] = "required"
     """Data-quality and weight planes, if the model was trained with them; without them every finite pixel counts."""
 

@@ -15,6 +15,7 @@ from densepred.evaluation.pairing import Files, find_files
 from densepred.evaluation.records import Meaning, check_out, failed_before, meaning_of
 from densepred.evaluation.scores import CaseResult, Failure, Scores
 from densepred.files import writable_folder
+from densepred.volumes import members, split_part, suffix_of
 
 _SHOWN = 5
 
@@ -40,6 +41,7 @@ def evaluate(
     classes: Mapping[int, str] | None = None,
     ignore: Collection[int] = (),
     axes: str | None = None,
+    checksum: str = "verify",
 ) -> Scores:
     """Score predicted label maps, case by case and over the set.
 
@@ -50,12 +52,14 @@ def evaluate(
 
     Args:
         predictions: a folder, a pattern with `{id}`, files, or ids with their files. A `labels.json` beside them, or up
-            to three folders above, names the values and says which values of the truth are merged or ignored.
+            to three folders above, names the values and says which of the truth are merged or ignored, else a FITS
+            file's own legend. Several images of a file ("out/{id}.fits[SCI,all]", axes "xyzt") are one case.
         labels: the same for the truth.
         out: where to write scores.csv, scores.json and failures.tsv; nothing is written without it.
         classes: label value -> name; a file with another value fails. By default all values found are classes.
         ignore: values of the truth that mean "not known": their voxels are not scored.
         axes: what the axes of the label files hold, where that is open ("zyx" for FITS cubes).
+        checksum: of FITS files, as for `open_volume`.
 
     Raises:
         InputError: a folder is missing or cannot be written to, two files have one id, `labels.json` cannot be read, or
@@ -72,23 +76,21 @@ def evaluate(
     if out is not None:
         check_out(out, predicted.values())
         writable_folder(out)
-    meaning = meaning_of(predicted.values())
+    meaning = meaning_of(predicted.values(), axes)
     axes, ignore = axes or meaning.axes, {*ignore, *meaning.ignore}
     names, allowed = (meaning.classes, None) if classes is None else (dict(classes), dict(classes))
     counted: list[_Counted] = []
     failed = failed_before(predicted, truths)
     failures, unpredicted = list(failed.values()), sorted(truths.keys() - predicted.keys() - failed.keys())
-    for case, truth in truths.items():
-        if case not in predicted or case in failed:
-            continue
+    for case, truth in [pair for pair in truths.items() if pair[0] in predicted.keys() - failed.keys()]:
         try:
-            found = count_pairs(truth, predicted[case], ignore, meaning.invalid, axes)
+            found = count_pairs(truth, predicted[case], ignore, meaning.invalid, axes, checksum)
             counted.append(_meant(case, truth, predicted[case], found, allowed, meaning))
         except (DensepredError, OSError) as error:
-            failures.append(_failure(case, truth, error))
+            failures.append(_failure(case, truth, predicted[case], error))
     known = _names({value for of in counted for value in of.values}, names)
     results = [_result(of, list(known)) for of in counted]
-    scores = Scores(known, results, failures, sorted(predicted.keys() - truths.keys()), unpredicted, axes)
+    scores = Scores(known, results, failures, sorted(predicted.keys() - truths.keys()), unpredicted, axes, checksum)
     if out is not None:
         scores.save(out)
     return scores
@@ -148,7 +150,22 @@ def _result(of: _Counted, values: list[int]) -> CaseResult:
     return CaseResult(of.case, of.truth, of.prediction, matrix, left_out, of.voxel)
 
 
-def _failure(case: str, truth: Path, error: DensepredError | OSError) -> Failure:
+def _failure(case: str, truth: Path, prediction: Path, error: DensepredError | OSError) -> Failure:
     if isinstance(error, DensepredError):
-        return Failure(case, str(error.file or truth), error.what, error.fix)
+        pattern = next(filter(None, map(_pattern, {prediction, truth} & {error.file})), None)
+        fix = f"give a pattern that says which, such as '{pattern}'" if pattern else error.fix
+        return Failure(case, str(error.file or truth), error.what, fix)
     return Failure(case, str(error.filename or truth), error.strerror or str(error), "check the file")
+
+
+def _pattern(path: Path) -> str | None:
+    """A pattern that stands for all images of a file and of those beside it; None where it holds one."""
+    file, part = split_part(path)
+    try:
+        images = members(f"{file}[all]") if part is None else []
+    except InputError:
+        return None
+    if len(images) < 2:
+        return None
+    name, comma, _ = images[0][images[0].rindex("[") + 1 : -1].rpartition(",")
+    return f"{file.parent / '{id}'}{suffix_of(file)}[{name}{comma}all]"

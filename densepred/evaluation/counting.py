@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -12,9 +13,10 @@ import numpy as np
 
 from densepred.errors import InputError
 from densepred.metrics import confusion
-from densepred.volumes import open_volume
+from densepred.volumes import paired
 from densepred.volumes.arrays import micrometres
 from densepred.volumes.channels import check_grids
+from densepred.volumes.members import open_each
 from densepred.volumes.volume import Volume
 
 Pairs: TypeAlias = "Counter[tuple[int, int]]"
@@ -37,30 +39,60 @@ def count_pairs(
     ignore: Collection[int] = (),
     invalid: int | None = None,
     axes: str | None = None,
+    checksum: str = "verify",
 ) -> tuple[Pairs, Voxel]:
     """Count the voxels of every pair (true value, predicted value); memory does not depend on the depth.
 
     Args:
-        truth: the label file.
-        prediction: the predicted labels on the same grid.
+        truth: the label file; several images of it ("x.fits[SCI,all]", frames with axes "xyzt") are counted together.
+        prediction: the predicted labels on the same grid, or the same grids.
         ignore: voxels whose truth has one of these values are not counted; a prediction of one counts as background.
         invalid: a predicted value that keeps its own place in the counts all the same.
         axes: what the axes of both files hold, where that is open.
+        checksum: of FITS files, as for `open_volume`.
 
     Returns:
-        the counts, and the size of a voxel of the truth.
+        the counts, and the size of a voxel of the truth; unknown where that of several images differs.
 
     Raises:
-        InputError: the grids or the places on the sky differ, the values are not labels, or a file is damaged.
+        InputError: the grids, the places on the sky or the numbers of images differ, the values are not labels, or a
+            file is damaged.
     """
-    with open_volume(truth, axes) as expected, open_volume(prediction, axes) as got:
-        _check_grids(expected, got, prediction)
-        thickness = max(1, _SLAB_VOXELS // int(np.prod(expected.shape[2:])))
-        pairs: Pairs = Counter()
-        for (_, _, ours), (_, _, theirs) in zip(expected.slabs(thickness), got.slabs(thickness), strict=True):
-            pairs.update(_count(_integers(ours, truth), _integers(theirs, prediction), ignore, invalid))
-        _check_classes(len({value for pair in pairs for value in pair}))
-        return pairs, _voxel(expected)
+    rows = paired_labels(truth, prediction, axes)
+    pairs: Pairs = Counter()
+    sizes: set[Voxel] = set()
+    with ExitStack() as stack:
+        streams = [
+            stack.enter_context(closing(open_each(path, [row[role] for row in rows], axes, checksum)))
+            for role, path in (("truth", truth), ("prediction", prediction))
+        ]
+        for expected, got in zip(*streams, strict=True):
+            with expected, got:
+                _check_grids(expected, got, prediction)
+                thickness = max(1, _SLAB_VOXELS // int(np.prod(expected.shape[2:])))
+                for (_, _, ours), (_, _, theirs) in zip(expected.slabs(thickness), got.slabs(thickness), strict=True):
+                    pairs.update(_count(_integers(ours, truth), _integers(theirs, prediction), ignore, invalid))
+                sizes.add(_voxel(expected))
+    _check_classes(len({value for pair in pairs for value in pair}))
+    return pairs, sizes.pop() if len(sizes) == 1 else Voxel(math.nan, "")
+
+
+def paired_labels(truth: Path, prediction: Path, axes: str | None = None) -> list[dict[str, str]]:
+    """The images of two label files that belong together, in the order of the truth; see `volumes.paired`.
+
+    Returns:
+        For each image, "truth" and "prediction" as paths for `open_volume`.
+
+    Raises:
+        InputError: the files stand for other numbers of images, or for other versions.
+    """
+    paths = {"truth": truth, "prediction": prediction}
+    rows = paired(paths, dict.fromkeys(paths, axes))
+    for role, other in (("truth", "prediction"), ("prediction", "truth")):
+        if len({row[role] for row in rows}) < len(rows):  # one image that went with each
+            what = f"stands for one image, and {paths[other]} for {len(rows)}"
+            raise InputError(what, "choose as many of each, as in x.fits[SCI,all]", paths[role])
+    return rows
 
 
 def _check_grids(truth: Volume, prediction: Volume, path: Path) -> None:

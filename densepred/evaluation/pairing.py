@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from densepred.cases.patterns import id_of, is_store, match
 from densepred.errors import InputError, NothingDoneError
-from densepred.volumes import FORMATS
+from densepred.volumes import FORMATS, split_part
 
 Files: TypeAlias = "str | Path | Iterable[str | Path] | Mapping[str, str | Path]"
 
@@ -49,8 +49,9 @@ def find_files(files: Files, what: str) -> dict[str, Path]:
 
 
 def _listed(folder: Path, what: str) -> list[Path]:
-    """The volumes of a folder, without hidden and unfinished files; a file stands for itself."""
-    if folder.is_file() or is_store(folder):
+    """The volumes of a folder, without hidden and unfinished files; a file, or a part of it, stands for itself."""
+    file = split_part(folder)[0]
+    if file.is_file() or is_store(file):
         return [folder]
     if not folder.is_dir():
         raise InputError(f"no such folder of {what}", "check the path", folder)

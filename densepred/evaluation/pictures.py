@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from densepred.evaluation.pairing import Files, find_files
-from densepred.evaluation.planes import Plane, read_planes
+from densepred.evaluation.planes import Plane, fullest, read_planes
 from densepred.evaluation.scores import CaseResult, Scores
 from densepred.figures import INK, color_of, new_figure, outline_legend, overlay, save_png
 from densepred.files import writable_folder
 from densepred.metrics import dice
+from densepred.volumes import split_part
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,10 +50,14 @@ def draw_cases(scores: Scores, out: str | Path, images: Files | None = None) -> 
 
 
 def case_figure(scores: Scores, result: CaseResult, kind: str, image: Path | None = None) -> Figure:
-    """One case: slices through the largest areas of the truth, and a legend with the Dice of each class."""
+    """One case: slices through the largest areas of the truth, and a legend with the Dice of each class.
+
+    Of several images of a file the one with most of the truth is shown, and named; the Dice is that of all.
+    """
     foreground = [value for value in scores.classes if value != 0]
     colors = {value: color_of(index) for index, value in enumerate(foreground)}
-    planes = read_planes(result.truth, result.prediction, image, foreground, scores.axes)
+    shown = fullest(result.truth, result.prediction, image, foreground, scores.axes, scores.checksum)
+    planes = read_planes(*shown, foreground, scores.axes, scores.checksum)
     shapes = [min(width / height, _WIDEST) for height, width in (plane.size for plane in planes)]
     figure = new_figure(max(6.0, _PANEL_HEIGHT * sum(shapes) + 0.5), _PANEL_HEIGHT + _FRAME_HEIGHT)
     for axes, plane in zip(figure.subplots(1, len(planes), squeeze=False, width_ratios=shapes)[0], planes, strict=True):
@@ -64,7 +69,9 @@ def case_figure(scores: Scores, result: CaseResult, kind: str, image: Path | Non
         if not math.isnan(overlaps[value])
     }
     outline_legend(figure, named)
-    title = f"{kind} case: {result.case}, mean Dice {scores.case_dice[result.case]:.3f}"
+    part = split_part(shown[0])[1] if shown[0] != str(result.truth) else None
+    name = result.case if part is None else f"{result.case} [{part}]"
+    title = f"{kind} case: {name}, mean Dice {scores.case_dice[result.case]:.3f}"
     figure.suptitle(title, fontsize=12, color=INK, parse_math=False)
     return figure
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from densepred.errors import DensepredError
-from densepred.volumes import open_volume
+from densepred.evaluation.counting import paired_labels
+from densepred.volumes import open_volume, paired
 from densepred.volumes.fits_header import FitsHeader
+from densepred.volumes.members import open_each
 from densepred.volumes.volume import Volume
 
 _SLAB_VOXELS = 1 << 20
@@ -44,13 +47,18 @@ class Plane:
 
 
 def read_planes(
-    truth: Path, prediction: Path, image: Path | None, values: Sequence[int], axes: str | None = None
+    truth: str | Path,
+    prediction: str | Path,
+    image: str | Path | None,
+    values: Sequence[int],
+    axes: str | None = None,
+    checksum: str = "verify",
 ) -> list[Plane]:
     """One slice across each axis, where the truth (or else the prediction) has most voxels of `values`.
 
     The files are read slab by slab. An image that is missing, damaged or of another shape is drawn black.
     """
-    with open_volume(truth, axes) as true, open_volume(prediction, axes) as predicted:
+    with open_volume(truth, axes, checksum) as true, open_volume(prediction, axes, checksum) as predicted:
         areas = [_areas(true, values), _areas(predicted, values)]
         shown = areas[0] if areas[0][0].any() else areas[1]
         at = [int(area.argmax()) if area.any() else len(area) // 2 for area in shown]
@@ -58,7 +66,7 @@ def read_planes(
         labels = list(zip(_slices(true, at), _slices(predicted, at), strict=True))
         shape, spacing, codes = true.shape[1:], true.spacing, _codes(true)
         upward = isinstance(true.header, FitsHeader)
-    images = _image_slices(image, shape, at, axes) or [np.zeros(ours.shape) for ours, _ in labels]
+    images = _image_slices(image, shape, at, axes, checksum) or [np.zeros(ours.shape) for ours, _ in labels]
     planes = []
     for axis, (ours, theirs) in enumerate(labels):
         rows, columns = (other for other in range(len(shape)) if len(shape) == 2 or other != axis)
@@ -67,6 +75,35 @@ def read_planes(
         plane = Plane(title, images[axis][cut], ours[cut], theirs[cut], (spacing[rows], spacing[columns]), "")
         planes.append(_upward(plane) if upward else _turned(plane, codes[rows] + codes[columns]))
     return planes
+
+
+def fullest(
+    truth: Path,
+    prediction: Path,
+    image: Path | None,
+    values: Sequence[int],
+    axes: str | None = None,
+    checksum: str = "verify",
+) -> tuple[str, str, str | None]:
+    """Truth, prediction and image to show of a case: of several, those where the truth has most voxels of `values`."""
+    rows = paired_labels(truth, prediction, axes)
+    at = 0
+    if len(rows) > 1:
+        counts = []
+        with closing(open_each(truth, [row["truth"] for row in rows], axes, checksum)) as volumes:
+            for volume in volumes:
+                with volume:
+                    counts.append(int(_areas(volume, values)[0].sum()))
+        at = int(np.argmax(counts))
+    chosen = rows[at]
+    if image is None:
+        return chosen["truth"], chosen["prediction"], None
+    try:
+        beside = paired({"truth": truth, "image": image}, {"truth": axes, "image": axes})
+    except DensepredError:  # it is drawn without
+        return chosen["truth"], chosen["prediction"], None
+    shown = next((row["image"] for row in beside if row["truth"] == chosen["truth"]), None)
+    return chosen["truth"], chosen["prediction"], shown
 
 
 def _areas(volume: Volume, values: Sequence[int]) -> list[np.ndarray]:
@@ -104,12 +141,12 @@ def _slices(volume: Volume, at: Sequence[int]) -> list[np.ndarray]:
 
 
 def _image_slices(
-    path: Path | None, shape: tuple[int, ...], at: Sequence[int], axes: str | None
+    path: str | Path | None, shape: tuple[int, ...], at: Sequence[int], axes: str | None, checksum: str
 ) -> list[np.ndarray] | None:
     if path is None:
         return None
     try:
-        with open_volume(path, axes) as image:
+        with open_volume(path, axes, checksum) as image:
             return _slices(image, at) if image.shape[1:] == shape else None
     except DensepredError:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,9 @@ from densepred.bids import sources_of
 from densepred.cases.patterns import id_of
 from densepred.errors import InputError, UnsafeError
 from densepred.evaluation.scores import Failure
-from densepred.volumes import split_part
+from densepred.volumes import FORMATS, Volume, members, open_volume, split_part, suffix_of
+from densepred.volumes.fits_header import FitsHeader
+from densepred.volumes.record import INVALID
 
 MEANING_FILE = "labels.json"
 """{"classes": {value: name}, "merged": {value: value it counts as}, "ignore": [values], "invalid": the value of pixels
@@ -21,12 +24,13 @@ that were not predicted, "axes": what the files' axes hold}; all but the first i
 FAILURES_FILE = "failures.tsv"
 """A row per case that could not be predicted."""
 _FOLDERS = 4  # <data set>/sub-01/ses-a/anat/ is as deep as BIDS goes
+_FITS = FORMATS[".fits"]
 _FIX = 'write {"classes": {"1": "name", ...}}'
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What `labels.json` says of the values of label maps."""
+    """What `labels.json`, or the legend of a FITS file, says of the values of label maps."""
 
     classes: dict[int, str] = field(default_factory=dict)
     merged: dict[int, int] = field(default_factory=dict)
@@ -53,19 +57,52 @@ def folder_of(file: str | Path) -> Path:
     return own
 
 
-def meaning_of(files: Iterable[str | Path]) -> Meaning:
-    """What the values of label maps mean, which must be the same for all; see `folder_of`.
+def meaning_of(files: Iterable[str | Path], axes: str | None = None) -> Meaning:
+    """What the values of label maps mean, which must be the same for all.
+
+    That is what the `labels.json` of their folder says, see `folder_of`; where there is none, the legends that
+    densepred wrote into FITS files.
+
+    Args:
+        files: the label maps.
+        axes: what their axes hold, where that is open.
 
     Raises:
-        InputError: a `labels.json` cannot be read, or two say different things.
+        InputError: a `labels.json` or a legend cannot be read, or two say different things.
     """
-    folders = sorted({folder_of(file) for file in files})
-    meanings = [_read(folder / MEANING_FILE) for folder in folders]
-    for folder, meaning in zip(folders, meanings, strict=True):
-        if meaning != meanings[0]:
-            what = f"label values do not mean the same in {folders[0]} and {folder}, by {MEANING_FILE} there"
-            raise InputError(what, "give them one after the other", folder)
-    return meanings[0] if meanings else Meaning()
+    folders: dict[Path, list[str]] = {}
+    for file in sorted(map(str, files)):
+        folders.setdefault(folder_of(file), []).append(file)
+    found = [pair for folder in sorted(folders) for pair in _meanings(folder, folders[folder], axes)]
+    for place, meaning in found:
+        if meaning != found[0][1]:
+            of = f"{MEANING_FILE} or the legend"
+            what = f"label values do not mean the same in {found[0][0]} and {place}, by {of} there"
+            raise InputError(what, "give them one after the other", place)
+    return found[0][1] if found else Meaning()
+
+
+def legend_of(labels: Volume) -> dict[int, str]:
+    """The names in a label map's FITS file: its table LABELS (`id`, `name`), else its cards CLASS0, CLASS1, ...
+
+    Raises:
+        InputError: the table cannot be read.
+    """
+    header = labels.header
+    if not isinstance(header, FitsHeader):
+        return {}
+    if header.path is not None:
+        from astropy.io import fits
+
+        try:
+            with warnings.catch_warnings(action="ignore"), fits.open(header.path, memmap=False) as file:
+                if "LABELS" in file and {"id", "name"} <= {name.lower() for name in file["LABELS"].columns.names}:
+                    rows = file["LABELS"].data
+                    return {int(value): str(name).strip() for value, name in zip(rows["id"], rows["name"], strict=True)}
+        except (OSError, ValueError, TypeError) as error:  # astropy's, of a damaged table
+            raise InputError(f"its table LABELS cannot be read ({error})", "get the file again", header.path) from error
+    cards = [(key[5:], value) for key, value in header.header.items() if key.startswith("CLASS")]
+    return {int(number): str(name) for number, name in cards if number.isdigit()}
 
 
 def failed_before(predicted: Mapping[str, Path], truths: Mapping[str, Path]) -> dict[str, Failure]:
@@ -117,6 +154,34 @@ def _read(path: Path) -> Meaning:
         return Meaning(names, merged, tuple(int(value) for value in ignore), invalid, axes)
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise InputError(f"does not say what the values mean ({error})", _FIX, path) from error
+
+
+def _meanings(folder: Path, files: Iterable[str], axes: str | None) -> list[tuple[Path, Meaning]]:
+    """What is said of the files of one folder, and where."""
+    path = folder / MEANING_FILE
+    if path.is_file():
+        return [(folder, _read(path))]
+    told = {Path(file): meaning for file in files if (meaning := _told(file, axes)) is not None}
+    legends = [(file, meaning) for file, meaning in told.items() if meaning != Meaning()]
+    return legends or ([(folder, Meaning())] if told else [])
+
+
+def _told(file: str, axes: str | None) -> Meaning | None:
+    """What the legend says that densepred wrote into a FITS label map; None of a file that cannot be read."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # they come again where the pixels are read
+            if FORMATS[suffix_of(split_part(file)[0])] != _FITS:
+                return Meaning()
+            volume = open_volume(members(file, axes)[0], axes)
+    except InputError:  # said where the pixels are read
+        return None
+    with volume:
+        header = volume.header
+        if not (volume.labels and isinstance(header, FitsHeader) and "DPVERS" in header.header):
+            return Meaning()
+        names = {value: name for value, name in legend_of(volume).items() if name}
+    invalid = next((value for value, name in names.items() if name == INVALID), None)
+    return Meaning({value: name for value, name in names.items() if value != invalid}, invalid=invalid)
 
 
 def _failures(path: Path) -> dict[str, Failure]:

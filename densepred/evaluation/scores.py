@@ -73,6 +73,7 @@ class Scores:
         unlabelled: ids of predictions that have no label.
         unpredicted: ids of labels that have no prediction.
         axes: what the axes of the files hold, where that was open.
+        checksum: what was done with those of FITS files.
     """
 
     classes: Mapping[int, str]
@@ -81,6 +82,7 @@ class Scores:
     unlabelled: Sequence[str] = field(default=())
     unpredicted: Sequence[str] = field(default=())
     axes: str | None = None
+    checksum: str = "verify"
 
     @cached_property
     def cases(self) -> list[dict[str, Any]]:

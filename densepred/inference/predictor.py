@@ -189,7 +189,7 @@ class Predictor:
     @cached_property
     def config_hash(self) -> str:
         """SHA-256 of what, besides the weights, decides on the values of a result."""
-        settings = self.config.inference.model_dump(mode="json", exclude={"device", "outputs"})
+        settings = self.config.inference.model_dump(mode="json", exclude={"device", "outputs", "record_paths"})
         parts = [settings, self.config.model.model_dump(mode="json"), self.plan.model_dump(mode="json")]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -262,9 +262,10 @@ class Predictor:
 
     def made(self, case: Case) -> Provenance:
         """How the result of a case comes about."""
-        read = (path for role, path in case.roles.items() if role != "label")
-        names, settings = " ".join(dict.fromkeys(path.name for path in read)), self.config.inference
-        typed = [path.name for path in case.images]
+        settings = self.config.inference
+        said = {role: str(path) if settings.record_paths else path.name for role, path in case.roles.items()}
+        names = " ".join(dict.fromkeys(name for role, name in said.items() if role != "label"))
+        typed = [name for role, name in said.items() if role.startswith("image")]
         return Provenance(
             model=self.name,
             model_sha=self.weights_hash,

@@ -29,6 +29,10 @@ _PIECE = 1 << 19  # bytes of those that are summed and converted while they are 
 _TILES_BLOCK = 1 << 26  # bytes decompressed at once: astropy prepares each call, and reads a whole image's at a time
 _ROW_BYTES = 1 << 16  # rows shorter than this are read whole: a call of astropy's costs more
 _AGAIN = "get the file again from its source"
+_AGAIN_OR_IGNORE = (
+    f"{_AGAIN}, or, if it was edited by a program that does not update checksums, say checksum=ignore "
+    "(data.checksum=ignore in recipes and predict, --checksum ignore in the other commands)"
+)
 
 
 class FitsPixels:
@@ -204,11 +208,11 @@ class FitsPixels:
         sound = data_sum.isdecimal() and int(data_sum) == data
         if data_sum and not sound:
             what = f"HDU {self._hdu.index}: its data sum to {data} and DATASUM says {data_sum}: the file is corrupt"
-            raise InputError(what, _AGAIN, self._path)
+            raise InputError(what, _AGAIN_OR_IGNORE, self._path)
         if checksum and add_sums(head, data) not in (0, 0xFFFFFFFF):
             where = "the data are as DATASUM says, so the header was changed" if sound else "the file is corrupt"
             what = f"HDU {self._hdu.index}: CHECKSUM does not match, off by {add_sums(head, data):#010x}: {where}"
-            raise InputError(what, _AGAIN, self._path)
+            raise InputError(what, _AGAIN_OR_IGNORE, self._path)
 
     @cached_property
     def _is_summed(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -142,6 +142,29 @@ def open_members(path: str | Path, axes: str | None = None, checksum: str = "ver
             yield from _module(file).open_frames(file)
         return
     for name in parts:
+        yield open_volume(name, axes, checksum)
+
+
+def open_each(
+    path: str | Path, names: Sequence[str], axes: str | None = None, checksum: str = "verify"
+) -> Generator[Volume, None, None]:
+    """Images of one file in a given order; in one go where that is the order of the file.
+
+    Args:
+        path: as for `members`.
+        names: some of what it stands for, as `paired` gives them.
+        axes: as for `members`.
+        checksum: as for `open_volume`.
+
+    Raises:
+        InputError: as `open_members`.
+    """
+    from densepred.volumes import open_volume
+
+    if len(names) > 1 and list(names) == members(path, axes):
+        yield from open_members(path, axes, checksum)
+        return
+    for name in names:
         yield open_volume(name, axes, checksum)
 
 
