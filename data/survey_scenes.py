@@ -1,8 +1,8 @@
 """Make labelled scenes of survey images: `python data/survey_scenes.py FOLDER OUT --scenes 8`.
 
 FOLDER holds cut-outs as survey pipelines write them, three files each with the same name but for `ooi` (image), `ood`
-(data quality, 0 where good) and `oow` (weight, 0 where the value is not to be trusted). Pipelines replace what they
-flag by interpolation and give it no weight, so that a flagged pixel shows nothing of what was wrong with it. Artefacts
+(data quality, 0 where good) and `oow` (weight, 0 where the value is not to be trusted). Pipelines give what they flag
+no weight, and often replace it by interpolation: it counts as invalid here, and is too little to learn from. Artefacts
 to learn from are therefore implanted, as MaxiMask does it: hot pixels, bad columns, cosmic rays and trails of
 satellites, each in units of the local noise, into `--scenes` copies of every cut-out.
 
