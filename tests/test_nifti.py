@@ -49,7 +49,7 @@ def test_real_files_that_need_a_word_or_are_refused(real_data: Path) -> None:
         with pytest.raises(InputError, match=f"4 axes {axes}") as caught:
             open_volume(real_data / "nifti_odd" / name)
         assert "`axes: xyzc`" in caught.value.fix
-    with pytest.raises(InputError, match=r"unknown file type '\.hdr'"):
+    with pytest.raises(InputError, match=r"a pair of files \(\.hdr and \.img\)"):
         open_volume(real_data / "nifti_odd" / "nifti1.hdr")
 
 
