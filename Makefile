@@ -34,10 +34,14 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The long checks (an hour): accuracy on real data, memory against depth, killed runs, and the GPU where there is one.
+# The long checks (two hours): accuracy, memory against depth and size, speed, killed runs, and the GPU where there is one.
 acceptance: setup
 	$(BIN)/python scripts/hippocampus.py --data $(DATA)/hippocampus --out runs/acceptance/hippocampus
+	$(BIN)/python scripts/cosmic_rays.py --out runs/acceptance/cosmic_rays
 	$(BIN)/python scripts/bench_memory.py --repeats 3
+	$(BIN)/python scripts/bench_large.py
+	$(BIN)/python scripts/bench_files.py
+	$(BIN)/python scripts/bench_resample.py
 	$(BIN)/python scripts/crash_loop.py --kills 10
 	$(BIN)/python scripts/gpu.py
 
