@@ -37,7 +37,7 @@ from densepred.models.dense import Model
 from densepred.models.layers import to_channels_last
 from densepred.models.weights import Pretraining
 from densepred.volumes import Provenance, Volume
-from densepred.volumes.grid import binned_like, cutout
+from densepred.volumes.grid import Box, binned_like, cutout
 from densepred.volumes.region import parse_region
 
 WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
@@ -215,7 +215,11 @@ class Predictor:
         return self._labelled(source)
 
     def _labelled(self, volume: Volume) -> Volume:
-        labels = self.grid(volume).like(self._whole(volume), labels=True)
+        grid = self.grid(volume)
+        values = np.empty((1, *grid.shape[1:]), label_type(self.plan))
+        for planes in self.stream(volume):
+            values[:, planes.start : planes.stop] = labels_of(planes, self.plan)
+        labels = grid.like(values, labels=True)
         labels.classes = names_of(self.plan)
         return labels
 
@@ -251,7 +255,8 @@ class Predictor:
     def grid(self, volume: Volume) -> Volume:
         """What has the grid of a result: the image, or its cut-out, or the blocks of that."""
         settings = self.config.inference
-        like = volume if settings.cutout is None else cutout(volume, parse_region(settings.cutout).resolve(volume))
+        box = self._box(volume)
+        like = volume if box is None else cutout(volume, box)
         if settings.bin == 1:
             return like
         left = [size % settings.bin for size in like.shape[-2:]]
@@ -259,6 +264,10 @@ class Predictor:
             what = f"blocks of {settings.bin} leave out the last {left[0]} rows and {left[1]} columns"
             _LOG.warning("%s: %s", volume.path or "image", what)
         return binned_like(like, settings.bin)
+
+    def _box(self, volume: Volume) -> Box | None:
+        region = self.config.inference.cutout
+        return None if region is None else parse_region(region).resolve(volume)
 
     def made(self, case: Case) -> Provenance:
         """How the result of a case comes about."""
@@ -287,7 +296,7 @@ class Predictor:
         """
         check_image(volume, self.plan)
         settings, whole = self.config.inference, normalized(volume, self.plan)
-        box = None if settings.cutout is None else parse_region(settings.cutout).resolve(volume)
+        box = self._box(volume)
         source = _Screened(whole if box is None else whole.cutout(box))
         shape = tuple(source.shape[1:])
         target = resampled_shape(shape, volume.spacing, self.plan.spacing) if self.plan.spacing else shape
@@ -302,12 +311,6 @@ class Predictor:
             name, value = volume.path or "image", self.plan.invalid
             what = f"labelled {value}" if settings.bin == 1 else "left out of the means of their blocks"
             _LOG.warning("%s: %d pixels do not count (NaN, infinite or masked): %s", name, source.count, what)
-
-    def _whole(self, volume: Volume) -> NDArray[Any]:
-        labels = np.empty((1, *self.grid(volume).shape[1:]), label_type(self.plan))
-        for planes in self.stream(volume):
-            labels[:, planes.start : planes.stop] = labels_of(planes, self.plan)
-        return labels
 
 
 class _Screened:

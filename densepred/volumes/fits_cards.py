@@ -16,6 +16,7 @@ from astropy.io import fits
 
 import densepred
 from densepred.errors import InputError
+from densepred.volumes import arrays
 from densepred.volumes.fits_sums import CHECKSUM_UNSET
 from densepred.volumes.volume import Volume, label_dtype
 
@@ -94,18 +95,10 @@ def stored_dtype(dtype: np.dtype, labels: bool) -> np.dtype:
         >>> stored_dtype(np.dtype(bool), True), stored_dtype(np.dtype(np.float16), False)
         (dtype('uint8'), dtype('float32'))
     """
-    if dtype.kind not in "biuf" or (labels and dtype.kind == "f"):
-        allowed = "an integer type for labels" if labels else "bool, an integer or a float type"
-        raise ValueError(f"dtype must be {allowed}, got {dtype}")
-    if dtype.kind == "b":
-        return np.dtype(np.uint8)
-    if dtype.kind == "f":
-        return np.dtype(np.float64 if dtype.itemsize >= 8 else np.float32)
-    if labels and dtype.itemsize >= 4:
-        return np.dtype(np.int32)
-    if labels or dtype == np.int8:
-        return label_dtype(np.iinfo(dtype).max, np.iinfo(dtype).min)
-    return dtype.newbyteorder("=")
+    if dtype.kind in "iu" and not labels and dtype != np.int8:
+        return dtype.newbyteorder("=")  # FITS has 64 bits, too
+    stored = arrays.stored_dtype(dtype, labels)
+    return label_dtype(np.iinfo(stored).max, np.iinfo(stored).min) if stored.kind in "iu" else stored
 
 
 def kept(header: fits.Header, inherit: bool = True) -> fits.Header:
