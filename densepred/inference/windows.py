@@ -8,6 +8,7 @@ blending needs neither a count map of the size of the image nor a division at th
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -107,6 +108,10 @@ class AxisGrid:
         """Voxels added in front; behind, it is the same or one more."""
         return (self.padded - self.size) // 2
 
+    def touching(self, start: int, stop: int) -> range:
+        """Which windows, by their number, hold any of the voxels start..stop of the widened axis."""
+        return range(bisect_right(self.starts, start - self.window), bisect_left(self.starts, stop))
+
     def weights(self, kernel: NDArray[np.float64]) -> NDArray[np.float32]:
         """Normalised weights (len(starts), window): those of the windows over a voxel add up to one."""
         total = np.zeros(self.padded)
@@ -173,9 +178,15 @@ class WindowGrid:
         """Spatial shape of the image, widened to the window where it is smaller."""
         return tuple(axis.padded for axis in self.axes)
 
-    def row(self, number: int) -> Iterator[tuple[int, ...]]:
-        """Index of each window that begins at start `number` of axis 0, in the order of the axes."""
-        return product((number,), *(range(len(axis.starts)) for axis in self.axes[1:]))
+    def row(self, number: int, columns: range | None = None) -> Iterator[tuple[int, ...]]:
+        """Index of each window that begins at start `number` of axis 0, in the order of the axes.
+
+        Args:
+            number: of the start.
+            columns: the starts of axis 1 to take; all by default.
+        """
+        _, *rest = (range(len(axis.starts)) for axis in self.axes)
+        return product((number,), *([columns, *rest[1:]] if rest and columns is not None else rest))
 
     def corner(self, index: Sequence[int]) -> tuple[int, ...]:
         """First voxel, in the widened image, of the window with this index."""
