@@ -19,7 +19,7 @@ def pick_device(name: str) -> torch.device:
         InputError: torch sees no such device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -30,7 +30,7 @@ def pick_device(name: str) -> torch.device:
         )
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device {name} is not supported", "use auto, cpu, cuda or cuda:N")
-    return device
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
@@ -55,7 +55,15 @@ def needing_memory(fix: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+        if not is_exhausted(error):
             raise
         reason = str(error).partition("\n")[0] or "of the machine"
         raise ResourceError(f"the memory is exhausted ({reason})", fix) from error
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Does an error tell of exhausted memory, of the machine or of a GPU?"""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)

@@ -28,6 +28,7 @@ import numpy as np
 import scipy.ndimage
 import torch
 
+from densepred.cases.regrid import Regrid
 from densepred.cases.resample import resample, resampled_shape
 from densepred.inference.resample import Resampled, resample_slabs
 
@@ -84,7 +85,7 @@ def streamed_back(source: Planes, shape: Shape) -> None:
             slab = torch.from_numpy(source[:, start : start + SLAB])
             yield start, start + slab.shape[1], slab
 
-    for _ in resample_slabs(slabs(), source.shape[1:], shape):
+    for _ in resample_slabs(slabs(), Regrid(source.shape[1:], shape)):
         pass
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from densepred.cases import regrid
 from densepred.cases.plan import Plan
 from densepred.cases.preprocess import normalized
+from densepred.cases.regrid import Regrid
 from densepred.cases.resample import resample, resampled_shape
 from densepred.config import Config, DataConfig, InferenceConfig, ModelConfig, PatchConfig
 from densepred.config.normalize import ZScore
@@ -87,7 +88,7 @@ def test_slabs_come_out_as_the_whole(axes: list[tuple[int, int]], cuts: list[int
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(regrid, "PIECE_BYTES", size * 4)
         slabs = ((start, stop, torch.from_numpy(image[:, start:stop])) for start, stop in parts(shape[0], cuts))
-        out = list(resample_slabs(slabs, shape, target))
+        out = list(resample_slabs(slabs, Regrid(shape, target)))
     assert [start for start, _, _ in out] == [0, *(stop for _, stop, _ in out[:-1])]
     assert np.array_equal(torch.cat([slab for _, _, slab in out], 1).numpy(), resample(image, target))
     assert all(slab.shape[1] == stop - start for start, stop, slab in out)
@@ -114,7 +115,7 @@ def test_a_gpu_gives_the_same_to_rounding(target: tuple[int, ...]) -> None:
     assert moved.is_cuda
     np.testing.assert_allclose(moved.cpu().numpy(), resample(image, target), atol=1e-6)
     slabs = iter([(0, 3, torch.from_numpy(image[:, :3]).cuda()), (3, 20, torch.from_numpy(image[:, 3:]).cuda())])
-    back = torch.cat([slab for _, _, slab in resample_slabs(slabs, (20, 8, 7), target)], 1)
+    back = torch.cat([slab for _, _, slab in resample_slabs(slabs, Regrid((20, 8, 7), target))], 1)
     assert torch.equal(back, moved), "bit for bit, whatever goes in at a time"
 
 

@@ -50,6 +50,16 @@ class Taps:
         share = (share / share.sum(1, keepdims=True)).astype(np.float32)
         return cls(torch.from_numpy(index).to(device), torch.from_numpy(share).to(device))
 
+    @property
+    def reach(self) -> tuple[int, int]:
+        """From which voxel to which (exclusive) they go."""
+        return int(self.index.min()), int(self.index.max()) + 1
+
+    def part(self, start: int, stop: int) -> Taps:
+        """Those of the voxels start..stop of the new axis, counted from the first voxel that these need."""
+        part = Taps(self.index[start:stop], self.share[start:stop])
+        return Taps(part.index - part.reach[0], part.share)
+
 
 class Regrid:
     """A ring of the planes that the next planes of the new grid need: planes go in in order, and come out so.
@@ -60,6 +70,8 @@ class Regrid:
         shape: spatial shape of the image, (Z, Y, X) or (Y, X).
         target: the new spatial shape.
         device: where the planes are.
+        lines: of the new grid, from where to where along axis 1; by default all. Planes then go in with the lines
+            that these need, `lines_needed`.
 
     Example:
         >>> regrid = Regrid((2, 4), (4, 2))
@@ -68,16 +80,32 @@ class Regrid:
         torch.Size([1, 4, 2])
     """
 
-    def __init__(self, shape: Sequence[int], target: Sequence[int], device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        target: Sequence[int],
+        device: str | torch.device = "cpu",
+        lines: tuple[int, int] | None = None,
+    ) -> None:
         self.shape, self.target = tuple(shape), tuple(target)
         moved = [axis for axis, size in enumerate(shape) if axis == 0 or size != target[axis]]
         ratio = {axis: target[axis] / shape[axis] for axis in moved}  # of two alike, columns when the rows are fewer
         order = sorted(moved, key=lambda axis: (ratio[axis], axis if ratio[axis] < 1 else -axis))
         place = order.index(0)
+        taps = {axis: Taps.of(shape[axis], target[axis], device) for axis in order if axis}
+        self.lines_needed = lines or (0, target[1])
+        if lines is not None and 1 in taps:
+            self.lines_needed = Taps(taps[1].index[slice(*lines)], taps[1].share[slice(*lines)]).reach
+            taps[1] = taps[1].part(*lines)
         self._before, self._after = (
-            [(axis - len(shape), Taps.of(shape[axis], target[axis], device)) for axis in axes]
-            for axes in (order[:place], order[place + 1 :])
+            [(axis - len(shape), taps[axis]) for axis in axes] for axes in (order[:place], order[place + 1 :])
         )
+        if lines is not None:  # what `piece` goes by
+            low, high = self.lines_needed
+            self.shape, self.target = (
+                (shape[0], high - low, *shape[2:]),
+                (target[0], lines[1] - lines[0], *target[2:]),
+            )
         first = Taps.of(shape[0], target[0])
         self._lowest, self._highest = first.index.amin(1).numpy(), first.index.amax(1).numpy()
         self._first = Taps(first.index.to(device), first.share.to(device))

@@ -11,7 +11,7 @@ from torch import Tensor
 from densepred.inference.outputs import Predicted
 
 
-def in_blocks(planes: Iterator[Predicted], factor: int) -> Iterator[Predicted]:
+def in_blocks(planes: Iterator[Predicted], factor: int, done: int = 0) -> Iterator[Predicted]:
     """The mean probabilities of blocks of `factor` x `factor` pixels, of the valid ones in each.
 
     The blocks lie along the two fastest axes. Incomplete blocks at the far edges are left out, and a block without a
@@ -20,9 +20,9 @@ def in_blocks(planes: Iterator[Predicted], factor: int) -> Iterator[Predicted]:
     Args:
         planes: of an image, in order.
         factor: pixels along a side.
+        done: the number of the first plane that comes out.
     """
     held: list[tuple[Tensor, Tensor]] = []
-    done = 0
     for part in planes:
         probabilities = part.logits.softmax(0)
         valid = torch.ones(part.logits.shape[1:], device=part.logits.device)

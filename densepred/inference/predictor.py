@@ -21,17 +21,15 @@ from torch import Tensor, nn
 from densepred import config as configuration
 from densepred.cases.case import Case
 from densepred.cases.plan import Plan
-from densepred.cases.preprocess import NormalizedVolume, check_image, normalized
-from densepred.cases.resample import resampled_shape
+from densepred.cases.preprocess import check_image
 from densepred.config import Config
 from densepred.device import pick_device, pick_precision
 from densepred.errors import InputError, UnsafeError
 from densepred.files import is_pickled, sha256
-from densepred.inference.blocks import in_blocks
 from densepred.inference.inputs import find_inputs
 from densepred.inference.outputs import Outputs, Predicted, label_type, labels_of, names_of
-from densepred.inference.resample import Resampled, resample_slabs
-from densepred.inference.sliding_window import Progress, SlidingWindowInferer
+from densepred.inference.sliding_window import Part, Progress, SlidingWindowInferer
+from densepred.inference.volume_pass import VolumePass
 from densepred.models.build import build
 from densepred.models.dense import Model
 from densepred.models.layers import to_channels_last
@@ -295,49 +293,18 @@ class Predictor:
             InputError: dimensions or channels other than the model's, too few valid pixels, or a damaged file.
         """
         check_image(volume, self.plan)
-        settings, whole = self.config.inference, normalized(volume, self.plan)
-        box = self._box(volume)
-        source = _Screened(whole if box is None else whole.cutout(box))
-        shape = tuple(source.shape[1:])
-        target = resampled_shape(shape, volume.spacing, self.plan.spacing) if self.plan.spacing else shape
-        if target == shape:
-            slabs = self.inferer.stream(self.model, source, progress)
-        else:
-            moved = Resampled(source, target, self.device)
-            slabs = resample_slabs(self.inferer.stream(self.model, moved, progress), target, shape)
-        planes = (Predicted(start, stop, logits, source.invalid(start, stop)) for start, stop, logits in slabs)
-        yield from planes if settings.bin == 1 else in_blocks(planes, settings.bin)
-        if source.count:
+        image = VolumePass(volume, self.plan, self._box(volume), self.config.inference.bin)
+        invalid: list[int] = []
+        part = Part.whole(image.result_shape)
+        yield from image.planes(self.inferer, [self.model], part, progress, invalid.append)
+        self._tell_invalid(volume, sum(invalid))
+
+    def _tell_invalid(self, volume: Volume, count: int) -> None:
+        if count:
             name, value = volume.path or "image", self.plan.invalid
-            what = f"labelled {value}" if settings.bin == 1 else "left out of the means of their blocks"
-            _LOG.warning("%s: %d pixels do not count (NaN, infinite or masked): %s", name, source.count, what)
-
-
-class _Screened:
-    """A normalised volume that remembers the invalid pixels of the planes it has read until they are asked for."""
-
-    def __init__(self, source: NormalizedVolume) -> None:
-        self.source, self.shape, self.count = source, source.shape, 0
-        self._planes: dict[int, NDArray[np.bool_]] = {}
-
-    def __getitem__(self, key: Any) -> NDArray[np.float32]:
-        """Planes `[:, z0:z1]`, read forward."""
-        values, valid = self.source.read(key)
-        if valid is not None:
-            start = key[1].start or 0
-            self._planes |= {start + z: ~plane for z, plane in enumerate(valid) if not plane.all()}
-        return values
-
-    def invalid(self, start: int, stop: int) -> NDArray[np.bool_] | None:
-        """Bool (n, *rest) of planes that were read; None where all pixels are valid."""
-        found = {z: self._planes.pop(z) for z in range(start, stop) if z in self._planes}
-        if not found:
-            return None
-        out = np.zeros((stop - start, *self.shape[2:]), bool)
-        for z, plane in found.items():
-            out[z - start] = plane
-        self.count += int(out.sum())
-        return out
+            blocks = self.config.inference.bin > 1
+            what = "left out of the means of their blocks" if blocks else f"labelled {value}"
+            _LOG.warning("%s: %d pixels do not count (NaN, infinite or masked): %s", name, count, what)
 
 
 __all__ = ["Predictor", "load", "load_weights", "read_weights"]

@@ -59,22 +59,21 @@ class Resampled:
 
 
 @torch.no_grad()
-def resample_slabs(slabs: Iterator[Slab], shape: Sequence[int], target: Sequence[int]) -> Iterator[Slab]:
+def resample_slabs(slabs: Iterator[Slab], regrid: Regrid, stop: int | None = None) -> Iterator[Slab]:
     """Resample a stream of slabs, as `densepred.cases.resample.resample` the whole, on the device they are on.
 
     Args:
-        slabs: (z0, z1, slab (K, z1 - z0, *rest)), in order, covering `shape`.
-        shape: spatial shape that the slabs cover.
-        target: spatial shape to resample to.
+        slabs: (z0, z1, slab (K, z1 - z0, *rest)), in order, from `regrid.read` on.
+        regrid: from the grid of the slabs to the new one.
+        stop: the plane of the new grid to end before; by default all come.
 
     Yields:
         (z0, z1, slab (K, z1 - z0, *target rest)) in order, of a few planes each.
     """
-    regrid: Regrid | None = None
-    for start, stop, slab in slabs:
-        regrid = regrid or Regrid(shape, target, slab.device)
+    stop = regrid.target[0] if stop is None else stop
+    for start, end, slab in slabs:
         most = regrid.piece(slab.shape[0])
-        for first in range(start, stop, most):
+        for first in range(start, end, most):
             regrid.add(slab[:, first - start : first - start + most])
-            if (done := regrid.done) < (ready := regrid.ready):
+            if (done := regrid.done) < (ready := min(regrid.ready, stop)):
                 yield done, ready, regrid.take(ready)

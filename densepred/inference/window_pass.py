@@ -91,12 +91,12 @@ class WindowPass:
         (start, self.end), (low, high) = (
             [edge + a.before for edge in e] for a, e in zip(grid.axes, part, strict=False)
         )
-        self.rows, self.columns = first.touching(start, self.end), second.touching(low, high)
+        self.rows, self.columns = grid.touching(*part)
         self.lower = (start, low, *(axis.before for axis in rest))
         self.extent = (high - low, *(axis.size for axis in rest))
         self.begin = second.starts[self.columns[0]]  # the lines that these columns of windows see
         self.stop = second.starts[self.columns[-1]] + second.window
-        self.windows = len(self.rows) * len(self.columns) * math.prod(len(axis.starts) for axis in rest)
+        self.windows = grid.count(*part)
         self.weights = Weights(grid, inferer.blend, device)
         seen = (self.stop - self.begin, *(axis.padded for axis in rest))
         self.image = Ring(source.shape[0], grid.window[0], seen, device)

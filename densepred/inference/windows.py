@@ -168,6 +168,19 @@ class WindowGrid:
     def __len__(self) -> int:
         return math.prod(len(axis.starts) for axis in self.axes)
 
+    def touching(self, planes: tuple[int, int], lines: tuple[int, int]) -> tuple[range, range]:
+        """The windows that hold any of these planes and lines of the image, by their numbers on axes 0 and 1."""
+        first, second = (
+            axis.touching(start + axis.before, stop + axis.before)
+            for axis, (start, stop) in zip(self.axes, (planes, lines), strict=False)
+        )
+        return first, second
+
+    def count(self, planes: tuple[int, int], lines: tuple[int, int]) -> int:
+        """How many windows hold any of these planes of the image and of these lines."""
+        rows, columns = self.touching(planes, lines)
+        return len(rows) * len(columns) * math.prod(len(axis.starts) for axis in self.axes[2:])
+
     @property
     def window(self) -> tuple[int, ...]:
         """Spatial shape of a window."""

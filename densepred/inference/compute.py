@@ -1,0 +1,249 @@
+"""The network on a device, what a call of it takes, and predictions that keep within the memory."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from densepred.device import is_exhausted, pick_precision
+from densepred.errors import ResourceError
+from densepred.inference import memory
+from densepred.inference.forward import Forward, Model, evaluating
+from densepred.inference.outputs import Predicted
+from densepred.inference.sliding_window import Part, Progress, SlidingWindowInferer
+from densepred.inference.spool import Arrays, Spool
+from densepred.inference.volume_pass import VolumePass
+
+_LOG = logging.getLogger(__name__)
+
+Reduce = Callable[[Predicted], Arrays]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one call of the network took.
+
+    Attributes:
+        fixed: bytes of the program, or of the weights on a GPU, and of the network at work.
+        logits: channels of the logits.
+    """
+
+    fixed: int
+    logits: int
+
+
+@dataclass
+class Compute:
+    """The network on a device.
+
+    Args:
+        models: several make an ensemble.
+        inferer: windows, batch and device.
+        fallback: makes the same on the CPU, where the user has not asked for a certain device.
+    """
+
+    models: list[Model]
+    inferer: SlidingWindowInferer
+    fallback: Callable[[], Compute] | None = None
+    _trials: dict[tuple[int, ...], Trial] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        assert self.inferer.device is not None
+        return torch.device(self.inferer.device)
+
+    def trial(self, channels: int, window: tuple[int, ...]) -> Trial:
+        """Calls the network once for windows of zeros, the first time that it is asked about windows of this shape."""
+        with self._lock:
+            if window not in self._trials:
+                self._trials[window] = self._measured(channels, window)
+            return self._trials[window]
+
+    def _measured(self, channels: int, window: tuple[int, ...]) -> Trial:
+        device, settings = self.device, self.inferer
+        dtype = pick_precision(settings.precision, device)
+        forward = Forward(self.models, settings.mirror_axes, settings.output, settings.variance, dtype)
+        base = torch.cuda.memory_allocated(device) if device.type == "cuda" else memory.resident()
+        with memory.peak_of(device) as peak, evaluating(self.models), torch.inference_mode():
+            logits = forward(torch.zeros(settings.batch, channels, *window, device=device)).shape[1]
+            return Trial(base + peak(), logits)
+
+    def smaller(self) -> Compute | None:
+        """The same with half as many windows in a call."""
+        if self.inferer.batch == 1:
+            return None
+        return Compute(self.models, replace(self.inferer, batch=self.inferer.batch // 2), self.fallback)
+
+
+@dataclass
+class Report:
+    """How an image was predicted.
+
+    Attributes:
+        windows: calls of the network, counted in windows.
+        bands: in how many bands of lines.
+        batch: windows in a call.
+        device: where.
+        foretold: bytes of the device's memory that it was to take at most.
+        allowed: bytes that it was allowed to.
+        invalid: pixels that do not count.
+        notes: what was changed on the way, because memory ran out.
+    """
+
+    windows: int = 0
+    bands: int = 0
+    batch: int = 0
+    device: str = ""
+    foretold: int = 0
+    allowed: int = 0
+    invalid: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        bands = f" in {self.bands} bands" if self.bands > 1 else ""
+        foretold, allowed = self.foretold / 1e9, self.allowed / 1e9
+        return f"{self.windows} windows{bands} on {self.device}, peak memory at most {foretold:.2f} of {allowed:.2f} GB"
+
+
+class WithinMemory:
+    """Predicts an image within a budget of memory, in bands of lines where whole planes take too much.
+
+    Where memory runs out all the same, smaller batches are taken, then narrower bands, then the CPU; the values stay
+    those of the same windows. `report` tells what was done.
+
+    Args:
+        image: what is predicted.
+        compute: the network on its device.
+        budget: bytes of RAM, or of a GPU's memory; by default most of what is free.
+        scratch: folder for the lines of bands until all are there.
+    """
+
+    def __init__(self, image: VolumePass, compute: Compute, budget: int | None, scratch: Path | None = None) -> None:
+        self.image, self.compute, self.budget, self.scratch = image, compute, budget, scratch
+        self.report = Report()
+        self._narrower = 1  # bands are so many times narrower than foretold
+        self._grid = compute.inferer.grid(image.model_shape)
+
+    def slabs(
+        self, reduce: Reduce, progress: Progress | None = None, planes: tuple[int, int] | None = None
+    ) -> Iterator[tuple[int, int, Arrays]]:
+        """Yield (z0, z1, what `reduce` makes of these planes), whole planes in order.
+
+        Args:
+            reduce: from logits to what is wanted; called for parts of planes.
+            progress: called with the windows done and all.
+            planes: of the result; by default all.
+
+        Raises:
+            ResourceError: the memory does not suffice for the narrowest band.
+        """
+        start, stop = planes or (0, self.image.result_shape[0])
+        while start < stop:
+            reason = None
+            try:
+                found = self._bands()
+                if not start:
+                    _LOG.info("%s: %s", self.image.name, self.report)
+                for first, last, arrays in self._attempt(found, (start, stop), reduce, progress):
+                    yield first, last, arrays
+                    start = last
+                    del arrays
+            except (MemoryError, RuntimeError) as error:
+                if not is_exhausted(error):
+                    raise
+                reason = str(error).partition("\n")[0] or "of the machine"
+            if reason is not None:  # here, where the error no longer holds on to what filled the memory
+                self._shrink(reason)
+
+    def _bands(self) -> list[tuple[int, int]]:
+        """The lines of the result, in bands that fit; what that takes goes into the report.
+
+        Raises:
+            ResourceError: none does.
+        """
+        image, inferer, device = self.image, self.compute.inferer, self.compute.device
+        trial = self.compute.trial(image.channels, self._grid.window)
+        summed = trial.logits + (inferer.blend == "gaussian_monai")
+        row = max(image.model_shape[-1], image.shape[-1]) if len(image.shape) == 3 else 1
+        needs = memory.needs(self._grid, image.channels, trial.logits, summed, trial.fixed, row)
+        used = trial.fixed if device.type == "cuda" else memory.resident()
+        allowed = self.budget or int(used + memory.SHARE * memory.available(device))
+        widest = needs.widest(allowed) // self._narrower
+        result, lines = image.result_shape[1], image.model_shape[1]
+        margin = 4 if image.model_shape != image.shape and widest < lines else 0  # that resampling needs beyond
+        widest_result = result if widest >= lines else int((widest - margin) * result / lines)
+        if widest_result < 1:
+            what = f"{needs.bytes(1 + margin) / 1e9:.2f} GB of memory are needed, {allowed / 1e9:.2f} GB are allowed"
+            raise ResourceError(what, "give more with inference.memory, or lower inference.window or inference.batch")
+        starts = [round(start * result / lines) for start in self._grid.axes[1].starts]
+        found = memory.bands(result, widest_result, starts)
+        used_lines = min(-(-max(stop - start for start, stop in found) * lines // result) + margin, lines)
+        self._say(found, needs.bytes(used_lines), allowed)
+        return found
+
+    def _say(self, bands: list[tuple[int, int]], foretold: int, allowed: int) -> None:
+        report, inferer = self.report, self.compute.inferer
+        report.bands, report.batch, report.device = len(bands), inferer.batch, str(self.compute.device)
+        report.foretold, report.allowed = foretold, allowed
+        whole = (0, self.image.result_shape[0])
+        report.windows = sum(self._grid.count(*self.image.on_model_grid(Part(whole, band))) for band in bands)
+
+    def _attempt(
+        self, bands: list[tuple[int, int]], planes: tuple[int, int], reduce: Reduce, progress: Progress | None
+    ) -> Iterator[tuple[int, int, Arrays]]:
+        counted = [self._grid.count(*self.image.on_model_grid(Part(planes, band))) for band in bands]
+        invalid: list[int] = []
+
+        def run(number: int) -> Iterator[Predicted]:
+            before = sum(counted[:number])
+
+            def advance(done: int, _: int) -> None:
+                if progress is not None:
+                    progress(before + done, sum(counted))
+
+            part = Part(planes, bands[number])
+            yield from self.image.planes(
+                self.compute.inferer, self.compute.models, part, advance, screened=invalid.append
+            )
+
+        if len(bands) == 1:
+            for predicted in run(0):
+                yield predicted.start, predicted.stop, reduce(predicted)
+        else:
+            with Spool(self.scratch, planes, self.image.result_shape[1:]) as spool:
+                for number, band in enumerate(bands):
+                    for predicted in run(number):
+                        spool.write(predicted.start, band, reduce(predicted))
+                yield from spool.slabs()
+        self.report.invalid = sum(invalid)
+
+    def _shrink(self, reason: str) -> None:
+        """After memory ran out: a smaller batch, else narrower bands, else the CPU.
+
+        Raises:
+            ResourceError: nothing is left to try.
+        """
+        gc.collect()
+        if self.compute.device.type == "cuda":
+            torch.cuda.empty_cache()
+        smaller = self.compute.smaller()
+        if smaller is not None:
+            self.compute, done = smaller, f"batch {smaller.inferer.batch}"
+        elif self.report.bands and self.image.result_shape[1] // (2 * self.report.bands) >= 1 and self._narrower < 64:
+            self._narrower *= 2
+            done = "narrower bands"
+        elif self.compute.fallback is not None:
+            self.compute, self._narrower, done = self.compute.fallback(), 1, "the CPU"
+        else:
+            raise ResourceError(f"the memory is exhausted ({reason})", "give more memory, or lower inference.window")
+        note = f"memory ran out on {self.report.device} ({reason}): went on with {done}"
+        self.report.notes.append(note)
+        _LOG.warning("%s: %s", self.image.name, note)

@@ -1,0 +1,162 @@
+"""How much memory a prediction takes, foretold from its shapes and one trial, and what to do so that it fits."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from densepred.errors import InputError
+from densepred.inference.window_pass import READ_BYTES, SLAB_BYTES
+from densepred.inference.windows import WindowGrid
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+SHARE = 0.8
+"""Of the memory that is free, used where no budget is given."""
+_FLOAT = 4
+_PLANES = 6  # of logits that are handed out, resampled and reduced at a time, where one has more than SLAB_BYTES
+_EVERY = 0.002  # seconds between two looks at the memory in use
+
+
+def parse_size(text: int | str) -> int:
+    """Bytes of "2GB", "500 MB", "1.5GiB" or a number.
+
+    Raises:
+        InputError: anything else.
+
+    Example:
+        >>> parse_size("1.5GB")
+        1500000000
+    """
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]?I?B)?\s*", str(text).upper())
+    if found is None or not float(found[1]):
+        raise InputError(f"{text!r} is no amount of memory", "write it as 2GB, 500MB or 1.5GiB")
+    return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def available(device: torch.device) -> int:
+    """Bytes that can be had: of the machine (within the limits that containers set), or of a GPU."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # no limit, or no such group
+        return free
+    return min(free, limit - used)
+
+
+@contextmanager
+def peak_of(device: torch.device) -> Iterator[Callable[[], int]]:
+    """Watch the memory within the block; gives a function that tells by how many bytes the peak exceeds the start."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: torch.cuda.max_memory_allocated(device) - before
+        return
+    start = highest = resident()
+    over = threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not over.wait(_EVERY):
+            highest = max(highest, resident())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield lambda: max(highest, resident()) - start
+    finally:
+        over.set()
+        thread.join()
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The bytes that a prediction takes on its device, with bands of some lines of the model's grid.
+
+    Attributes:
+        fixed: whatever the width of a band: the program, the network at work, what is read and written.
+        line: for each line of a band: sums of logits, and planes on their way.
+        seen: for each line of the image that a band sees.
+        halo: lines that a band sees beyond its own.
+        lines: of the whole image.
+    """
+
+    fixed: int
+    line: int
+    seen: int
+    halo: int
+    lines: int
+
+    def bytes(self, lines: int) -> int:
+        """With bands of so many lines."""
+        return self.fixed + lines * self.line + min(lines + self.halo, self.lines) * self.seen
+
+    def widest(self, budget: int) -> int:
+        """The lines of the widest band that fits a budget; 0 if none does."""
+        low, high = 0, self.lines
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.bytes(middle) <= budget else (low, middle - 1)
+        return low
+
+
+def needs(grid: WindowGrid, channels: int, logits: int, summed: int, fixed: int, row: int) -> Needs:
+    """What windows over an image take.
+
+    Args:
+        grid: the windows, on the model's grid.
+        channels: of the image.
+        logits: channels of the logits.
+        summed: channels that are summed up for each voxel: the logits, and perhaps the weights.
+        fixed: bytes of the program and of the network at work.
+        row: voxels of the longest line that planes have on their way, on either grid.
+    """
+    first, second, *rest = grid.axes
+    voxels = math.prod(axis.padded for axis in rest)
+    return Needs(
+        fixed=fixed + 3 * SLAB_BYTES + 6 * READ_BYTES,
+        line=_FLOAT * (summed * first.window * voxels + _PLANES * logits * row),
+        seen=_FLOAT * channels * first.window * voxels,
+        halo=2 * (second.window - 1),
+        lines=second.padded,
+    )
+
+
+def bands(lines: int, widest: int, edges: Sequence[int] = ()) -> list[tuple[int, int]]:
+    """Divides lines into as few bands of at most `widest` as there can be, evenly, but at `edges` where these are near.
+
+    Example:
+        >>> bands(100, 40, edges=(0, 32, 64)), bands(100, 60)
+        ([(0, 32), (32, 64), (64, 100)], [(0, 50), (50, 100)])
+    """
+    found: list[tuple[int, int]] = []
+    start = 0
+    while start < lines:
+        left = -(-(lines - start) // widest)  # bands
+        even = start + -(-(lines - start) // left)
+        least = lines - (left - 1) * widest  # so that no further band is needed
+        near = [edge for edge in edges if max(least, start + 1) <= edge <= min(start + widest, lines)]
+        stop = min(near, key=lambda edge: abs(edge - even)) if near and left > 1 else even
+        found.append((start, stop))
+        start = stop
+    return found
