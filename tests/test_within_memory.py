@@ -1,0 +1,228 @@
+"""Bands, budgets and exhausted memory: the values are those of the plain way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from densepred.cases.plan import Plan
+from densepred.config.normalize import NoNormalization
+from densepred.errors import InputError, ResourceError
+from densepred.inference import memory
+from densepred.inference.compute import Compute, WithinMemory
+from densepred.inference.outputs import Predicted
+from densepred.inference.sliding_window import SlidingWindowInferer
+from densepred.inference.spool import Spool
+from densepred.inference.volume_pass import VolumePass
+from densepred.volumes import Volume
+from tests.test_inferer import small_net
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def plan_of(dims: int, spacing: tuple[float, ...] | None = None) -> Plan:
+    return Plan(
+        dims=dims,  # type: ignore[arg-type]
+        channels=("image",),
+        classes=("background", "one", "two"),
+        values=(0, 1, 2),
+        label_map={0: 0, 1: 1, 2: 2},
+        normalize=(NoNormalization(),),
+        spacing=spacing,
+    )
+
+
+def image_pass(shape: tuple[int, ...], spacing: tuple[float, ...] | None = None, blocks: int = 1) -> VolumePass:
+    array = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+    array[(0, *(size // 3 for size in shape))] = np.nan
+    return VolumePass(Volume.from_array(array, (1.0,) * len(shape)), plan_of(len(shape), spacing), blocks=blocks)
+
+
+def compute_of(dims: int, model: nn.Module | None = None, **settings: object) -> Compute:
+    inferer = SlidingWindowInferer((8,) * dims, 0.5, device="cpu", **settings)  # type: ignore[arg-type]
+    return Compute([(model or small_net(dims)).eval()], inferer)
+
+
+def host(planes: Predicted) -> dict[str, np.ndarray]:
+    invalid = np.zeros(planes.logits.shape[1:], bool) if planes.invalid is None else planes.invalid
+    return {"logits": planes.logits.numpy().copy(), "invalid": invalid[None].copy()}
+
+
+def whole(within: WithinMemory) -> dict[str, np.ndarray]:
+    parts = list(within.slabs(host))
+    assert [start for start, _, _ in parts] == [0, *(stop for _, stop, _ in parts[:-1])]
+    return {kind: np.concatenate([arrays[kind] for *_, arrays in parts], 1) for kind in ("logits", "invalid")}
+
+
+def budget_for(image: VolumePass, compute: Compute, lines: int) -> int:
+    """The bytes that let bands have so many lines."""
+    grid = compute.inferer.grid(image.model_shape)
+    trial = compute.trial(image.channels, grid.window)
+    row = max(image.model_shape[-1], image.shape[-1]) if len(image.shape) == 3 else 1
+    return memory.needs(grid, image.channels, trial.logits, trial.logits, trial.fixed, row).bytes(lines)
+
+
+class TestBands:
+    @pytest.mark.parametrize(
+        ("shape", "spacing", "blocks"),
+        [
+            ((20, 33, 9), None, 1),
+            ((30, 41), None, 1),
+            ((30, 41), None, 3),
+            ((12, 34, 11), None, 2),
+            ((20, 33, 9), (0.7, 1.3, 1.0), 1),
+            ((20, 33, 9), (1.6, 0.6, 2.0), 1),
+            ((31, 40), (1.4, 0.8), 1),
+            ((31, 40), (1.4, 0.8), 4),
+        ],
+    )
+    @pytest.mark.parametrize("lines", [9, 17])
+    def test_a_small_budget_changes_no_bit(self, shape, spacing, blocks: int, lines: int) -> None:
+        compute = compute_of(len(shape))
+        expected = whole(WithinMemory(image_pass(shape, spacing, blocks), compute, 10**12))
+        image = image_pass(shape, spacing, blocks)
+        within = WithinMemory(image, compute, budget_for(image, compute, lines))
+        found = whole(within)
+        assert within.report.bands > 1
+        assert within.report.foretold <= within.report.allowed
+        for kind, array in expected.items():
+            assert np.array_equal(found[kind], array), kind
+        assert within.report.invalid == 1
+
+    def test_a_budget_without_room_for_a_line_is_refused_with_what_is_needed(self) -> None:
+        within = WithinMemory(image_pass((20, 33, 9)), compute_of(3), 10_000_000)
+        with pytest.raises(ResourceError, match=r"0\.\d+ GB of memory are needed, 0.01 GB are allowed"):
+            whole(within)
+
+    def test_the_foretold_memory_and_the_bands_are_said(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO, "densepred")
+        image, compute = image_pass((20, 33, 9)), compute_of(3)
+        whole(WithinMemory(image, compute, budget_for(image, compute, 12)))
+        assert "windows in 3 bands on cpu, peak memory at most" in caplog.text
+
+    @given(st.integers(1, 300), st.integers(1, 300), st.lists(st.integers(0, 300)))
+    def test_bands_cover_all_lines_and_none_is_too_wide(self, lines: int, widest: int, edges: list[int]) -> None:
+        found = memory.bands(lines, widest, edges)
+        assert [start for start, _ in found] == [0, *(stop for _, stop in found[:-1])]
+        assert found[-1][1] == lines
+        assert all(1 <= stop - start <= widest for start, stop in found)
+        assert len(found) == -(-lines // widest)
+
+    def test_progress_counts_the_windows_of_all_bands(self) -> None:
+        image, compute, seen = image_pass((20, 33, 9)), compute_of(3), []
+        within = WithinMemory(image, compute, budget_for(image, compute, 12))
+        list(within.slabs(host, lambda *counts: seen.append(counts)))
+        assert seen[-1] == (within.report.windows, within.report.windows)
+        assert sorted(seen) == seen
+
+
+class Failing(nn.Module):
+    """Runs out of memory in calls of more than `most` windows, and from call `fails` on so many times."""
+
+    def __init__(self, dims: int, most: int = 100, fails: range = range(0)) -> None:
+        super().__init__()
+        self.net, self.most, self.fails, self.calls = small_net(dims), most, fails, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if len(x) > self.most or self.calls in self.fails:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        out: Tensor = self.net(x)
+        return out
+
+
+class TestExhausted:
+    def test_batches_become_smaller(self) -> None:
+        expected = whole(WithinMemory(image_pass((20, 17, 9)), compute_of(3), None))
+        within = WithinMemory(image_pass((20, 17, 9)), compute_of(3, Failing(3, most=3), batch=8), None)
+        found = whole(within)
+        np.testing.assert_allclose(found["logits"], expected["logits"], rtol=0, atol=1e-5)
+        assert within.report.batch == 2
+        assert [note.rpartition("on with ")[2] for note in within.report.notes] == ["batch 4", "batch 2"]
+
+    @pytest.mark.parametrize("at", [2, 9, 20])
+    def test_then_bands_narrower_wherever_it_happens(self, at: int) -> None:
+        expected = whole(WithinMemory(image_pass((30, 17, 9)), compute_of(3), None))
+        within = WithinMemory(image_pass((30, 17, 9)), compute_of(3, Failing(3, fails=range(at, at + 2))), None)
+        found = whole(within)
+        assert np.array_equal(found["logits"], expected["logits"])
+        assert within.report.bands >= 3
+        assert all("narrower bands" in note for note in within.report.notes)
+        assert len(within.report.notes) == 2
+
+    def test_then_the_cpu(self, caplog: pytest.LogCaptureFixture) -> None:
+        expected = whole(WithinMemory(image_pass((20, 17, 9)), compute_of(3), None))
+        never = compute_of(3, Failing(3, most=0))
+        within = WithinMemory(image_pass((20, 17, 9)), replace(never, fallback=lambda: compute_of(3)), None)
+        assert np.array_equal(whole(within)["logits"], expected["logits"])
+        assert "memory ran out on" in caplog.text
+        assert "went on with the CPU" in within.report.notes[-1]
+
+    def test_else_it_is_an_error_that_says_so(self) -> None:
+        within = WithinMemory(image_pass((20, 17, 9)), compute_of(3, Failing(3, most=0)), None)
+        with pytest.raises(ResourceError, match="memory is exhausted .*20.00 GiB"):
+            whole(within)
+
+    def test_other_errors_are_not_tried_again(self) -> None:
+        class Broken(nn.Module):
+            calls = 0
+
+            def forward(self, x: Tensor) -> Tensor:
+                Broken.calls += 1
+                if Broken.calls > 1:
+                    raise RuntimeError("shapes do not agree")
+                return x
+
+        with pytest.raises(RuntimeError, match="shapes do not agree"):
+            whole(WithinMemory(image_pass((20, 17, 9)), compute_of(3, Broken()), None))
+        assert Broken.calls == 2
+
+
+class TestSpool:
+    def test_lines_in_any_order_come_out_as_planes(self, tmp_path: Path) -> None:
+        array = np.random.default_rng(0).integers(0, 99, (2, 9, 7, 5)).astype(np.int16)
+        with Spool(tmp_path, (3, 12), (7, 5)) as spool:
+            for lines in ((4, 7), (0, 4)):
+                for start, stop in ((3, 5), (5, 12)):
+                    spool.write(start, lines, {"a": array[:, start - 3 : stop - 3, slice(*lines)]})
+            slabs = list(spool.slabs())
+        assert np.array_equal(np.concatenate([arrays["a"] for *_, arrays in slabs], 1), array)
+        assert slabs[0][0] == 3
+        assert slabs[-1][1] == 12
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2GB", 2 * 10**9), ("500 mb", 5 * 10**8), ("1.5GiB", 3 * 2**29), (1000, 1000), ("12", 12), (" 1 tb", 10**12)],
+)
+def test_sizes(text: str | int, size: int) -> None:
+    assert memory.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "two", "2 PB", "-1GB", "0", "0GB", "1e9"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="is no amount of memory"):
+        memory.parse_size(text)
+
+
+def test_the_peak_of_the_memory_is_seen() -> None:
+    with memory.peak_of(torch.device("cpu")) as peak:
+        block = np.ones(40_000_000)  # 320 MB
+        del block
+        assert 250e6 < peak() < 600e6
