@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
@@ -107,6 +107,9 @@ class TrainingConfig(Section):
     """Write TensorBoard logs beside the CSV."""
 
 
+Output: TypeAlias = Literal["labels", "probabilities", "logits", "entropy", "variance", "regression"]
+
+
 class InferenceConfig(Section):
     """Sliding-window prediction."""
 
@@ -124,8 +127,8 @@ class InferenceConfig(Section):
     """auto takes bfloat16 where the hardware computes in it; sums are float32 always."""
     device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
-    outputs: Annotated[tuple[Literal["labels", "probabilities"], ...], Field(strict=False, min_length=1)] = ("labels",)
-    """What is written: label maps, and the probabilities of the classes (in a folder `probabilities`)."""
+    outputs: Annotated[tuple[Output, ...], Field(strict=False, min_length=1)] = ("labels",)
+    """Kinds of result; all but labels in a folder of their name. Variance is that over models and mirrored views."""
     cutout: str | None = None
     """The part to predict: `y0:y1,x0:x1` (pixels from 0), or `ra,dec,size` on the sky; normalised as in the whole."""
     bin: Positive = 1
