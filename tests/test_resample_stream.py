@@ -21,7 +21,7 @@ from densepred.cases.regrid import Regrid
 from densepred.cases.resample import resample, resampled_shape
 from densepred.config import Config, DataConfig, InferenceConfig, ModelConfig, PatchConfig
 from densepred.config.normalize import ZScore
-from densepred.inference.predictor import Predictor
+from densepred.inference.predictor import READ_AHEAD, Predictor
 from densepred.inference.resample import Resampled, resample_slabs
 from densepred.models.build import build, initialize
 from densepred.volumes import Volume
@@ -219,5 +219,6 @@ def test_reading_runs_ahead_by_a_window_and_no_more(spacing: float, monkeypatch:
     source = Recorder(image)
     planes = model.stream(Volume(source, (spacing, 1.0, 1.0)))  # normalisation reads it all before
     ahead = [source.reads[-1][1] - part.stop for part in planes]
-    assert max(ahead) <= 8 * max(1, 1 / spacing) + 2 * max(1, 1 / spacing) + 3
+    pieces = (READ_AHEAD + 1) * 4  # each the step from one window to the next
+    assert max(ahead) <= (8 + 2 + pieces) * max(1, 1 / spacing) + 3
     assert len(ahead) > 5

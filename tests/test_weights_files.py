@@ -11,7 +11,7 @@ import torch
 
 from densepred.errors import UnsafeError
 from densepred.files import is_pickled
-from densepred.inference.predictor import read_weights
+from densepred.inference.loading import read_weights
 
 
 def write(path: Path, header_length: int) -> None:

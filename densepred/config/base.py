@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Axes = Literal["xyz", "xyzc", "xyzt", "yx", "yxc", "zyx", "cyx", "czyx"]
 """The axes of a file: in NIfTI's own order (x first), in all others' as the array is stored (slowest first)."""
@@ -22,3 +23,32 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def parse_size(text: int | str) -> int:
+    """Bytes of "2GB", "500 MB", "1.5GiB" or a number.
+
+    Raises:
+        ValueError: anything else.
+
+    Example:
+        >>> parse_size("1.5GB")
+        1500000000
+    """
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]?I?B)?\s*", str(text).upper())
+    if found is None or not float(found[1]):
+        raise ValueError(f"{text!r} is no amount of memory: write it as 2GB, 500MB or 1.5GiB")
+    return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
+def _memory(text: str) -> str:
+    parse_size(text)
+    return text
+
+
+Memory = Annotated[str, AfterValidator(_memory)]
+"""An amount of memory, such as 2GB."""

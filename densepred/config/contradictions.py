@@ -19,7 +19,13 @@ Rule = tuple[bool, str, str]
 
 def contradictions(config: Config) -> list[tuple[tuple[str, ...], str]]:
     """Settings that are valid alone and impossible together, as (path, message)."""
-    rules = (*_of_data(config.data), *_of_axes(config), *of_model(config.model), *_of_ranges(config))
+    rules = (
+        *_of_data(config.data),
+        *_of_axes(config),
+        *of_model(config.model),
+        *_of_ranges(config),
+        *_of_outputs(config),
+    )
     return [(tuple(path.split(".")), message) for wrong, path, message in rules if wrong]
 
 
@@ -142,6 +148,16 @@ def _of_ranges(config: Config) -> Iterator[Rule]:
             yield low > high, f"augment.{name}.range", "the smallest comes first"
             yield name in ("scaling", "gamma") and low <= 0, f"augment.{name}.range", f"greater than 0, got {low}"
             yield name == "noise" and low < 0, f"augment.{name}.range", f"a deviation is 0 or more, got {low}"
+
+
+def _of_outputs(config: Config) -> Iterator[Rule]:
+    settings, path = config.inference, "inference.outputs"
+    numbers = "a recipe's model has one segmentation head; regression is for models made in Python"
+    yield "regression" in settings.outputs, path, numbers
+    apart = [kind for kind in settings.outputs if kind in ("logits", "variance")]
+    wrong = bool(apart) and settings.bin > 1
+    yield wrong, path, f"{apart} of blocks of pixels (inference.bin) are not known: probabilities are averaged"
+    yield len(set(settings.outputs)) < len(settings.outputs), path, "each kind stands once"
 
 
 def nearest(name: str, known: list[str]) -> str:

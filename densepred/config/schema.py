@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from densepred.config.base import Device, Positive, Range, Section, Share
+from densepred.config.base import Device, Memory, Positive, Range, Section, Share
 from densepred.config.data import DataConfig
 from densepred.config.model import ModelConfig
 
@@ -107,6 +107,9 @@ class TrainingConfig(Section):
     """Write TensorBoard logs beside the CSV."""
 
 
+Output: TypeAlias = Literal["labels", "probabilities", "logits", "entropy", "variance", "regression"]
+
+
 class InferenceConfig(Section):
     """Sliding-window prediction."""
 
@@ -117,15 +120,19 @@ class InferenceConfig(Section):
     blend: Literal["gaussian", "gaussian_monai", "constant", "none"] = "gaussian"
     """Weights of overlapping windows: nnU-Net's Gaussian, MONAI's (clamped), equal, or none: one window per voxel."""
     batch: Positive = 1
-    """Windows per forward pass."""
+    """Windows per forward pass; fewer where memory runs out."""
+    memory: Memory | None = None
+    """The most memory to take, of the machine and of a GPU: `2GB`. By default most of what is free."""
+    skip: Annotated[float, Field(ge=0)] | None = 0.0
+    """Windows whose normalised values span at most so much are predicted once for all; 0 skips windows of one value."""
     mirror: Annotated[tuple[int, ...], Field(strict=False)] = ()
     """Axes mirrored for test-time augmentation; every subset is one more forward pass."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto takes bfloat16 where the hardware computes in it; sums are float32 always."""
     device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
-    outputs: Annotated[tuple[Literal["labels", "probabilities"], ...], Field(strict=False, min_length=1)] = ("labels",)
-    """What is written: label maps, and the probabilities of the classes (in a folder `probabilities`)."""
+    outputs: Annotated[tuple[Output, ...], Field(strict=False, min_length=1)] = ("labels",)
+    """Kinds of result; all but labels in a folder of their name. Variance is that over models and mirrored views."""
     cutout: str | None = None
     """The part to predict: `y0:y1,x0:x1` (pixels from 0), or `ra,dec,size` on the sky; normalised as in the whole."""
     bin: Positive = 1

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from densepred.inference.outputs import Predicted
+from densepred.inference.reduce import probabilities
 
 
 def in_blocks(planes: Iterator[Predicted], factor: int, done: int = 0) -> Iterator[Predicted]:
@@ -24,12 +25,12 @@ def in_blocks(planes: Iterator[Predicted], factor: int, done: int = 0) -> Iterat
     """
     held: list[tuple[Tensor, Tensor]] = []
     for part in planes:
-        probabilities = part.logits.softmax(0)
+        shares = probabilities(part.logits)
         valid = torch.ones(part.logits.shape[1:], device=part.logits.device)
         if part.invalid is not None:
             valid[torch.from_numpy(part.invalid).to(valid.device)] = 0
-        held.append((probabilities * valid, valid))
-        along = factor if probabilities.ndim == 3 else 1  # an image streams along an axis of its blocks
+        held.append((shares * valid, valid))
+        along = factor if shares.ndim == 3 else 1  # an image streams along an axis of its blocks
         sums, counts = (torch.cat(parts, axis) for parts, axis in zip(zip(*held, strict=True), (1, 0), strict=True))
         whole = counts.shape[0] // along * along
         held = [(sums[:, whole:], counts[whole:])]
@@ -50,6 +51,11 @@ def _means(sums: Tensor, counts: Tensor, factor: int, done: int) -> Predicted:
 def _summed(values: Tensor, factor: int) -> Tensor:
     """Sums (K, ..., Y / factor, X / factor) over blocks of (K, ..., Y, X)."""
     for axis in (values.ndim - 2, values.ndim - 1):
-        size = values.shape[axis] // factor
-        values = values.narrow(axis, 0, size * factor).unflatten(axis, (size, factor)).sum(axis + 1)
+        whole = values.narrow(axis, 0, values.shape[axis] // factor * factor)
+        values = sum(_every(whole, axis, first, factor) for first in range(1, factor)) + _every(whole, axis, 0, factor)
     return values
+
+
+def _every(values: Tensor, axis: int, first: int, step: int) -> Tensor:
+    """Every `step`-th of an axis."""
+    return values[(*[slice(None)] * axis, slice(first, None, step))]

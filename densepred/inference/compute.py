@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -51,6 +51,7 @@ class Compute:
     models: list[Model]
     inferer: SlidingWindowInferer
     fallback: Callable[[], Compute] | None = None
+    _with_variance: Compute | None = None
     _trials: dict[tuple[int, ...], Trial] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -75,6 +76,15 @@ class Compute:
         with memory.peak_of(device) as peak, evaluating(self.models), torch.inference_mode():
             logits = forward(torch.zeros(settings.batch, channels, *window, device=device)).shape[1]
             return Trial(base + peak(), logits)
+
+    def giving_variance(self) -> Compute:
+        """The same with one more channel behind the logits; the same one each time."""
+        with self._lock:
+            if self._with_variance is None:
+                fallback = self.fallback
+                varied = None if fallback is None else lambda: fallback().giving_variance()
+                self._with_variance = Compute(self.models, replace(self.inferer, variance=True), varied)
+            return self._with_variance
 
     def smaller(self) -> Compute | None:
         """The same with half as many windows in a call."""
@@ -134,7 +144,7 @@ class WithinMemory:
 
     def slabs(
         self, reduce: Reduce, progress: Progress | None = None, planes: tuple[int, int] | None = None
-    ) -> Iterator[tuple[int, int, Arrays]]:
+    ) -> Generator[tuple[int, int, Arrays], None, None]:
         """Yield (z0, z1, what `reduce` makes of these planes), whole planes in order.
 
         Args:

@@ -9,6 +9,8 @@ from itertools import chain, combinations
 import torch
 from torch import Tensor, nn
 
+from densepred.inference.reduce import Spread
+
 Model = Callable[[Tensor], Tensor | Mapping[str, Tensor]]
 
 
@@ -41,13 +43,13 @@ class Forward:
         if len(self.flips) == len(self.models) == 1 and not self.variance:
             return self._one(self.models[0], cut)
         count = len(self.flips) * len(self.models)
-        total, moments = cut.new_zeros(()), None
+        total, spread = cut.new_zeros(()), Spread()
         for logits in self._views(cut):
             total = total + logits
             if self.variance:
-                moments = _moments(logits.softmax(1), moments)
-        mean = total / count
-        return mean if moments is None else torch.cat([mean, (moments[1] / count).mean(1, keepdim=True)], 1)
+                spread.add(logits.softmax(1))
+        total = total / count
+        return torch.cat([total, spread.variance(1)], 1) if self.variance else total
 
     def _views(self, cut: Tensor) -> Iterator[Tensor]:
         for model in self.models:
@@ -62,16 +64,6 @@ class Forward:
             raise ValueError(f"model must give logits of shape {expected} for its input, got {tuple(logits.shape)}")
         # the ring's own layout: adding channels-last logits to it takes more than twice as long
         return logits.to(torch.float32, memory_format=torch.contiguous_format)
-
-
-def _moments(values: Tensor, before: tuple[Tensor, Tensor, int] | None) -> tuple[Tensor, Tensor, int]:
-    """Mean, sum of squared deviations and number of what came so far (Welford 1962)."""
-    if before is None:
-        return values, torch.zeros_like(values), 1
-    mean, squares, count = before
-    away = values - mean
-    mean = mean + away / (count + 1)
-    return mean, squares + away * (values - mean), count + 1
 
 
 @contextmanager

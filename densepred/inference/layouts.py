@@ -10,8 +10,9 @@ from densepred.bids import BidsFile, Derivatives
 from densepred.cases.case import Case
 from densepred.cases.plan import Plan
 from densepred.config.schema import InferenceConfig
+from densepred.errors import InputError
 from densepred.files import writable_folder
-from densepred.inference.outputs import PROBABILITIES, names_of
+from densepred.inference.outputs import names_of
 from densepred.inference.records import RECORDS
 from densepred.volumes import labels_suffix, split_part
 
@@ -29,7 +30,7 @@ class Layout(Protocol):
         """What results of a case have in common that take each other's places."""
 
     def paths(self, case: Case) -> dict[str, Path]:
-        """The results of a case: kind ("labels", "probabilities") -> file."""
+        """The results of a case: kind ("labels", "probabilities" ...) -> file."""
 
     def companions(self, paths: Mapping[str, Path]) -> list[Path]:
         """The files that go with results, all of which `finish` writes."""
@@ -39,7 +40,7 @@ class Layout(Protocol):
 
 
 class Plain:
-    """`<id>.nii.gz` (or the suffix that goes with the images'), and the same in a folder `probabilities`.
+    """`<id>.nii.gz` (or the suffix that goes with the images'); other kinds than labels in folders of their names.
 
     Args:
         folder: for the results.
@@ -58,11 +59,10 @@ class Plain:
     def paths(self, case: Case) -> dict[str, Path]:
         suffix = labels_suffix(case.images[0])
         wide = ".tif" if suffix == ".png" else suffix  # PNG holds no real numbers
-        files = {
-            "labels": self.folder / f"{case.id}{suffix}",
-            "probabilities": self.folder / PROBABILITIES / f"{case.id}{wide}",
+        return {
+            kind: self.folder / (f"{case.id}{suffix}" if kind == "labels" else f"{kind}/{case.id}{wide}")
+            for kind in self._outputs
         }
-        return {kind: files[kind] for kind in self._outputs}
 
     def companions(self, paths: Mapping[str, Path]) -> list[Path]:
         return []
@@ -82,10 +82,14 @@ class Bids:
         settings: what is written, and whether of a cut-out or in blocks.
 
     Raises:
-        InputError: the source has no BIDS name.
+        InputError: the source has no BIDS name, or BIDS has no name for what is to be written.
     """
 
     def __init__(self, out: Path, source: Path, model: str, plan: Plan, settings: InferenceConfig) -> None:
+        nameless = [kind for kind in settings.outputs if kind not in ("labels", "probabilities")]
+        if nameless:
+            what = f"BIDS has names for segmentations (dseg) and probabilities (probseg), not for {', '.join(nameless)}"
+            raise InputError(what, "leave it out of inference.outputs, or predict without BIDS names")
         names = names_of(plan)
         dataset = BidsFile.parse(split_part(source)[0]).dataset
         cut, blocks = settings.cutout is not None, settings.bin

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,33 +12,14 @@ from pathlib import Path
 
 import torch
 
-from densepred.errors import InputError
 from densepred.inference.window_pass import READ_BYTES, SLAB_BYTES
 from densepred.inference.windows import WindowGrid
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 SHARE = 0.8
 """Of the memory that is free, used where no budget is given."""
 _FLOAT = 4
 _PLANES = 6  # of logits that are handed out, resampled and reduced at a time, where one has more than SLAB_BYTES
 _EVERY = 0.002  # seconds between two looks at the memory in use
-
-
-def parse_size(text: int | str) -> int:
-    """Bytes of "2GB", "500 MB", "1.5GiB" or a number.
-
-    Raises:
-        InputError: anything else.
-
-    Example:
-        >>> parse_size("1.5GB")
-        1500000000
-    """
-    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]?I?B)?\s*", str(text).upper())
-    if found is None or not float(found[1]):
-        raise InputError(f"{text!r} is no amount of memory", "write it as 2GB, 500MB or 1.5GiB")
-    return int(float(found[1]) * _UNITS[found[2] or ""])
 
 
 def resident() -> int:

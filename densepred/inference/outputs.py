@@ -1,8 +1,8 @@
-"""From logits to what is written: label maps and probabilities, slab by slab."""
+"""What is written of a prediction: label maps, probabilities and other kinds, slab by slab."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +10,17 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from densepred.cases.plan import Plan
+from densepred.errors import InputError
+from densepred.inference import reduce
+from densepred.models.heads import HeadSpec, Regression, Segmentation
 from densepred.volumes import Provenance, Record, SlabWriter, Volume, label_dtype, open_writer
 from densepred.volumes.members import MembersWriter, open_members_writer
 from densepred.volumes.record import INVALID
-
-PROBABILITIES = "probabilities"
-"""Folder of the probabilities, beside the label maps."""
 
 
 @dataclass(frozen=True)
@@ -28,31 +29,120 @@ class Predicted:
 
     Args:
         start, stop: which planes of axis 0.
-        logits: (K, n, *rest) float32.
+        logits: (K, n, *rest) float32; of a regression its values.
         invalid: bool (n, *rest), the pixels that do not count; None where all do.
+        variance: (1, n, *rest), of the probabilities over models and mirrored views, where it was asked for.
     """
 
     start: int
     stop: int
     logits: Tensor
     invalid: NDArray[np.bool_] | None
+    variance: Tensor | None = None
 
 
-def labels_of(planes: Predicted, plan: Plan) -> NDArray[Any]:
-    """The label value of the likeliest class, (1, n, *rest); `plan.invalid` where a pixel is invalid."""
-    table = np.array(plan.values, label_type(plan))
-    labels = table[planes.logits.max(0).indices.cpu().numpy()]
-    if planes.invalid is not None:
-        labels[planes.invalid] = plan.invalid
-    return labels[np.newaxis]
+@dataclass(frozen=True)
+class Kind:
+    """Something that can be asked of a prediction.
+
+    Args:
+        reduce: (C, n, *rest) of finished planes, computed where they lie.
+        quantity: what one value is.
+        wide: C is that of the logits rather than 1.
+        unit: of the values.
+        heads: what it can be computed of.
+    """
+
+    reduce: Callable[[Predicted, Plan, HeadSpec], Tensor]
+    quantity: str
+    wide: bool = False
+    unit: str = ""
+    heads: tuple[type[HeadSpec], ...] = (Segmentation,)
 
 
-def probabilities_of(planes: Predicted, plan: Plan) -> NDArray[np.float32]:
-    """The probabilities of the classes, (K, n, *rest) float32; NaN where a pixel is invalid."""
-    values: NDArray[np.float32] = planes.logits.softmax(0).cpu().numpy()
-    if planes.invalid is not None:
-        values[:, planes.invalid] = np.nan
-    return values
+def _labels(planes: Predicted, plan: Plan, head: HeadSpec) -> Tensor:
+    return reduce.labels(planes.logits, torch.from_numpy(np.array(plan.values, label_type(plan))))
+
+
+def _variance(planes: Predicted, plan: Plan, head: HeadSpec) -> Tensor:
+    assert planes.variance is not None  # the stream was asked for it
+    return planes.variance
+
+
+def _width(head: HeadSpec) -> int:
+    """The means of a regression: log-variances may follow them."""
+    return head.outputs if isinstance(head, Regression) else head.channels
+
+
+def _means(planes: Predicted, plan: Plan, head: HeadSpec) -> Tensor:
+    return planes.logits[: _width(head)]
+
+
+KINDS: dict[str, Kind] = {
+    "labels": Kind(_labels, "label"),
+    "probabilities": Kind(lambda planes, plan, head: reduce.probabilities(planes.logits), "probability", wide=True),
+    "logits": Kind(lambda planes, plan, head: planes.logits, "logit", wide=True, heads=(Segmentation, Regression)),
+    "entropy": Kind(lambda planes, plan, head: reduce.entropy(planes.logits), "entropy", unit="nat"),
+    "variance": Kind(_variance, "variance"),
+    "regression": Kind(_means, "mean", wide=True, heads=(Regression,)),
+}
+"""`inference.outputs` -> how it is made."""
+
+
+def check_kinds(kinds: Iterable[str], head: HeadSpec, predictions: int, blocks: int = 1) -> None:
+    """Refuse what such a head does not predict.
+
+    Args:
+        kinds: keys of `KINDS`.
+        head: what is predicted for each voxel.
+        predictions: of each voxel: models times mirrored views.
+        blocks: side of the blocks of pixels that are averaged over.
+
+    Raises:
+        InputError: an unknown kind; labels of numbers or numbers of classes; the variance of one prediction; of blocks
+            anything but what follows from their mean probabilities.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise InputError(f"there is no output {kind!r}", f"choose of {', '.join(KINDS)}")
+        if not isinstance(head, KINDS[kind].heads):
+            allowed = ", ".join(name for name, one in KINDS.items() if isinstance(head, one.heads))
+            what = f"{kind} cannot be made of a {type(head).__name__.lower()} head"
+            raise InputError(what, f"choose of {allowed}" if allowed else "choose a model that predicts voxels")
+        if kind != "logits" and isinstance(head, Segmentation) and head.regions:
+            what = f"{kind} cannot be made of regions that may overlap, which have no softmax"
+            raise InputError(what, "take the logits, whose sigmoids are the probabilities of the regions")
+        if kind == "variance" and predictions < 2:
+            fix = "give several models (--with RUN) or mirrored views (inference.mirror)"
+            raise InputError("variance needs several predictions of each voxel, and there is one", fix)
+        if blocks > 1 and kind not in OF_BLOCKS:
+            what = f"{kind} of blocks of pixels is not known: probabilities are what is averaged"
+            raise InputError(what, f"leave inference.bin out, or choose of {', '.join(OF_BLOCKS)}")
+
+
+def default_kind(head: HeadSpec) -> str:
+    """What one wants first of a head."""
+    return "regression" if isinstance(head, Regression) else "labels"
+
+
+OF_BLOCKS = ("labels", "probabilities", "entropy")
+"""What follows from the mean probabilities of a block."""
+
+
+def reduced(kind: str, planes: Predicted, plan: Plan, head: HeadSpec) -> NDArray[Any]:
+    """Finished planes as they are written, (C, n, *rest); where a pixel is invalid `plan.invalid` in labels, else NaN.
+
+    Args:
+        kind: a key of `KINDS`.
+        planes: with `variance`, if that is the kind.
+        plan: the meaning of the classes.
+        head: what was predicted.
+    """
+    values: NDArray[Any] = KINDS[kind].reduce(planes, plan, head).cpu().numpy()
+    if planes.invalid is None:
+        return values
+    fill = plan.invalid if kind == "labels" else np.nan
+    return np.where(planes.invalid, values.dtype.type(fill), values)  # a copy: they may be the stream's own
 
 
 def names_of(plan: Plan) -> dict[int, str]:
@@ -68,26 +158,49 @@ def label_type(plan: Plan) -> np.dtype:
 
 
 @dataclass(frozen=True)
-class _Kind:
-    reduce: Callable[[Predicted, Plan], NDArray[Any]]
-    labels: bool
+class Contents:
+    """What the values of a kind are.
+
+    Args:
+        dtype: of the values.
+        channels: how many.
+        names: of labels, value -> class; of a channel for each class, channel -> class.
+        unit: of the values.
+    """
+
+    dtype: np.dtype
+    channels: int
+    names: Mapping[int, str]
+    unit: str
 
 
-KINDS = {"labels": _Kind(labels_of, True), "probabilities": _Kind(probabilities_of, False)}
+def contents(kind: str, plan: Plan, head: HeadSpec) -> Contents:
+    """What a kind holds, from the plan and what is predicted."""
+    if kind == "labels":
+        return Contents(label_type(plan), 1, names_of(plan), "")
+    channels = (head.channels if kind == "logits" else _width(head)) if KINDS[kind].wide else 1
+    classes = KINDS[kind].wide and isinstance(head, Segmentation)
+    names = dict(enumerate(plan.classes)) if classes else {}
+    unit = head.unit if kind == "regression" and isinstance(head, Regression) else KINDS[kind].unit
+    return Contents(np.dtype(np.float32), channels, names, unit)
 
 
 class Outputs:
     """The files of one case, filled together; each is whole or not there.
 
     Args:
-        paths: kind ("labels", "probabilities") -> file.
+        paths: kind, one of `KINDS` -> file.
         count: images that the case holds, which go into one file.
         plan: the meaning of the classes.
         made: how the result came about.
+        head: what is predicted; by default the plan's classes.
     """
 
-    def __init__(self, paths: Mapping[str, Path], count: int, plan: Plan, made: Provenance) -> None:
+    def __init__(
+        self, paths: Mapping[str, Path], count: int, plan: Plan, made: Provenance, head: HeadSpec | None = None
+    ) -> None:
         self.paths, self.count, self.plan, self.made = dict(paths), count, plan, made
+        self.head = head or Segmentation(len(plan.classes))
         self._stack = ExitStack()
         self._members: dict[str, MembersWriter] = {}
         self._writers: dict[str, SlabWriter] = {}
@@ -106,28 +219,24 @@ class Outputs:
             self._writers[kind] = self._members[kind].member(like)
 
     def _open(self, kind: str, path: Path, like: Volume) -> AbstractContextManager[SlabWriter]:
-        labels, record, dtype, channels = self._contents(kind)
-        return open_writer(path, like, dtype, channels, labels, record)
+        held = contents(kind, self.plan, self.head)
+        return open_writer(path, like, held.dtype, held.channels, kind == "labels", self._record(kind, held))
 
     def _open_members(self, kind: str, path: Path) -> AbstractContextManager[MembersWriter]:
-        labels, record, dtype, channels = self._contents(kind)
-        return open_members_writer(path, self.count, dtype, channels, labels, record)
+        held = contents(kind, self.plan, self.head)
+        told = self._record(kind, held)
+        return open_members_writer(path, self.count, held.dtype, held.channels, kind == "labels", told)
 
-    def _contents(self, kind: str) -> tuple[bool, Record, np.dtype, int]:
-        plan, labels = self.plan, KINDS[kind].labels
-        names = names_of(plan) if labels else dict(enumerate(plan.classes))
-        dtype = label_type(plan) if labels else np.dtype(np.float32)
-        return (
-            labels,
-            Record(names=names, probability=not labels, provenance=self.made),
-            dtype,
-            1 if labels else len(plan.classes),
+    def _record(self, kind: str, held: Contents) -> Record:
+        probability, quantity = kind == "probabilities", KINDS[kind].quantity
+        return Record(
+            names=held.names, probability=probability, unit=held.unit, quantity=quantity, provenance=self.made
         )
 
-    def write(self, planes: Predicted) -> None:
-        """Append finished planes of the image that was begun last to every file."""
+    def write(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Append finished planes, kind -> (C, n, *rest), of the image that was begun last to every file."""
         for kind, writer in self._writers.items():
-            writer.write(KINDS[kind].reduce(planes, self.plan))
+            writer.write(arrays[kind])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -2,47 +2,48 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, overload
 
 import numpy as np
-import safetensors
-import safetensors.torch
+import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from densepred import config as configuration
 from densepred.cases.case import Case
 from densepred.cases.plan import Plan
 from densepred.cases.preprocess import check_image
 from densepred.config import Config
+from densepred.config.base import parse_size
 from densepred.device import pick_device, pick_precision
-from densepred.errors import InputError, UnsafeError
-from densepred.files import is_pickled, sha256
+from densepred.errors import InputError
+from densepred.inference.compute import Compute, Reduce, Report, WithinMemory
+from densepred.inference.forward import Model as ModelCall
 from densepred.inference.inputs import find_inputs
-from densepred.inference.outputs import Outputs, Predicted, label_type, labels_of, names_of
-from densepred.inference.sliding_window import Part, Progress, SlidingWindowInferer
+from densepred.inference.loading import read_run
+from densepred.inference.outputs import Outputs, Predicted, check_kinds, contents, default_kind, reduced
+from densepred.inference.sliding_window import Progress, SlidingWindowInferer
+from densepred.inference.spool import Arrays
+from densepred.inference.threads import Behind
 from densepred.inference.volume_pass import VolumePass
-from densepred.models.build import build
 from densepred.models.dense import Model
+from densepred.models.heads import HeadSpec
 from densepred.models.layers import to_channels_last
-from densepred.models.weights import Pretraining
 from densepred.volumes import Provenance, Volume
 from densepred.volumes.grid import Box, binned_like, cutout
 from densepred.volumes.region import parse_region
 
-WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
-PRETRAINING = "pretraining.json"
-MAY_CHANGE = ("inference.", "data.axes", "data.checksum", "data.validity.least")
-"""What a prediction may be given anew; anything else belongs to the training."""
+READ_AHEAD = 2
+"""Pieces of an image that are read before the network needs them."""
 _LOG = logging.getLogger(__name__)
+Image: TypeAlias = "str | Path | Volume | NDArray[Any]"
 
 
 def load(run: str | Path, overrides: Sequence[str] = (), weights: str = "last") -> Predictor:
@@ -60,94 +61,12 @@ def load(run: str | Path, overrides: Sequence[str] = (), weights: str = "last") 
     Example:
         >>> labels = load("runs/hippo").predict("ct.nii.gz")  # doctest: +SKIP
     """
-    folder = Path(run)
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
-    if weights == "best" and (folder / WEIGHTS["last"]).is_file() and not (folder / WEIGHTS["best"]).is_file():
-        raise InputError("no best weights: this training had no validation cases", "use the last ones", folder)
-    missing = [name for name in ("config.yaml", "plan.json", WEIGHTS[weights]) if not (folder / name).is_file()]
-    if missing:
-        raise InputError(
-            f"not a run directory: {', '.join(missing)} missing", "give the folder that `densepred train` wrote", folder
-        )
-    refused = [text for text in overrides if not text.startswith(MAY_CHANGE)]
-    if refused:
-        raise InputError(f"prediction cannot change {', '.join(refused)}", f"only {', '.join(MAY_CHANGE)} may be given")
-    config = configuration.load(folder / "config.yaml", overrides)
-    plan = _read_as(Plan.load(folder / "plan.json"), config, overrides)
-    path = folder / WEIGHTS[weights]
-    model = build(config.model, len(plan.channels), len(plan.classes))
-    load_weights(model, read_weights(path), path)
-    if (folder / PRETRAINING).is_file():
-        model.get_submodule("encoder").pretraining = _pretraining(folder / PRETRAINING)  # type: ignore[assignment]
-    return Predictor(model, config, plan, sha256(path), folder.resolve().name, overrides)
-
-
-def _read_as(plan: Plan, config: Config, overrides: Sequence[str]) -> Plan:
-    """The plan with what was said anew of the files to read."""
-    given = {text.partition("=")[0] for text in overrides}
-    reading: dict[str, Any] = {key: getattr(config.data, key) for key in ("axes", "checksum") if f"data.{key}" in given}
-    if "data.validity.least" in given:
-        reading["validity"] = plan.reading.validity.model_copy(update={"least": config.data.validity.least})
-    return plan.model_copy(update={"reading": plan.reading.model_copy(update=reading)}) if reading else plan
-
-
-def _pretraining(path: Path) -> Pretraining:
-    """What the run notes of the weights it started from.
-
-    Raises:
-        InputError: the note is damaged.
-    """
-    try:
-        return Pretraining(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"damaged ({error})", "copy the run directory again", path) from error
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        UnsafeError: it is something else, such as a pickle, or holds non-finite numbers.
-    """
-    head = path.read_bytes()[:9] if path.stat().st_size < 9 else path.open("rb").read(9)
-    if is_pickled(head):
-        what = "holds Python objects (a pickle), which can run code when they are loaded"
-        raise UnsafeError(what, "ask the author for the weights as safetensors", path)
-    try:
-        tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise UnsafeError(f"not a valid safetensors file ({error})", "copy the run directory again", path) from error
-    broken = [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]
-    if broken:
-        raise UnsafeError(
-            f"NaN or infinite weights in {len(broken)} tensors, first {broken[0]}", "use another checkpoint", path
-        )
-    return tensors
-
-
-def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Put the weights in, all of them or none.
-
-    Raises:
-        InputError: names or shapes differ; the first five are listed.
-    """
-    wanted = model.state_dict()
-    faults = [f"missing {name}" for name in wanted if name not in tensors]
-    faults += [f"unexpected {name}" for name in tensors if name not in wanted]
-    faults += [
-        f"{name} is {tuple(tensors[name].shape)}, the recipe wants {tuple(value.shape)}"
-        for name, value in wanted.items()
-        if name in tensors and tensors[name].shape != value.shape
-    ]
-    if faults:
-        what = f"the weights do not fit the recipe ({len(faults)} differences): {'; '.join(faults[:5])}"
-        raise InputError(what, "use the config.yaml that was written with them", path)
-    model.load_state_dict(tensors)
+    member = read_run(Path(run), overrides, weights)
+    return Predictor(member.model, member.config, member.plan, member.weights_hash, member.name, overrides)
 
 
 class Predictor:
-    """Predicts label maps on the grid of the input.
+    """Predicts label maps, probabilities and the like on the grid of the input.
 
     Args:
         model: maps (B, C, *spatial) to logits (B, K, *spatial).
@@ -171,55 +90,106 @@ class Predictor:
         self.config, self.plan, self.weights_hash, self.name = config, plan, weights_hash, name
         settings = config.inference
         self.device = pick_device(settings.device)
-        precision = pick_precision(settings.precision, self.device)
         self.model = to_channels_last(model.eval().to(self.device))
-        self.inferer = SlidingWindowInferer(
-            window=settings.window or config.patch.size,
-            overlap=settings.overlap,
-            blend=settings.blend,
-            batch=settings.batch,
-            device=self.device,
-            precision=str(precision).removeprefix("torch."),
-            mirror_axes=settings.mirror,
-            multiple=model.stride if settings.blend == "none" else 1,
-        )
+        self._compute = self._computing(self.device)
+
+    @property
+    def inferer(self) -> SlidingWindowInferer:
+        """Windows, batch and device."""
+        return self._compute.inferer
+
+    @property
+    def head(self) -> HeadSpec:
+        """What is predicted for each voxel: of several the first.
+
+        Raises:
+            InputError: all heads are for whole images.
+        """
+        dense = [spec for spec in self.model.specs.values() if spec.dense]
+        if not dense:
+            raise InputError("the model predicts nothing for each voxel", "give one with a dense head")
+        return dense[0]
+
+    def _check(self, kinds: Sequence[str]) -> None:
+        views = 1 << len(set(self.config.inference.mirror))
+        check_kinds(kinds, self.head, views, self.config.inference.bin)
 
     @cached_property
     def config_hash(self) -> str:
         """SHA-256 of what, besides the weights, decides on the values of a result."""
-        settings = self.config.inference.model_dump(mode="json", exclude={"device", "outputs", "record_paths"})
+        settings = self.config.inference.model_dump(
+            mode="json", exclude={"device", "memory", "outputs", "record_paths"}
+        )
         parts = [settings, self.config.model.model_dump(mode="json"), self.plan.model_dump(mode="json")]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def predict(self, source: str | Path | Volume | NDArray[Any], spacing: Sequence[float] | None = None) -> Volume:
-        """Segment one image.
+    @overload
+    def predict(self, source: Image, spacing: Sequence[float] | None = None, outputs: str | None = None) -> Volume: ...
+
+    @overload
+    def predict(
+        self, source: Image, spacing: Sequence[float] | None = None, *, outputs: list[str] | tuple[str, ...]
+    ) -> dict[str, Volume]: ...
+
+    def predict(
+        self,
+        source: Image,
+        spacing: Sequence[float] | None = None,
+        outputs: str | list[str] | tuple[str, ...] | None = None,
+    ) -> Volume | dict[str, Volume]:
+        """Predict one image.
 
         Args:
             source: a file, which brings the other files of its case as on the command line; a Volume, or an array
                 (C, *spatial) or *spatial, whose invalid pixels are NaN.
             spacing: voxel spacing of an array, slowest axis first; 1 by default.
+            outputs: a kind, "labels", "probabilities", "logits", "entropy", "variance" or "regression", or several; by
+                default labels, or of a model of numbers these.
 
         Returns:
-            A Volume (1, *spatial) of label values (as in the training labels), on the input's grid.
+            A Volume on the input's grid, or kind -> Volume if several were asked for. Labels are (1, *spatial) values
+            as in the training labels; the others float32, NaN where a pixel is invalid: (K, *spatial) probabilities,
+            logits or numbers, (1, *spatial) entropy in nats or variance.
+
+        Raises:
+            InputError: a kind that the model does not predict, or an image that it was not made for.
         """
+        kinds = [outputs] if isinstance(outputs, str) else list(outputs or [default_kind(self.head)])
         if isinstance(source, str | Path):
             (case,) = find_inputs([str(source)], self.config, len(self.plan.image_channels))
             with self.plan.reading.open_case(case, self._planes_required) as volume:
-                return self._labelled(volume)
-        if isinstance(source, np.ndarray):
-            source = Volume.from_array(source, tuple(spacing) if spacing else (1.0,) * self.plan.dims)
-        if not isinstance(source, Volume):
+                found = self._predicted(volume, kinds)
+        elif isinstance(source, np.ndarray | Volume):
+            found = self._predicted(self._volume(source, spacing), kinds)
+        else:
             raise TypeError(f"source must be a path, a Volume or an array, got {type(source).__name__}")
-        return self._labelled(source)
+        return found[kinds[0]] if outputs is None or isinstance(outputs, str) else found
 
-    def _labelled(self, volume: Volume) -> Volume:
-        grid = self.grid(volume)
-        values = np.empty((1, *grid.shape[1:]), label_type(self.plan))
-        for planes in self.stream(volume):
-            values[:, planes.start : planes.stop] = labels_of(planes, self.plan)
-        labels = grid.like(values, labels=True)
-        labels.classes = names_of(self.plan)
-        return labels
+    def _volume(self, source: Volume | NDArray[Any], spacing: Sequence[float] | None) -> Volume:
+        if isinstance(source, Volume):
+            return source
+        return Volume.from_array(source, tuple(spacing) if spacing else (1.0,) * self.plan.dims)
+
+    def _predicted(self, volume: Volume, kinds: Sequence[str]) -> dict[str, Volume]:
+        self._check(kinds)
+        grid, held = self.grid(volume), {kind: contents(kind, self.plan, self.head) for kind in kinds}
+        arrays = {kind: np.empty((one.channels, *grid.shape[1:]), one.dtype) for kind, one in held.items()}
+        within = self._within(volume, "variance" in kinds)
+        for start, stop, found in within.slabs(self._reduced(kinds)):
+            for kind, values in arrays.items():
+                values[:, start:stop] = found[kind]
+        self._tell_invalid(volume, within.report)
+        volumes = {kind: grid.like(values, labels=kind == "labels") for kind, values in arrays.items()}
+        for kind, result in volumes.items():
+            result.classes, result.unit = dict(held[kind].names), held[kind].unit
+        return volumes
+
+    def _tell_invalid(self, volume: Volume, report: Report) -> None:
+        if report.invalid:
+            name, value = volume.path or "image", self.plan.invalid
+            blocks = self.config.inference.bin > 1
+            what = "left out of the means of their blocks" if blocks else f"labelled {value}"
+            _LOG.warning("%s: %d pixels do not count (NaN, infinite or masked): %s", name, report.invalid, what)
 
     def predict_file(
         self,
@@ -232,17 +202,25 @@ class Predictor:
 
         Args:
             case: its images and planes.
-            paths: "labels", "probabilities" -> the file for them.
+            paths: "labels", "probabilities" ... -> the file for them.
             progress: called with windows done and all windows.
             before_placing: called when all is predicted, before the first file is put in its place.
+
+        Raises:
+            InputError: as `predict`.
         """
+        self._check(list(paths))
         count, images = self.plan.reading.count(case), self.plan.reading.open_cases(case, self._planes_required)
-        with closing(images), Outputs(paths, count, self.plan, self.made(case)) as outputs:
+        with closing(images), Outputs(paths, count, self.plan, self.made(case), self.head) as outputs:
             for volume in images:
                 with volume:
                     outputs.begin(self.grid(volume))
-                    for planes in self.stream(volume, progress):
-                        outputs.write(planes)
+                    within = self._within(volume, "variance" in paths, next(iter(paths.values())).parent)
+                    slabs = within.slabs(self._reduced(paths), progress)
+                    with closing(slabs), Behind(outputs.write) as write:
+                        for _, _, arrays in slabs:
+                            write(arrays)
+                    self._tell_invalid(volume, within.report)
             if before_placing is not None:
                 before_placing()
 
@@ -284,27 +262,64 @@ class Predictor:
             command=shlex.join(["predict", self.name, *typed, *self._overrides]),
         )
 
-    def stream(self, volume: Volume, progress: Progress | None = None) -> Iterator[Predicted]:
+    def stream(self, volume: Volume, progress: Progress | None = None, variance: bool = False) -> Iterator[Predicted]:
         """Yield finished planes, of what `grid` says, as soon as no later window can change them.
 
         The volume is read forward: for what normalisation needs (and its checksum), then for the windows.
 
+        Args:
+            volume: the image.
+            progress: called with windows done and all windows.
+            variance: the planes have that too.
+
         Raises:
             InputError: dimensions or channels other than the model's, too few valid pixels, or a damaged file.
         """
+
+        def whole(planes: Predicted) -> Arrays:
+            arrays = {"logits": planes.logits.cpu().numpy()}
+            arrays |= {} if planes.variance is None else {"variance": planes.variance.cpu().numpy()}
+            invalid = np.zeros(planes.logits.shape[1:], bool) if planes.invalid is None else planes.invalid
+            return arrays | {"invalid": invalid[np.newaxis]}
+
+        within = self._within(volume, variance)
+        for start, stop, arrays in within.slabs(whole, progress):
+            logits, (invalid,) = torch.from_numpy(arrays["logits"]), arrays["invalid"]
+            spread = torch.from_numpy(arrays["variance"]) if variance else None
+            yield Predicted(start, stop, logits, invalid if invalid.any() else None, spread)
+        self._tell_invalid(volume, within.report)
+
+    def _within(self, volume: Volume, variance: bool, scratch: Path | None = None) -> WithinMemory:
+        """An image on its way, within the memory that is allowed."""
         check_image(volume, self.plan)
-        image = VolumePass(volume, self.plan, self._box(volume), self.config.inference.bin)
-        invalid: list[int] = []
-        part = Part.whole(image.result_shape)
-        yield from image.planes(self.inferer, [self.model], part, progress, invalid.append)
-        self._tell_invalid(volume, sum(invalid))
+        settings = self.config.inference
+        image = VolumePass(volume, self.plan, self._box(volume), settings.bin)
+        budget = None if settings.memory is None else parse_size(settings.memory)
+        compute = self._compute if not variance else self._compute.giving_variance()
+        return WithinMemory(image, compute, budget, scratch)
 
-    def _tell_invalid(self, volume: Volume, count: int) -> None:
-        if count:
-            name, value = volume.path or "image", self.plan.invalid
-            blocks = self.config.inference.bin > 1
-            what = "left out of the means of their blocks" if blocks else f"labelled {value}"
-            _LOG.warning("%s: %d pixels do not count (NaN, infinite or masked): %s", name, count, what)
+    def _reduced(self, kinds: Iterable[str]) -> Reduce:
+        return lambda planes: {kind: reduced(kind, planes, self.plan, self.head) for kind in kinds}
+
+    def _computing(self, device: torch.device) -> Compute:
+        """The network on a device; if that was for us to choose, on the CPU where a GPU's memory does not suffice."""
+        settings, auto = self.config.inference, self.config.inference.device == "auto"
+        precision = pick_precision(settings.precision, device)
+        inferer = SlidingWindowInferer(
+            window=settings.window or self.config.patch.size,
+            overlap=settings.overlap,
+            blend=settings.blend,
+            batch=settings.batch,
+            device=device,
+            precision=str(precision).removeprefix("torch."),
+            mirror_axes=settings.mirror,
+            multiple=self.model.stride if settings.blend == "none" else 1,
+            skip=settings.skip,
+            ahead=READ_AHEAD,
+        )
+        models: list[ModelCall] = [self.model if device == self.device else copy.deepcopy(self.model).to(device)]
+        cpu = torch.device("cpu")
+        return Compute(models, inferer, (lambda: self._computing(cpu)) if auto and device.type != "cpu" else None)
 
 
-__all__ = ["Predictor", "load", "load_weights", "read_weights"]
+__all__ = ["Predictor", "load"]

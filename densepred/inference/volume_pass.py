@@ -16,6 +16,7 @@ from densepred.cases.resample import resampled_shape
 from densepred.inference.blocks import in_blocks
 from densepred.inference.forward import Model
 from densepred.inference.outputs import Predicted
+from densepred.inference.reduce import split
 from densepred.inference.resample import Resampled, resample_slabs
 from densepred.inference.sliding_window import Part, Progress, Slab, SlidingWindowInferer
 from densepred.volumes import Volume
@@ -92,7 +93,10 @@ class VolumePass:
             moved = Resampled(source, self.model_shape, device)
             slabs = resample_slabs(inferer.stream(models, moved, progress, _needed(back, image)), back, image.planes[1])
         lines = slice(*image.lines)
-        planes = (Predicted(z0, z1, slab, source.invalid(z0, z1, lines)) for z0, z1, slab in slabs)
+        parts = ((a, b, split(slab, inferer.variance)) for a, b, slab in slabs)
+        planes = (
+            Predicted(z0, z1, logits, source.invalid(z0, z1, lines), spread) for z0, z1, (logits, spread) in parts
+        )
         yield from planes if self.blocks == 1 else in_blocks(planes, self.blocks, part.planes[0])
         if screened is not None:
             screened(source.count)

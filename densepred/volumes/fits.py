@@ -12,7 +12,7 @@ import warnings
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -168,7 +168,8 @@ def recorded(
     if labels:
         return None, Legend(record.names), cards
     names = [record.names[number] for number in range(channels)] if record.names else []
-    contents = Contents(names, record.probability, record.unit, "hdus" if record.probability else "cube")
+    layout: Literal["hdus", "cube"] = "hdus" if record.probability else "cube"
+    contents = Contents(names, record.probability, record.unit, record.quantity, layout)
     return contents, None, cards
 
 

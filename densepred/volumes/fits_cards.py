@@ -57,6 +57,7 @@ class Contents:
             else CHANn.
         probability: they are probabilities of classes.
         unit: their physical unit; the source's is never taken over.
+        quantity: what they are in a word, for BTYPE.
         layout: several channels as one HDU each ("hdus") or as one array ("cube"), whose channel axis is the source's
             if that has as many channels and these are no probabilities, else a new slowest one.
         name: EXTNAME of a single image; with "hdus" the names follow `names`: "PROB_<name>" for probabilities.
@@ -70,6 +71,7 @@ class Contents:
     names: Sequence[str] = ()
     probability: bool = False
     unit: str = ""
+    quantity: str = ""
     layout: Literal["hdus", "cube"] = "cube"
     name: str | None = None
     version: int | None = None
@@ -267,8 +269,9 @@ def finished(
         if contents.version is not None:
             header["EXTVER"] = contents.version
         header["BUNIT"] = contents.unit
-        if contents.probability or labels:
-            header["BTYPE"] = "LABEL" if labels else "PROBABILITY"
+        quantity = "label" if labels else "probability" if contents.probability else contents.quantity
+        if quantity:
+            header["BTYPE"] = quantity.upper()
     header["CHECKSUM"], header["DATASUM"] = CHECKSUM_UNSET, "0"
     for card in body.cards:
         header.append(card, end=True)

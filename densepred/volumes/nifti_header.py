@@ -242,7 +242,8 @@ def for_output(
     header["vox_offset"] = header.single_vox_offset
     header["scl_slope"], header["scl_inter"] = 1, 0
     header["cal_min"] = header["cal_max"] = 0
-    header["intent_code"], header["intent_name"] = INTENT_LABEL if labels else 0, b""
+    header["intent_code"] = INTENT_LABEL if labels else 0
+    header["intent_name"] = b"" if labels or record is None else record.quantity.encode("ascii", "replace")[:15]
     for name in ("intent_p1", "intent_p2", "intent_p3"):
         header[name] = 0
     header["descrip"] = _description(record)

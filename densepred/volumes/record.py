@@ -42,6 +42,7 @@ class Record:
         names: of labels, value -> class; of probabilities, channel -> class; else channel -> name, or none.
         probability: the values are probabilities of classes.
         unit: of the values.
+        quantity: what they are in a word: "label", "entropy".
         provenance: how they came about.
 
     Example:
@@ -52,4 +53,5 @@ class Record:
     names: Mapping[int, str]
     probability: bool = False
     unit: str = ""
+    quantity: str = ""
     provenance: Provenance = field(default_factory=Provenance)

@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import scipy.stats
 from astropy.io import fits
 from astropy.wcs import WCS
 
@@ -171,6 +172,36 @@ def test_all_images_of_a_file_come_back_in_one(flat: Path, tmp_path: Path):
         (h.name, h.ver) for h in fits.open(tmp_path / "out" / "probabilities" / "x_flc.fits.fz") if h.name[:4] == "PROB"
     ]
     assert sorted(names) == sorted((f"PROB_{c}", v) for c in ("sky", "source") for v in (1, 2))
+
+
+def test_the_entropy_of_all_images_of_a_file(flat: Path, tmp_path: Path):
+    telescope(tmp_path / "x_flc.fits")
+    overrides = ["inference.outputs=[labels, probabilities, entropy]"]
+    assert predict(flat, [f"{tmp_path}/x_flc.fits[SCI,all]"], tmp_path / "out", overrides).failed == {}
+    with (
+        fits.open(tmp_path / "out" / "entropy" / "x_flc.fits.fz", checksum=True) as entropy,
+        fits.open(tmp_path / "out" / "probabilities" / "x_flc.fits.fz") as shares,
+    ):
+        for version in (1, 2):
+            header, values = entropy["SCI", version].header, entropy["SCI", version].data
+            both = [shares[f"PROB_{name}", version].data.astype(np.float64) for name in ("sky", "source")]
+            assert np.allclose(values, scipy.stats.entropy(both, axis=0), rtol=0, atol=1e-6)
+            assert (header["BUNIT"], header["CD1_1"]) == ("nat", -5e-5 * version)
+
+
+def test_kinds_of_a_volume_lie_beside_its_labels(solid: Path, tmp_path: Path):
+    image, kinds = solid.parent / "images" / "c1.nii.gz", "inference.outputs=[labels, probabilities, entropy, variance]"
+    done = densepred("predict", solid, image, "--out", tmp_path, kinds, "inference.mirror=[0]")
+    assert done.returncode == 0, done.stderr
+    found = {kind: nibabel.load(tmp_path / kind / "c1.nii.gz") for kind in ("probabilities", "entropy", "variance")}
+    labels = nibabel.load(tmp_path / "c1.nii.gz")
+    shares = np.asanyarray(found["probabilities"].dataobj).astype(np.float64)
+    assert np.array_equal(np.asanyarray(labels.dataobj), shares.argmax(-1))
+    entropy = np.asanyarray(found["entropy"].dataobj)
+    assert np.allclose(entropy, scipy.stats.entropy(shares, axis=-1), rtol=0, atol=1e-6)
+    assert 0 < np.asanyarray(found["variance"].dataobj).max() < 0.25
+    assert all(np.array_equal(file.affine, labels.affine) for file in found.values())
+    assert sorted(json.loads(line)["id"] for line in (tmp_path / "manifest.jsonl").read_text().splitlines()) == ["c1"]
 
 
 def test_every_image_of_a_file_is_a_training_case(tmp_path: Path):
