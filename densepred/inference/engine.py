@@ -53,7 +53,7 @@ class Engine:
     def _windows(self, source: Source, progress: Progress | None) -> Iterator[Slab]:
         if len(self.models) == 1 and not self.variance:
             return self.inferer.stream(self.models[0], source, progress)
-        joint = Mean(self.models, self.inferer.mirror_axes, self.variance)
+        joint = Mean(self.models, self.inferer.mirror_axes, self.variance, self.inferer.output)
         return replace(self.inferer, mirror_axes=()).stream(joint, source, progress)
 
 
@@ -61,9 +61,10 @@ class Mean(nn.Module):
     """The mean of the logits of several models and all mirrored views of a window.
 
     Args:
-        models: each maps (B, C, *window) to logits (B, K, *window), or to a dict of which the first are taken.
+        models: each maps (B, C, *window) to logits (B, K, *window), or to a dict of such.
         mirror_axes: spatial axes; the views are all combinations of them.
         variance: one more channel follows the logits, as of `Engine`.
+        output: the name of the output to take of a dict; by default its first.
 
     Example:
         >>> mean = Mean([nn.Identity(), nn.Identity()], mirror_axes=[0], variance=True)
@@ -71,9 +72,15 @@ class Mean(nn.Module):
         torch.Size([1, 3, 3, 3])
     """
 
-    def __init__(self, models: Sequence[nn.Module], mirror_axes: Sequence[int] = (), variance: bool = False) -> None:
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        mirror_axes: Sequence[int] = (),
+        variance: bool = False,
+        output: str | None = None,
+    ) -> None:
         super().__init__()
-        self.models, self._variance = nn.ModuleList(models), variance
+        self.models, self._variance, self._output = nn.ModuleList(models), variance, output
         axes = sorted({axis + 2 for axis in mirror_axes})
         self._views = list(chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1)))
 
@@ -82,7 +89,7 @@ class Mean(nn.Module):
         total, spread = torch.zeros((), device=x.device), Spread()
         for axes in self._views:
             for model in self.models:
-                logits = pick(model(x.flip(axes)), None).float().flip(axes)  # a copy: a model may work in place
+                logits = pick(model(x.flip(axes)), self._output).float().flip(axes)  # a copy: a model may work in place
                 total = total + logits
                 if self._variance:
                     spread.add(logits.softmax(1))

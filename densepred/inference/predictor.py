@@ -22,13 +22,14 @@ from densepred.cases.resample import resampled_shape
 from densepred.config import Config
 from densepred.device import pick_device, pick_precision
 from densepred.errors import InputError
+from densepred.inference import slices
 from densepred.inference.blocks import in_blocks
 from densepred.inference.engine import Engine, ended
 from densepred.inference.inputs import find_inputs
 from densepred.inference.loading import read_run
 from densepred.inference.outputs import Outputs, Predicted, check_kinds, contents, default_kind, reduced
 from densepred.inference.reduce import split
-from densepred.inference.sliding_window import Progress, SlidingWindowInferer
+from densepred.inference.sliding_window import Progress, Slab, SlidingWindowInferer, Source
 from densepred.models.dense import Model
 from densepred.models.heads import HeadSpec
 from densepred.models.layers import to_channels_last
@@ -139,7 +140,8 @@ class Predictor:
         Args:
             source: a file, which brings the other files of its case as on the command line; a Volume, or an array
                 (C, *spatial) or *spatial, whose invalid pixels are NaN.
-            spacing: voxel spacing of an array, slowest axis first; 1 by default.
+            spacing: voxel spacing of an array, slowest axis first; by default 1 along each axis of the model, or where
+                `inference.slices` says so of a volume.
             outputs: a kind, "labels", "probabilities", "logits", "entropy", "variance" or "regression", or several; by
                 default labels, or of a model of numbers these.
 
@@ -165,7 +167,8 @@ class Predictor:
     def _volume(self, source: Volume | NDArray[Any], spacing: Sequence[float] | None) -> Volume:
         if isinstance(source, Volume):
             return source
-        return Volume.from_array(source, tuple(spacing) if spacing else (1.0,) * self.plan.dims)
+        planes = self.config.inference.slices is not None and source.ndim > 2
+        return Volume.from_array(source, tuple(spacing) if spacing else (1.0,) * (3 if planes else self.plan.dims))
 
     def _predicted(self, volume: Volume, kinds: Sequence[str]) -> dict[str, Volume]:
         self._check(kinds)
@@ -259,14 +262,12 @@ class Predictor:
         Raises:
             InputError: dimensions or channels other than the model's, too few valid pixels, or a damaged file.
         """
-        check_image(volume, self.plan)
-        settings, whole = self.config.inference, normalized(volume, self.plan)
+        settings = self.config.inference
+        check_image(volume, self.plan, sliced=settings.slices is not None)
+        whole = normalized(volume, self.plan)
         box = self._box(volume)
         source = _Screened(whole if box is None else whole.cutout(box))
-        shape = tuple(source.shape[1:])
-        target = resampled_shape(shape, volume.spacing, self.plan.spacing) if self.plan.spacing else shape
-        engine = Engine(self.inferer, (self.model,), variance)
-        with ended(engine.stream(source, target, progress)) as slabs:
+        with ended(self._slabs(source, volume.spacing, progress, variance)) as slabs:
             parts = ((start, stop, split(slab, variance)) for start, stop, slab in slabs)
             planes = (Predicted(a, b, logits, source.invalid(a, b), spread) for a, b, (logits, spread) in parts)
             yield from planes if settings.bin == 1 else in_blocks(planes, settings.bin)
@@ -274,6 +275,17 @@ class Predictor:
             name, value = volume.path or "image", self.plan.invalid
             what = f"labelled {value}" if settings.bin == 1 else "left out of the means of their blocks"
             _LOG.warning("%s: %d pixels do not count (NaN, infinite or masked): %s", name, source.count, what)
+
+    def _slabs(
+        self, source: Source, spacing: Sequence[float], progress: Progress | None, variance: bool
+    ) -> Iterator[Slab]:
+        settings, wanted = self.config.inference, self.plan.spacing
+        engine = Engine(self.inferer, (self.model,), variance)
+        if len(spacing) > self.plan.dims:
+            assert settings.slices is not None  # the image was checked
+            return slices.stream(engine, source, spacing, wanted, settings.slices, progress)
+        target = None if wanted is None else resampled_shape(source.shape[1:], spacing, wanted)
+        return engine.stream(source, target, progress)
 
 
 class _Screened:
