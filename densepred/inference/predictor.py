@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -14,19 +15,20 @@ from typing import Any, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from densepred.cases.case import Case
 from densepred.cases.plan import Plan
 from densepred.cases.preprocess import NormalizedVolume, check_image, normalized
 from densepred.cases.resample import resampled_shape
-from densepred.config import Config
+from densepred.config import Config, ModelConfig
 from densepred.device import pick_device, pick_precision
 from densepred.errors import InputError
 from densepred.inference import slices
 from densepred.inference.blocks import in_blocks
 from densepred.inference.engine import Engine, ended
 from densepred.inference.inputs import find_inputs
-from densepred.inference.loading import read_run
+from densepred.inference.loading import joint_hash, read_runs
 from densepred.inference.outputs import Outputs, Predicted, check_kinds, contents, default_kind, reduced
 from densepred.inference.reduce import split
 from densepred.inference.sliding_window import Progress, Slab, SlidingWindowInferer, Source
@@ -41,52 +43,69 @@ _LOG = logging.getLogger(__name__)
 Image: TypeAlias = "str | Path | Volume | NDArray[Any]"
 
 
-def load(run: str | Path, overrides: Sequence[str] = (), weights: str = "last") -> Predictor:
-    """Read a run directory for prediction; nothing in it can run code.
+def load(run: str | Path | Sequence[str | Path], overrides: Sequence[str] = (), weights: str = "last") -> Predictor:
+    """Read a run directory for prediction, or several whose mean is predicted; nothing in them can run code.
 
     Args:
-        run: folder with `config.yaml`, `plan.json` and the weights.
+        run: folder with `config.yaml`, `plan.json` and the weights; of several the first one's recipe says how windows
+            are laid, and what they see and predict must agree.
         overrides: `inference.key=value` texts; of the data section, what `MAY_CHANGE` names.
         weights: "last", or "best" for the epoch that scored best on the validation cases (optimistic on those).
 
     Raises:
-        InputError: files are missing, or the weights do not fit the recipe.
+        InputError: files are missing, the weights do not fit the recipe, or runs do not agree.
         UnsafeError: the weights are no safetensors file, or hold NaN or infinite numbers.
 
     Example:
         >>> labels = load("runs/hippo").predict("ct.nii.gz")  # doctest: +SKIP
+        >>> labels = load(["runs/fold0", "runs/fold1"]).predict("ct.nii.gz")  # doctest: +SKIP
     """
-    member = read_run(Path(run), overrides, weights)
-    return Predictor(member.model, member.config, member.plan, member.weights_hash, member.name, overrides)
+    folders = [run] if isinstance(run, str | Path) else list(run)
+    members = read_runs([Path(folder) for folder in folders], overrides, weights)
+    first, *others = members
+    return Predictor(
+        [member.model for member in members],
+        first.config,
+        first.plan,
+        joint_hash(members),
+        [member.name for member in members],
+        overrides,
+        [member.config.model for member in others],
+    )
 
 
 class Predictor:
     """Predicts label maps, probabilities and the like on the grid of the input.
 
     Args:
-        model: maps (B, C, *spatial) to logits (B, K, *spatial).
+        model: maps (B, C, *spatial) to logits (B, K, *spatial); several are averaged.
         config: the recipe; its `inference` section is used.
         plan: normalisation, spacing, classes and channels fixed in training.
         weights_hash: SHA-256 of the weights' file, for the records.
-        name: of the model, for the records.
+        name: of the model, or of each, for the records.
         overrides: the `inference.key=value` texts that are in `config`, for the records.
+        others: the recipes of the models but the first, for the records.
     """
 
     def __init__(
         self,
-        model: Model,
+        model: Model | Sequence[Model],
         config: Config,
         plan: Plan,
         weights_hash: str,
-        name: str = "",
+        name: str | Sequence[str] = "",
         overrides: Sequence[str] = (),
+        others: Sequence[ModelConfig] = (),
     ) -> None:
-        self._overrides = tuple(overrides)
-        self.config, self.plan, self.weights_hash, self.name = config, plan, weights_hash, name
+        self._overrides, self._others = tuple(overrides), tuple(others)
+        self._names = (name,) if isinstance(name, str) else tuple(name)
+        self.config, self.plan, self.weights_hash, self.name = config, plan, weights_hash, "+".join(self._names)
         settings = config.inference
         self.device = pick_device(settings.device)
         precision = pick_precision(settings.precision, self.device)
-        self.model = to_channels_last(model.eval().to(self.device))
+        models = [model] if isinstance(model, nn.Module) else list(model)
+        self.models = tuple(to_channels_last(one.eval().to(self.device)) for one in models)
+        strides = zip(*(one.stride for one in models), strict=True)
         self.inferer = SlidingWindowInferer(
             window=settings.window or config.patch.size,
             overlap=settings.overlap,
@@ -95,8 +114,13 @@ class Predictor:
             device=self.device,
             precision=str(precision).removeprefix("torch."),
             mirror_axes=settings.mirror,
-            multiple=model.stride if settings.blend == "none" else 1,
+            multiple=[math.lcm(*axis) for axis in strides] if settings.blend == "none" else 1,
         )
+
+    @property
+    def model(self) -> Model:
+        """The network; of several the first."""
+        return self.models[0]
 
     @property
     def head(self) -> HeadSpec:
@@ -111,14 +135,15 @@ class Predictor:
         return dense[0]
 
     def _check(self, kinds: Sequence[str]) -> None:
-        views = 1 << len(set(self.config.inference.mirror))
-        check_kinds(kinds, self.head, views, self.config.inference.bin)
+        count = len(self.models) << len(set(self.config.inference.mirror))
+        check_kinds(kinds, self.head, count, self.config.inference.bin)
 
     @cached_property
     def config_hash(self) -> str:
         """SHA-256 of what, besides the weights, decides on the values of a result."""
         settings = self.config.inference.model_dump(mode="json", exclude={"device", "outputs", "record_paths"})
         parts = [settings, self.config.model.model_dump(mode="json"), self.plan.model_dump(mode="json")]
+        parts += [other.model_dump(mode="json") for other in self._others]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @overload
@@ -238,6 +263,7 @@ class Predictor:
         said = {role: str(path) if settings.record_paths else path.name for role, path in case.roles.items()}
         names = " ".join(dict.fromkeys(name for role, name in said.items() if role != "label"))
         typed = [name for role, name in said.items() if role.startswith("image")]
+        others = [word for name in self._names[1:] for word in ("--with", name)]
         return Provenance(
             model=self.name,
             model_sha=self.weights_hash,
@@ -246,7 +272,7 @@ class Predictor:
             window="x".join(map(str, settings.window or self.config.patch.size)),
             overlap=settings.overlap,
             device=self.device.type,
-            command=shlex.join(["predict", self.name, *typed, *self._overrides]),
+            command=shlex.join(["predict", self._names[0], *typed, *self._overrides, *others]),
         )
 
     def stream(self, volume: Volume, progress: Progress | None = None, variance: bool = False) -> Iterator[Predicted]:
@@ -280,7 +306,7 @@ class Predictor:
         self, source: Source, spacing: Sequence[float], progress: Progress | None, variance: bool
     ) -> Iterator[Slab]:
         settings, wanted = self.config.inference, self.plan.spacing
-        engine = Engine(self.inferer, (self.model,), variance)
+        engine = Engine(self.inferer, self.models, variance)
         if len(spacing) > self.plan.dims:
             assert settings.slices is not None  # the image was checked
             return slices.stream(engine, source, spacing, wanted, settings.slices, progress)
