@@ -109,6 +109,7 @@ def predict(
     cutout: Annotated[str | None, typer.Option(help="the part to predict: y0:y1,x0:x1 or ra,dec,size")] = None,
     bins: Annotated[int, typer.Option("--bin", min=1, help="average over blocks of so many pixels a side")] = 1,
     bids: Annotated[bool, typer.Option("--bids", help="name the results as BIDS derivatives")] = False,
+    others: Annotated[list[Path] | None, typer.Option("--with", help="another training, to average with")] = None,
 ) -> None:
     """Segment files; what is done already stays as it is."""
     tune_allocator()
@@ -120,7 +121,7 @@ def predict(
         quoted = cutout.replace("'", "''")
         overrides.append(f"inference.cutout='{quoted}'")
     overrides += [] if bins == 1 else [f"inference.bin={bins}"]
-    result = batch.predict(run, inputs, out, overrides, overwrite, bids)
+    result = batch.predict([run, *(others or ())], inputs, out, overrides, overwrite, bids)
     for error in result.failed.values():
         _say(str(error))
     _show(str(result))

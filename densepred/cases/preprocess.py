@@ -134,15 +134,25 @@ def open_image(case: Case, plan: Plan) -> Volume:
     return volume
 
 
-def check_image(volume: Volume, plan: Plan, case: str | None = None) -> None:
+def check_image(volume: Volume, plan: Plan, case: str | None = None, sliced: bool | None = None) -> None:
     """Refuse an image that the model was not made for.
+
+    Args:
+        volume: the image.
+        plan: the model's.
+        case: its id.
+        sliced: in prediction, whether a 2D model may be given the planes of a volume.
 
     Raises:
         InputError: another number of channels or axes than the plan's.
     """
-    if volume.dims != plan.dims:
+    by_planes = sliced is not None and (volume.dims, plan.dims) == (3, 2)
+    if volume.dims != plan.dims and not (by_planes and sliced):
         what = f"{volume.dims} spatial axes, the model has {plan.dims}"
-        raise InputError(what, f"give images of {plan.dims} axes, or set model.dims", volume.path, case)
+        fix = f"give images of {plan.dims} axes, or set model.dims"
+        if by_planes:
+            fix = "say inference.slices=0, 1 or 2 for its planes across that axis, or all; or give images of 2 axes"
+        raise InputError(what, fix, volume.path, case)
     if volume.shape[0] != len(plan.image_channels):
         expected = f"{len(plan.image_channels)} channels [{', '.join(plan.image_channels)}]"
         what = f"the model expects {expected}, here are {volume.shape[0]}"

@@ -157,6 +157,8 @@ def _of_outputs(config: Config) -> Iterator[Rule]:
     apart = [kind for kind in settings.outputs if kind in ("logits", "variance")]
     wrong = bool(apart) and settings.bin > 1
     yield wrong, path, f"{apart} of blocks of pixels (inference.bin) are not known: probabilities are averaged"
+    solid = settings.slices is not None and config.model.dims != 2
+    yield solid, "inference.slices", f"slices are for 2D models, and model.dims is {config.model.dims}"
     yield len(set(settings.outputs)) < len(settings.outputs), path, "each kind stands once"
 
 

@@ -127,6 +127,8 @@ class InferenceConfig(Section):
     """Windows whose normalised values span at most so much are predicted once for all; 0 skips windows of one value."""
     mirror: Annotated[tuple[int, ...], Field(strict=False)] = ()
     """Axes mirrored for test-time augmentation; every subset is one more forward pass."""
+    slices: Literal[0, 1, 2, "all"] | None = None
+    """Volumes by a 2D model: the axis that its images lie across, or all three, of whose logits the mean is taken."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto takes bfloat16 where the hardware computes in it; sums are float32 always."""
     device: Device = "auto"

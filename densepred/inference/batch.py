@@ -59,7 +59,7 @@ class _Job:
 
 
 def predict(
-    run: str | Path,
+    run: str | Path | Sequence[str | Path],
     inputs: Sequence[str | Path],
     out: str | Path,
     overrides: Sequence[str] = (),
@@ -69,7 +69,7 @@ def predict(
     """Segment files into `out/<id>` with the suffix of the images' format (`.nii.gz`, `.fits.fz`, `.tif` ...).
 
     Args:
-        run: the run directory (its config, plan and weights are used).
+        run: the run directory (its config, plan and weights are used), or several whose mean is predicted.
         inputs: files, folders or glob patterns. Where the model takes several channels from several files, folders, in
             which the recipe's image patterns are looked up.
         out: folder of the predictions, their manifest, the class names and, if cases failed, `failures.tsv`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from densepred.inference.forward import Forward, Model, evaluating
 from densepred.inference.outputs import Predicted
 from densepred.inference.sliding_window import Part, Progress, SlidingWindowInferer
 from densepred.inference.spool import Arrays, Spool
-from densepred.inference.volume_pass import VolumePass
+from densepred.inference.volume_pass import VolumePass, Way
+from densepred.inference.windows import MAPS, WindowGrid
 
 _LOG = logging.getLogger(__name__)
 
@@ -48,11 +49,11 @@ class Compute:
         fallback: makes the same on the CPU, where the user has not asked for a certain device.
     """
 
-    models: list[Model]
+    models: Sequence[Model]
     inferer: SlidingWindowInferer
     fallback: Callable[[], Compute] | None = None
     _with_variance: Compute | None = None
-    _trials: dict[tuple[int, ...], Trial] = field(default_factory=dict)
+    _trials: dict[tuple[int | None, tuple[int, ...]], Trial] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -61,20 +62,24 @@ class Compute:
         assert self.inferer.device is not None
         return torch.device(self.inferer.device)
 
-    def trial(self, channels: int, window: tuple[int, ...]) -> Trial:
-        """Calls the network once for windows of zeros, the first time that it is asked about windows of this shape."""
+    def trial(self, channels: int, way: Way) -> Trial:
+        """Calls the network once for windows of zeros, the first time that it is asked about windows like these."""
+        inferer, models = way.laid(self.inferer, self.models)
+        window = inferer.grid(way.model_shape).window
         with self._lock:
-            if window not in self._trials:
-                self._trials[window] = self._measured(channels, window)
-            return self._trials[window]
+            if (way.axis, window) not in self._trials:
+                self._trials[way.axis, window] = self._measured(inferer, models, channels, window)
+            return self._trials[way.axis, window]
 
-    def _measured(self, channels: int, window: tuple[int, ...]) -> Trial:
-        device, settings = self.device, self.inferer
-        dtype = pick_precision(settings.precision, device)
-        forward = Forward(self.models, settings.mirror_axes, settings.output, settings.variance, dtype)
+    def _measured(
+        self, inferer: SlidingWindowInferer, models: Sequence[Model], channels: int, window: tuple[int, ...]
+    ) -> Trial:
+        device = self.device
+        precision = pick_precision(inferer.precision, device)
+        forward = Forward(models, inferer.mirror_axes, inferer.output, inferer.variance, precision)
         base = torch.cuda.memory_allocated(device) if device.type == "cuda" else memory.resident()
-        with memory.peak_of(device) as peak, evaluating(self.models), torch.inference_mode():
-            logits = forward(torch.zeros(settings.batch, channels, *window, device=device)).shape[1]
+        with memory.peak_of(device) as peak, evaluating(models), torch.inference_mode():
+            logits = forward(torch.zeros(inferer.batch, channels, *window, device=device)).shape[1]
             return Trial(base + peak(), logits)
 
     def giving_variance(self) -> Compute:
@@ -140,7 +145,6 @@ class WithinMemory:
         self.image, self.compute, self.budget, self.scratch = image, compute, budget, scratch
         self.report = Report()
         self._narrower = 1  # bands are so many times narrower than foretold
-        self._grid = compute.inferer.grid(image.model_shape)
 
     def slabs(
         self, reduce: Reduce, progress: Progress | None = None, planes: tuple[int, int] | None = None
@@ -180,36 +184,38 @@ class WithinMemory:
             ResourceError: none does.
         """
         image, inferer, device = self.image, self.compute.inferer, self.compute.device
-        trial = self.compute.trial(image.channels, self._grid.window)
-        summed = trial.logits + (inferer.blend == "gaussian_monai")
-        row = max(image.model_shape[-1], image.shape[-1]) if len(image.shape) == 3 else 1
-        needs = memory.needs(self._grid, image.channels, trial.logits, summed, trial.fixed, row)
-        used = trial.fixed if device.type == "cuda" else memory.resident()
+        lines, trials = image.result_shape[1], [self.compute.trial(image.channels, way) for way in image.ways]
+        fixed = max(trial.fixed for trial in trials) + memory.BUFFERS
+        grids = [way.laid(inferer, [])[0].grid(way.model_shape) for way in image.ways]
+        needs = [self._needs(grid, trial.logits) for grid, trial in zip(grids, trials, strict=True)]
+
+        def taken(width: int) -> int:
+            return fixed + sum(one.bytes(width) for one in needs)
+
+        used = fixed if device.type == "cuda" else memory.resident()
         allowed = self.budget or int(used + memory.SHARE * memory.available(device))
-        widest = needs.widest(allowed) // self._narrower
-        result, lines = image.result_shape[1], image.model_shape[1]
-        margin = 4 if image.model_shape != image.shape and widest < lines else 0  # that resampling needs beyond
-        widest_result = result if widest >= lines else int((widest - margin) * result / lines)
-        if widest_result < 1:
-            what = f"{needs.bytes(1 + margin) / 1e9:.2f} GB of memory are needed, {allowed / 1e9:.2f} GB are allowed"
+        widest = memory.widest(taken, lines, allowed) // self._narrower
+        if widest < 1:
+            what = f"{taken(1) / 1e9:.2f} GB of memory are needed, {allowed / 1e9:.2f} GB are allowed"
             raise ResourceError(what, "give more with inference.memory, or lower inference.window or inference.batch")
-        starts = [round(start * result / lines) for start in self._grid.axes[1].starts]
-        found = memory.bands(result, widest_result, starts)
-        used_lines = min(-(-max(stop - start for start, stop in found) * lines // result) + margin, lines)
-        self._say(found, needs.bytes(used_lines), allowed)
+        starts = [round(start * lines / grids[0].axes[1].padded) for start in grids[0].axes[1].starts]
+        found = memory.bands(lines, widest, starts)
+        report, whole = self.report, (0, image.result_shape[0])
+        report.bands, report.batch, report.device = len(found), inferer.batch, str(device)
+        report.foretold, report.allowed = taken(max(stop - start for start, stop in found)), allowed
+        report.windows = sum(image.windows(inferer, Part(whole, band)) for band in found)
         return found
 
-    def _say(self, bands: list[tuple[int, int]], foretold: int, allowed: int) -> None:
-        report, inferer = self.report, self.compute.inferer
-        report.bands, report.batch, report.device = len(bands), inferer.batch, str(self.compute.device)
-        report.foretold, report.allowed = foretold, allowed
-        whole = (0, self.image.result_shape[0])
-        report.windows = sum(self._grid.count(*self.image.on_model_grid(Part(whole, band))) for band in bands)
+    def _needs(self, grid: WindowGrid, logits: int) -> memory.Needs:
+        image, first = self.image, len(self.image.shape) == 2
+        row = 1 if first else max(grid.axes[2].padded, image.shape[2])
+        weights = self.compute.inferer.blend in MAPS
+        return memory.needs(grid, image.result_shape[1], image.channels, logits, weights, row)
 
     def _attempt(
         self, bands: list[tuple[int, int]], planes: tuple[int, int], reduce: Reduce, progress: Progress | None
     ) -> Iterator[tuple[int, int, Arrays]]:
-        counted = [self._grid.count(*self.image.on_model_grid(Part(planes, band))) for band in bands]
+        counted = [self.image.windows(self.compute.inferer, Part(planes, band)) for band in bands]
         invalid: list[int] = []
 
         def run(number: int) -> Iterator[Predicted]:

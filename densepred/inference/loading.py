@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,6 +45,57 @@ class Member:
     config: Config
     plan: Plan
     weights_hash: str
+
+
+def read_runs(folders: Sequence[Path], overrides: Sequence[str] = (), weights: str = "last") -> list[Member]:
+    """Read run directories whose mean is predicted; see `densepred.load`, which has these arguments and errors."""
+    if not folders:
+        raise InputError("no run directory", "give the folder that `densepred train` wrote")
+    members: list[Member] = []
+    for folder in folders:
+        member = read_run(folder, overrides, weights)
+        if members:
+            _check_agreement(members[0], member, folder)
+        if member.weights_hash in [other.weights_hash for other in members]:
+            raise InputError("its weights are those of a run before it", "give each run once", folder)
+        members.append(member)
+    return members
+
+
+def _check_agreement(first: Member, member: Member, folder: Path) -> None:
+    """Refuse a model that sees or predicts something else than the first.
+
+    Raises:
+        InputError: it names what differs.
+    """
+    ours, theirs = _seen_and_predicted(first.plan), _seen_and_predicted(member.plan)
+    for what, value in ours.items():
+        if theirs[what] != value:
+            fix = "give runs of one recipe; what is fitted to the training cases must be said in it to be the same"
+            raise InputError(f"{what} {theirs[what]}, but {first.name} has {value}: no mean of them", fix, folder)
+
+
+def _seen_and_predicted(plan: Plan) -> dict[str, str]:
+    labels = {value: plan.classes[index] for value, index in sorted(plan.label_map.items())}
+    return {
+        "dimensions": str(plan.dims),
+        "classes": str(dict(zip(plan.values, plan.classes, strict=True))),
+        "labels": str(labels),
+        "ignored values": str(plan.ignore),
+        "channels": str(plan.channels),
+        "spacing": str(plan.spacing),
+        "normalisation": ", ".join(str(one) for one in plan.normalize),
+        "axes": str(plan.reading.axes),
+        "flags": str(plan.reading.bits),
+        "validity": str(plan.reading.validity),
+    }
+
+
+def joint_hash(members: Sequence[Member]) -> str:
+    """SHA-256 of the weights: of one model those of its file, of several of their hashes in their order."""
+    if len(members) == 1:
+        return members[0].weights_hash
+    return hashlib.sha256("\n".join(member.weights_hash for member in members).encode()).hexdigest()
 
 
 def read_run(folder: Path, overrides: Sequence[str] = (), weights: str = "last") -> Member:

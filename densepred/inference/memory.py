@@ -71,17 +71,15 @@ def peak_of(device: torch.device) -> Iterator[Callable[[], int]]:
 
 @dataclass(frozen=True)
 class Needs:
-    """The bytes that a prediction takes on its device, with bands of some lines of the model's grid.
+    """The bytes that a way through an image takes on its device, with bands of some lines of the result.
 
     Attributes:
-        fixed: whatever the width of a band: the program, the network at work, what is read and written.
         line: for each line of a band: sums of logits, and planes on their way.
         seen: for each line of the image that a band sees.
         halo: lines that a band sees beyond its own.
-        lines: of the whole image.
+        lines: of the whole result.
     """
 
-    fixed: int
     line: int
     seen: int
     halo: int
@@ -89,37 +87,42 @@ class Needs:
 
     def bytes(self, lines: int) -> int:
         """With bands of so many lines."""
-        return self.fixed + lines * self.line + min(lines + self.halo, self.lines) * self.seen
-
-    def widest(self, budget: int) -> int:
-        """The lines of the widest band that fits a budget; 0 if none does."""
-        low, high = 0, self.lines
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.bytes(middle) <= budget else (low, middle - 1)
-        return low
+        return lines * self.line + min(lines + self.halo, self.lines) * self.seen
 
 
-def needs(grid: WindowGrid, channels: int, logits: int, summed: int, fixed: int, row: int) -> Needs:
+def needs(grid: WindowGrid, lines: int, channels: int, logits: int, weights: bool, row: int) -> Needs:
     """What windows over an image take.
 
     Args:
         grid: the windows, on the model's grid.
+        lines: of the result, along axis 1.
         channels: of the image.
         logits: channels of the logits.
-        summed: channels that are summed up for each voxel: the logits, and perhaps the weights.
-        fixed: bytes of the program and of the network at work.
-        row: voxels of the longest line that planes have on their way, on either grid.
+        weights: whether the sum of the weights is kept for each voxel.
+        row: voxels of a line that logits have on their way, the longer of that on the model's grid and in the result.
     """
     first, second, *rest = grid.axes
-    voxels = math.prod(axis.padded for axis in rest)
+    voxels, scale = math.prod(axis.padded for axis in rest), second.padded / lines
+    summed = (logits + weights) * first.window * voxels
     return Needs(
-        fixed=fixed + 3 * SLAB_BYTES + 6 * READ_BYTES,
-        line=_FLOAT * (summed * first.window * voxels + _PLANES * logits * row),
-        seen=_FLOAT * channels * first.window * voxels,
-        halo=2 * (second.window - 1),
-        lines=second.padded,
+        line=math.ceil(_FLOAT * (scale * summed + max(scale, 1) * _PLANES * logits * row)),
+        seen=math.ceil(_FLOAT * scale * channels * first.window * voxels),
+        halo=math.ceil(2 * second.window / scale) + 4,  # and what resampling needs
+        lines=lines,
     )
+
+
+BUFFERS = 3 * SLAB_BYTES + 6 * READ_BYTES
+"""What is read and handed out at a time, in its several forms."""
+
+
+def widest(bytes_of: Callable[[int], int], lines: int, budget: int) -> int:
+    """The lines of the widest band that fits a budget, of at most `lines`; 0 if none does."""
+    low, high = 0, lines
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if bytes_of(middle) <= budget else (low, middle - 1)
+    return low
 
 
 def bands(lines: int, widest: int, edges: Sequence[int] = ()) -> list[tuple[int, int]]:

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import logging
+import math
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -16,18 +17,18 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from densepred.cases.case import Case
 from densepred.cases.plan import Plan
-from densepred.cases.preprocess import check_image
-from densepred.config import Config
+from densepred.cases.preprocess import check_image, normalized
+from densepred.config import Config, ModelConfig
 from densepred.config.base import parse_size
 from densepred.device import pick_device, pick_precision
 from densepred.errors import InputError
 from densepred.inference.compute import Compute, Reduce, Report, WithinMemory
-from densepred.inference.forward import Model as ModelCall
 from densepred.inference.inputs import find_inputs
-from densepred.inference.loading import read_run
+from densepred.inference.loading import joint_hash, read_runs
 from densepred.inference.outputs import Outputs, Predicted, check_kinds, contents, default_kind, reduced
 from densepred.inference.sliding_window import Progress, SlidingWindowInferer
 from densepred.inference.spool import Arrays
@@ -46,57 +47,78 @@ _LOG = logging.getLogger(__name__)
 Image: TypeAlias = "str | Path | Volume | NDArray[Any]"
 
 
-def load(run: str | Path, overrides: Sequence[str] = (), weights: str = "last") -> Predictor:
-    """Read a run directory for prediction; nothing in it can run code.
+def load(run: str | Path | Sequence[str | Path], overrides: Sequence[str] = (), weights: str = "last") -> Predictor:
+    """Read a run directory for prediction, or several whose mean is predicted; nothing in them can run code.
 
     Args:
-        run: folder with `config.yaml`, `plan.json` and the weights.
+        run: folder with `config.yaml`, `plan.json` and the weights; of several the first one's recipe says how windows
+            are laid, and what they see and predict must agree.
         overrides: `inference.key=value` texts; of the data section, what `MAY_CHANGE` names.
         weights: "last", or "best" for the epoch that scored best on the validation cases (optimistic on those).
 
     Raises:
-        InputError: files are missing, or the weights do not fit the recipe.
+        InputError: files are missing, the weights do not fit the recipe, or runs do not agree.
         UnsafeError: the weights are no safetensors file, or hold NaN or infinite numbers.
 
     Example:
         >>> labels = load("runs/hippo").predict("ct.nii.gz")  # doctest: +SKIP
+        >>> labels = load(["runs/fold0", "runs/fold1"]).predict("ct.nii.gz")  # doctest: +SKIP
     """
-    member = read_run(Path(run), overrides, weights)
-    return Predictor(member.model, member.config, member.plan, member.weights_hash, member.name, overrides)
+    folders = [run] if isinstance(run, str | Path) else list(run)
+    members = read_runs([Path(folder) for folder in folders], overrides, weights)
+    first, *others = members
+    return Predictor(
+        [member.model for member in members],
+        first.config,
+        first.plan,
+        joint_hash(members),
+        [member.name for member in members],
+        overrides,
+        [member.config.model for member in others],
+    )
 
 
 class Predictor:
     """Predicts label maps, probabilities and the like on the grid of the input.
 
     Args:
-        model: maps (B, C, *spatial) to logits (B, K, *spatial).
+        model: maps (B, C, *spatial) to logits (B, K, *spatial); several are averaged.
         config: the recipe; its `inference` section is used.
         plan: normalisation, spacing, classes and channels fixed in training.
         weights_hash: SHA-256 of the weights' file, for the records.
-        name: of the model, for the records.
+        name: of the model, or of each, for the records.
         overrides: the `inference.key=value` texts that are in `config`, for the records.
+        others: the recipes of the models but the first, for the records.
     """
 
     def __init__(
         self,
-        model: Model,
+        model: Model | Sequence[Model],
         config: Config,
         plan: Plan,
         weights_hash: str,
-        name: str = "",
+        name: str | Sequence[str] = "",
         overrides: Sequence[str] = (),
+        others: Sequence[ModelConfig] = (),
     ) -> None:
-        self._overrides = tuple(overrides)
-        self.config, self.plan, self.weights_hash, self.name = config, plan, weights_hash, name
+        self._overrides, self._others = tuple(overrides), tuple(others)
+        self._names = (name,) if isinstance(name, str) else tuple(name)
+        self.config, self.plan, self.weights_hash, self.name = config, plan, weights_hash, "+".join(self._names)
         settings = config.inference
         self.device = pick_device(settings.device)
-        self.model = to_channels_last(model.eval().to(self.device))
+        models = [model] if isinstance(model, nn.Module) else list(model)
+        self.models = tuple(to_channels_last(one.eval().to(self.device)) for one in models)
         self._compute = self._computing(self.device)
 
     @property
     def inferer(self) -> SlidingWindowInferer:
         """Windows, batch and device."""
         return self._compute.inferer
+
+    @property
+    def model(self) -> Model:
+        """The network; of several the first."""
+        return self.models[0]
 
     @property
     def head(self) -> HeadSpec:
@@ -111,8 +133,8 @@ class Predictor:
         return dense[0]
 
     def _check(self, kinds: Sequence[str]) -> None:
-        views = 1 << len(set(self.config.inference.mirror))
-        check_kinds(kinds, self.head, views, self.config.inference.bin)
+        count = len(self.models) << len(set(self.config.inference.mirror))
+        check_kinds(kinds, self.head, count, self.config.inference.bin)
 
     @cached_property
     def config_hash(self) -> str:
@@ -121,6 +143,7 @@ class Predictor:
             mode="json", exclude={"device", "memory", "outputs", "record_paths"}
         )
         parts = [settings, self.config.model.model_dump(mode="json"), self.plan.model_dump(mode="json")]
+        parts += [other.model_dump(mode="json") for other in self._others]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @overload
@@ -142,7 +165,8 @@ class Predictor:
         Args:
             source: a file, which brings the other files of its case as on the command line; a Volume, or an array
                 (C, *spatial) or *spatial, whose invalid pixels are NaN.
-            spacing: voxel spacing of an array, slowest axis first; 1 by default.
+            spacing: voxel spacing of an array, slowest axis first; by default 1 along each axis of the model, or where
+                `inference.slices` says so of a volume.
             outputs: a kind, "labels", "probabilities", "logits", "entropy", "variance" or "regression", or several; by
                 default labels, or of a model of numbers these.
 
@@ -168,7 +192,8 @@ class Predictor:
     def _volume(self, source: Volume | NDArray[Any], spacing: Sequence[float] | None) -> Volume:
         if isinstance(source, Volume):
             return source
-        return Volume.from_array(source, tuple(spacing) if spacing else (1.0,) * self.plan.dims)
+        planes = self.config.inference.slices is not None and source.ndim > 2
+        return Volume.from_array(source, tuple(spacing) if spacing else (1.0,) * (3 if planes else self.plan.dims))
 
     def _predicted(self, volume: Volume, kinds: Sequence[str]) -> dict[str, Volume]:
         self._check(kinds)
@@ -251,6 +276,7 @@ class Predictor:
         said = {role: str(path) if settings.record_paths else path.name for role, path in case.roles.items()}
         names = " ".join(dict.fromkeys(name for role, name in said.items() if role != "label"))
         typed = [name for role, name in said.items() if role.startswith("image")]
+        others = [word for name in self._names[1:] for word in ("--with", name)]
         return Provenance(
             model=self.name,
             model_sha=self.weights_hash,
@@ -259,7 +285,7 @@ class Predictor:
             window="x".join(map(str, settings.window or self.config.patch.size)),
             overlap=settings.overlap,
             device=self.device.type,
-            command=shlex.join(["predict", self.name, *typed, *self._overrides]),
+            command=shlex.join(["predict", self._names[0], *typed, *self._overrides, *others]),
         )
 
     def stream(self, volume: Volume, progress: Progress | None = None, variance: bool = False) -> Iterator[Predicted]:
@@ -291,9 +317,12 @@ class Predictor:
 
     def _within(self, volume: Volume, variance: bool, scratch: Path | None = None) -> WithinMemory:
         """An image on its way, within the memory that is allowed."""
-        check_image(volume, self.plan)
         settings = self.config.inference
-        image = VolumePass(volume, self.plan, self._box(volume), settings.bin)
+        check_image(volume, self.plan, sliced=settings.slices is not None)
+        seen, box, name = normalized(volume, self.plan), self._box(volume), str(volume.path or "image")
+        source = seen if box is None else seen.cutout(box)
+        slices = settings.slices if volume.dims > self.plan.dims else None
+        image = VolumePass(source, volume.spacing, self.plan.spacing, settings.bin, slices, name)
         budget = None if settings.memory is None else parse_size(settings.memory)
         compute = self._compute if not variance else self._compute.giving_variance()
         return WithinMemory(image, compute, budget, scratch)
@@ -304,20 +333,20 @@ class Predictor:
     def _computing(self, device: torch.device) -> Compute:
         """The network on a device; if that was for us to choose, on the CPU where a GPU's memory does not suffice."""
         settings, auto = self.config.inference, self.config.inference.device == "auto"
-        precision = pick_precision(settings.precision, device)
+        strides = zip(*(one.stride for one in self.models), strict=True)
         inferer = SlidingWindowInferer(
             window=settings.window or self.config.patch.size,
             overlap=settings.overlap,
             blend=settings.blend,
             batch=settings.batch,
             device=device,
-            precision=str(precision).removeprefix("torch."),
+            precision=str(pick_precision(settings.precision, device)).removeprefix("torch."),
             mirror_axes=settings.mirror,
-            multiple=self.model.stride if settings.blend == "none" else 1,
+            multiple=[math.lcm(*axis) for axis in strides] if settings.blend == "none" else 1,
             skip=settings.skip,
             ahead=READ_AHEAD,
         )
-        models: list[ModelCall] = [self.model if device == self.device else copy.deepcopy(self.model).to(device)]
+        models = [one if device == self.device else copy.deepcopy(one).to(device) for one in self.models]
         cpu = torch.device("cpu")
         return Compute(models, inferer, (lambda: self._computing(cpu)) if auto and device.type != "cpu" else None)
 

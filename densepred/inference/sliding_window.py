@@ -6,7 +6,7 @@ and the memory in use depends on the window and on the size of a plane, not on t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -113,7 +113,7 @@ class SlidingWindowInferer:
         source: Source,
         progress: Progress | None = None,
         part: Part | None = None,
-    ) -> Iterator[Slab]:
+    ) -> Generator[Slab, None, None]:
         """Logits slab by slab along axis 0, each as soon as no later window can change it.
 
         Args:

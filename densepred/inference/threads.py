@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 _WAIT = 0.1  # seconds after which a thread looks whether it is still wanted
 
 
-def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
+def ahead(items: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
     """The same items, made in a thread of their own, up to `depth` of them before they are asked for.
 
     An error of `items` is raised when its turn comes. Closing the iterator ends the thread, after the item in hand.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from densepred.cases.plan import Plan
-from densepred.cases.preprocess import NormalizedVolume, normalized
 from densepred.cases.regrid import Regrid
 from densepred.cases.resample import resampled_shape
 from densepred.inference.blocks import in_blocks
@@ -18,42 +19,71 @@ from densepred.inference.forward import Model
 from densepred.inference.outputs import Predicted
 from densepred.inference.reduce import split
 from densepred.inference.resample import Resampled, resample_slabs
-from densepred.inference.sliding_window import Part, Progress, Slab, SlidingWindowInferer
-from densepred.volumes import Volume
-from densepred.volumes.grid import Box
+from densepred.inference.slices import Shared, across, averaged, summed, with_axis
+from densepred.inference.sliding_window import Part, Progress, Slab, SlidingWindowInferer, Source
+from densepred.inference.window_pass import WindowPass
+
+
+@dataclass(frozen=True)
+class Way:
+    """How an image is gone through: as it is, or a volume as planes across an axis.
+
+    Attributes:
+        axis: that of the volume which planes lie across; None: as it is.
+        model_shape: spatial shape of the image on the grid of the model.
+    """
+
+    axis: int | None
+    model_shape: tuple[int, ...]
+
+    def laid(self, inferer: SlidingWindowInferer, models: Sequence[Model]) -> tuple[SlidingWindowInferer, list[Model]]:
+        """Windows and models for this way."""
+        if self.axis is None:
+            return inferer, list(models)
+        return across(inferer, models, self.axis, self.model_shape[self.axis])
 
 
 class VolumePass:
     """What is predicted of one image, whole or part by part.
 
-    Making one reads the image once, for what normalises it and to verify the file.
-
     Args:
-        volume: `(C, *spatial)`.
-        plan: what the model knows of its training data.
-        box: the part of the image to predict; all by default.
+        source: the image as the network sees it, but for its grid.
+        spacing: of its voxels.
+        wanted: spacing that the model sees, None for that of the image; without the axis that planes lie across.
         blocks: pixels along a side of the blocks that the result is averaged over.
+        slices: how a volume is given to a model of planes: across this axis, or across "all", of which the mean is
+            taken; None: images have as many axes as the model.
+        name: of the image, for messages.
 
     Attributes:
-        name: of the image, for messages.
-        shape: spatial shape of the image, or of the box.
-        model_shape: the same on the grid of the model.
+        shape: spatial shape of the image.
         result_shape: the same in blocks.
-
-    Raises:
-        InputError: too few valid pixels, or a damaged file.
+        ways: how it is gone through.
     """
 
-    def __init__(self, volume: Volume, plan: Plan, box: Box | None = None, blocks: int = 1) -> None:
-        whole = normalized(volume, plan)
-        self.source = whole if box is None else whole.cutout(box)
-        self.blocks, self.name = blocks, str(volume.path or "image")
-        self.channels, *shape = self.source.shape
+    def __init__(
+        self,
+        source: Validated,
+        spacing: Sequence[float],
+        wanted: Sequence[float] | None = None,
+        blocks: int = 1,
+        slices: int | str | None = None,
+        name: str = "image",
+    ) -> None:
+        self.source, self.blocks, self.name = source, blocks, name
+        self.channels, *shape = source.shape
         self.shape = tuple(shape)
-        spacing = plan.spacing
-        self.model_shape = resampled_shape(self.shape, volume.spacing, spacing) if spacing else self.shape
         before = len(shape) - 2
         self.result_shape = (*shape[:before], *(size // blocks for size in shape[before:]))
+        axes: Sequence[int | None] = (0, 1, 2) if slices == "all" else (None if slices is None else int(slices),)
+        self.ways = [Way(axis, self._model_shape(spacing, wanted, axis)) for axis in axes]
+
+    def _model_shape(
+        self, spacing: Sequence[float], wanted: Sequence[float] | None, axis: int | None
+    ) -> tuple[int, ...]:
+        if wanted is None:
+            return self.shape
+        return resampled_shape(self.shape, spacing, wanted if axis is None else with_axis(wanted, axis, spacing[axis]))
 
     def on_image(self, part: Part) -> Part:
         """The part of the image that a part of the result comes from."""
@@ -61,15 +91,17 @@ class VolumePass:
         (z0, z1), (y0, y1) = part
         return Part((z0 * along, z1 * along), (y0 * self.blocks, y1 * self.blocks))
 
-    def on_model_grid(self, part: Part) -> Part:
-        """The part of the model's grid that a part of the result comes from."""
+    def windows(self, inferer: SlidingWindowInferer, part: Part) -> int:
+        """How many windows it takes to predict a part of the result."""
         image = self.on_image(part)
-        return image if self.model_shape == self.shape else _needed(self._back(image, torch.device("cpu")), image)
+        grids = [way.laid(inferer, [])[0].grid(way.model_shape) for way in self.ways]
+        parts = [self._needed(way, image) for way in self.ways]
+        return sum(grid.count(*one) for grid, one in zip(grids, parts, strict=True))
 
     def planes(
         self,
         inferer: SlidingWindowInferer,
-        models: list[Model],
+        models: Sequence[Model],
         part: Part,
         progress: Progress | None = None,
         screened: Callable[[int], None] | None = None,
@@ -83,41 +115,82 @@ class VolumePass:
             progress: called with the windows done and all of this part.
             screened: called at the end with the number of invalid pixels.
         """
-        assert inferer.device is not None
-        device, image, source = torch.device(inferer.device), self.on_image(part), Screened(self.source)
-        slabs: Iterator[Slab]
-        if self.model_shape == self.shape:
-            slabs = inferer.stream(models, source, progress, image)
-        else:
-            back = self._back(image, device)
-            moved = Resampled(source, self.model_shape, device)
-            slabs = resample_slabs(inferer.stream(models, moved, progress, _needed(back, image)), back, image.planes[1])
+        image, source = self.on_image(part), Screened(self.source)
+        passes = self._passes(inferer, models, source, image)
+        hooks = [None] * len(passes) if progress is None else summed(progress, [one.windows for one, _ in passes])
+        streams = [self._slabs(one, back, image, hook) for (one, back), hook in zip(passes, hooks, strict=True)]
         lines = slice(*image.lines)
-        parts = ((a, b, split(slab, inferer.variance)) for a, b, slab in slabs)
-        planes = (
-            Predicted(z0, z1, logits, source.invalid(z0, z1, lines), spread) for z0, z1, (logits, spread) in parts
-        )
-        yield from planes if self.blocks == 1 else in_blocks(planes, self.blocks, part.planes[0])
+        with closing(streams[0] if len(streams) == 1 else averaged(streams)) as slabs:
+            parts = ((a, b, split(slab, inferer.variance)) for a, b, slab in slabs)
+            planes = (Predicted(a, b, logits, source.invalid(a, b, lines), spread) for a, b, (logits, spread) in parts)
+            yield from planes if self.blocks == 1 else in_blocks(planes, self.blocks, part.planes[0])
         if screened is not None:
             screened(source.count)
 
-    def _back(self, image: Part, device: torch.device) -> Regrid:
+    def _passes(
+        self, inferer: SlidingWindowInferer, models: Sequence[Model], source: Source, image: Part
+    ) -> list[tuple[WindowPass, Regrid | None]]:
+        """Of each way, with what leads back to the image's grid."""
+        assert inferer.device is not None
+        device, parts = torch.device(inferer.device), [self._needed(way, image) for way in self.ways]
+        views: Sequence[Source] = [source]
+        if len(self.ways) > 1:
+            views = Shared(
+                source,
+                len(self.ways),
+                min(self._first(way, inferer, part) for way, part in zip(self.ways, parts, strict=True)),
+            ).views
+        passes: list[tuple[WindowPass, Regrid | None]] = []
+        for way, part, view in zip(self.ways, parts, views, strict=True):
+            laid, called = way.laid(inferer, models)
+            moved = way.model_shape != self.shape
+            seen = Resampled(view, way.model_shape, device) if moved else view
+            back = self._back(way, image, device) if moved else None
+            passes.append((laid.passing(called, seen, part), back))
+        return passes
+
+    def _slabs(
+        self, one: WindowPass, back: Regrid | None, image: Part, progress: Progress | None
+    ) -> Generator[Slab, None, None]:
+        with closing(one.slabs(progress)) as slabs:
+            yield from slabs if back is None else resample_slabs(slabs, back, image.planes[1])
+
+    def _needed(self, way: Way, image: Part) -> Part:
+        """The part of the model's grid that a part of the image comes from."""
+        if way.model_shape == self.shape:
+            return image
+        back = self._back(way, image, torch.device("cpu"))
+        return Part((back.read, back.reach(image.planes[1])), back.lines_needed)
+
+    def _back(self, way: Way, image: Part, device: torch.device) -> Regrid:
         """From the model's grid to a part of the image's."""
-        back = Regrid(self.model_shape, self.shape, device, image.lines)
+        back = Regrid(way.model_shape, self.shape, device, image.lines)
         back.restart(image.planes[0])
         return back
 
+    def _first(self, way: Way, inferer: SlidingWindowInferer, part: Part) -> int:
+        """A plane of the image before which none is read for a part of the model's grid."""
+        axis = way.laid(inferer, [])[0].grid(way.model_shape).axes[0]
+        start = axis.starts[axis.touching(part.planes[0] + axis.before, part.planes[1] + axis.before)[0]]
+        scale = self.shape[0] / way.model_shape[0]
+        return start if scale == 1 else max(math.floor((start + 0.5) * scale - max(scale, 1)) - 1, 0)
 
-def _needed(back: Regrid, image: Part) -> Part:
-    """The part of the model's grid that a part of the image is resampled from."""
-    return Part((back.read, back.reach(image.planes[1])), back.lines_needed)
+
+class Validated(Protocol):
+    """An image (C, *spatial) that tells which of its voxels are valid, such as `NormalizedVolume`."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    def read(self, key: Any, /) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        """Planes `[:, z0:z1]` (C, n, *rest), and bool (n, *rest) which are valid in all channels; None if all are."""
 
 
 class Screened:
-    """A normalised volume that remembers the invalid pixels of the planes it has read until they are asked for."""
+    """A normalised image that remembers the invalid pixels of the planes it has read until they are asked for."""
 
-    def __init__(self, source: NormalizedVolume) -> None:
-        self.source, self.shape, self.count = source, source.shape, 0
+    def __init__(self, source: Validated) -> None:
+        self.source, self.shape, self.count = source, tuple(source.shape), 0
         self._planes: dict[int, NDArray[np.bool_]] = {}
 
     def __getitem__(self, key: Any) -> NDArray[np.float32]:

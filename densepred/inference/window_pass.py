@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -105,13 +105,13 @@ class WindowPass:
         self.sums: Accumulator | None = None
         self.loaded, self.done = first.starts[self.rows[0]], 0
 
-    def slabs(self, progress: Progress | None = None) -> Iterator[Slab]:
+    def slabs(self, progress: Progress | None = None) -> Generator[Slab, None, None]:
         """Yields as `SlidingWindowInferer.stream`; between two slabs the models and torch's modes are the caller's."""
         axis, offset = self.grid.axes[0], self.grid.axes[0].before
         blocks = self._blocks()
         if self.inferer.ahead:
             blocks = ahead(blocks, self.inferer.ahead)
-        with closing(blocks):  # type: ignore[type-var]
+        with closing(blocks):
             for row in self.rows:
                 with evaluating(self.forward.models), torch.inference_mode():
                     self._load(blocks, axis.starts[row] + axis.window)
@@ -126,7 +126,7 @@ class WindowPass:
                     yield start - offset, self.sums.start - offset, slab
                     del slab  # not held beside the next one
 
-    def _blocks(self) -> Iterator[tuple[int, Tensor]]:
+    def _blocks(self) -> Generator[tuple[int, Tensor], None, None]:
         """The planes that the rows need, in order, each once: where they lie in the widened image, (C, n, *seen)."""
         first, rest = self.grid.axes[0], [axis.size for axis in self.grid.axes[1:]]
         channels = self.source.shape[0]
