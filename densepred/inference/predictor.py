@@ -47,13 +47,14 @@ MAY_CHANGE = ("inference.", "data.axes", "data.checksum", "data.validity.least")
 _LOG = logging.getLogger(__name__)
 
 
-def load(run: str | Path, overrides: Sequence[str] = (), weights: str = "last") -> Predictor:
+def load(run: str | Path, overrides: Sequence[str] = (), weights: str = "last", device: str | None = None) -> Predictor:
     """Read a run directory for prediction; nothing in it can run code.
 
     Args:
         run: folder with `config.yaml`, `plan.json` and the weights.
         overrides: `inference.key=value` texts; of the data section, what `MAY_CHANGE` names.
         weights: "last", or "best" for the epoch that scored best on the validation cases (optimistic on those).
+        device: where to compute, whatever the recipe says; in no record, as the result is the same.
 
     Raises:
         InputError: files are missing, or the weights do not fit the recipe.
@@ -76,6 +77,8 @@ def load(run: str | Path, overrides: Sequence[str] = (), weights: str = "last") 
     if refused:
         raise InputError(f"prediction cannot change {', '.join(refused)}", f"only {', '.join(MAY_CHANGE)} may be given")
     config = configuration.load(folder / "config.yaml", overrides)
+    if device is not None:
+        config = config.model_copy(update={"inference": config.inference.model_copy(update={"device": device})})
     plan = _read_as(Plan.load(folder / "plan.json"), config, overrides)
     path = folder / WEIGHTS[weights]
     model = build(config.model, len(plan.channels), len(plan.classes))
