@@ -93,13 +93,15 @@ def write_failures(
     own, touched = folder / record_of(FAILURES, shard), {*succeeded, *failed}
     rows: dict[str, tuple[str, ...]] = {case: (case, str(e.file or ""), e.what, e.fix) for case, e in failed.items()}
     with contextlib.nullcontext() if shard is None else locked(folder, ".lock-failures", wait=True):
-        for path in records_of(FAILURES, folder):
-            kept = {case: row for case, row in read_failures(path).items() if case not in touched}
-            if path == own or shard is None:
-                rows = kept | rows
-            if path != own:
-                _write_rows(path, {} if shard is None else kept)
+        kept = {
+            path: {case: row for case, row in read_failures(path).items() if case not in touched}
+            for path in records_of(FAILURES, folder)
+        }
+        for path in kept if shard is None else [own]:
+            rows = kept.get(path, {}) | rows
         _write_rows(own, rows)
+        for path in kept.keys() - {own}:
+            _write_rows(path, {} if shard is None else kept[path])
 
 
 def read_failures(path: Path) -> dict[str, tuple[str, ...]]:
