@@ -40,6 +40,11 @@ class _Checksum(StrEnum):
     require = "require"
 
 
+class _Engine(StrEnum):
+    local = "local"
+    ray = "ray"
+
+
 Checksum = Annotated[_Checksum, typer.Option("--checksum", help="of FITS files: compare those there are, or not")]
 
 
@@ -110,8 +115,16 @@ def predict(
     bins: Annotated[int, typer.Option("--bin", min=1, help="average over blocks of so many pixels a side")] = 1,
     bids: Annotated[bool, typer.Option("--bids", help="name the results as BIDS derivatives")] = False,
     others: Annotated[list[Path] | None, typer.Option("--with", help="another training, to average with")] = None,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="do a share of the cases, such as 3/8")] = None,
+    devices: Annotated[str | None, typer.Option(help="spread cases over 0,1 (GPUs) or cpu,cpu or cpu*4")] = None,
+    engine: Annotated[_Engine, typer.Option(help="compute here, or on the workers of Ray")] = _Engine.local,
+    address: Annotated[str | None, typer.Option(help="of a Ray cluster, or auto; else Ray starts here")] = None,
 ) -> None:
     """Segment files; what is done already stays as it is."""
+    from densepred.inference.engines import engine_of
+    from densepred.inference.shards import Shard
+
+    share, computing = None if shard is None else Shard.parse(shard), engine_of(engine, devices, address)
     tune_allocator()
     from densepred.inference import batch
 
@@ -121,7 +134,7 @@ def predict(
         quoted = cutout.replace("'", "''")
         overrides.append(f"inference.cutout='{quoted}'")
     overrides += [] if bins == 1 else [f"inference.bin={bins}"]
-    result = batch.predict([run, *(others or ())], inputs, out, overrides, overwrite, bids)
+    result = batch.predict([run, *(others or ())], inputs, out, overrides, overwrite, bids, share, computing)
     for error in result.failed.values():
         _say(str(error))
     _show(str(result))

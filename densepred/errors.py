@@ -69,6 +69,10 @@ class DiskFullError(ResourceError):
     """The disk or the quota is full: no other case will fare better."""
 
 
+class WorkersError(ResourceError):
+    """Nothing is left to compute with, or what there is computes something else: no other case will fare better."""
+
+
 class LockedError(DensepredError):
     """Another run holds the folder (exit 75)."""
 

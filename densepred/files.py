@@ -13,7 +13,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from densepred.errors import DensepredError, DiskFullError, InputError, LockedError, UnsafeError
@@ -156,13 +157,20 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def sweep_parts(folder: Path) -> int:
+def sweep_parts(folder: Path, names: Collection[str] | None = None) -> int:
     """Remove unfinished files and folders whose writers are gone; returns how many.
 
     Called under the folder's lock before anything is written: what has this process's own number is an earlier one's.
+
+    Args:
+        folder: where they lie.
+        names: of the files they would have become; all if None. Writers on other machines look gone from here, so who
+            shares the folder with them names what it alone writes.
     """
     found = ((path, _PART.match(path.name)) for path in folder.glob(".*.part.*"))
-    stale = [path for path, ours in found if ours is not None and not _alive(int(ours[1]))]
+    ours = ((path, known) for path, known in found if known is not None)
+    named = ((path, known) for path, known in ours if names is None or path.name[known.end() :] in names)
+    stale = [path for path, known in named if not _alive(int(known[1]))]
     for path in stale:
         remove(path)
     return len(stale)
@@ -232,25 +240,48 @@ def writable_folder(folder: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
+def locked(folder: str | Path, name: str = ".lock", shared: bool = False, wait: bool = False) -> Iterator[None]:
     """Hold `folder` for this process; the lock goes with the process, however it ends.
+
+    Args:
+        folder: what is held.
+        name: of the lock's file in it.
+        shared: several processes may hold it so at a time, but none beside one that holds it alone.
+        wait: until it is free.
 
     Raises:
         LockedError: another process holds it.
+        InputError: the file system has no locks.
     """
-    path = Path(folder) / ".lock"
+    path = Path(folder) / name
     with open(path, "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            what = f"another run holds this folder (process {holder})"
-            raise LockedError(what, "wait for it, or stop it", folder) from None
+            holder = ", ".join(_holders(path)) or "unknown process"
+            raise LockedError(f"another run holds this folder ({holder})", "wait for it, or stop it", folder) from None
+        except OSError as error:
+            what = f"cannot be locked ({error.strerror})"
+            raise InputError(what, "choose a folder on a file system with locks", folder) from error
         file.truncate(0)
-        file.write(str(os.getpid()))
+        if shared:
+            yield
+            return
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         try:
             yield
         finally:
             file.truncate(0)
+
+
+def _holders(path: Path) -> list[str]:
+    """Who holds a lock; of a shared one, who holds those of the same beginning."""
+    said = (file.read_text(errors="replace").strip() for file in (path, *sorted(path.parent.glob(f"{path.name}-*"))))
+    return [text for text in said if text]
+
+
+def stamps(path: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of the last change (ns) of a file, or of every file in a folder; a change shows."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return [(str(file), (known := file.stat()).st_size, known.st_mtime_ns) for file in files]

@@ -185,11 +185,12 @@ def _told(file: str, axes: str | None) -> Meaning | None:
 
 
 def _failures(path: Path) -> dict[str, Failure]:
-    """The rows of a `failures.tsv` by case."""
-    if not path.is_file():
-        return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+    """The rows of a `failures.tsv` by case, and of those of shards beside it."""
+    rows: list[dict[str, str]] = []
+    for one in (path, *sorted(path.parent.glob(f"{path.stem}-*-of-*{path.suffix}"))):
+        if one.is_file():
+            with one.open(encoding="utf-8", newline="") as file:
+                rows += csv.DictReader(file, delimiter="\t")
     return {
         case: Failure(case, str(row.get("file")), f"its prediction failed: {row.get('what')}", str(row.get("fix")))
         for row in rows

@@ -47,7 +47,12 @@ _LOG = logging.getLogger(__name__)
 Image: TypeAlias = "str | Path | Volume | NDArray[Any]"
 
 
-def load(run: str | Path | Sequence[str | Path], overrides: Sequence[str] = (), weights: str = "last") -> Predictor:
+def load(
+    run: str | Path | Sequence[str | Path],
+    overrides: Sequence[str] = (),
+    weights: str = "last",
+    device: str | None = None,
+) -> Predictor:
     """Read a run directory for prediction, or several whose mean is predicted; nothing in them can run code.
 
     Args:
@@ -55,6 +60,7 @@ def load(run: str | Path | Sequence[str | Path], overrides: Sequence[str] = (), 
             are laid, and what they see and predict must agree.
         overrides: `inference.key=value` texts; of the data section, what `MAY_CHANGE` names.
         weights: "last", or "best" for the epoch that scored best on the validation cases (optimistic on those).
+        device: where to compute, whatever the recipe says; in no record, as the result is the same.
 
     Raises:
         InputError: files are missing, the weights do not fit the recipe, or runs do not agree.
@@ -67,9 +73,12 @@ def load(run: str | Path | Sequence[str | Path], overrides: Sequence[str] = (), 
     folders = [run] if isinstance(run, str | Path) else list(run)
     members = read_runs([Path(folder) for folder in folders], overrides, weights)
     first, *others = members
+    config = first.config
+    if device is not None:
+        config = config.model_copy(update={"inference": config.inference.model_copy(update={"device": device})})
     return Predictor(
         [member.model for member in members],
-        first.config,
+        config,
         first.plan,
         joint_hash(members),
         [member.name for member in members],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Collection, Mapping
@@ -10,12 +11,14 @@ from typing import Any
 
 from densepred.cases.plan import Plan
 from densepred.errors import DensepredError, UnsafeError
-from densepred.files import atomic_write
-from densepred.inference.manifest import Manifest
+from densepred.files import atomic_write, locked
+from densepred.inference.manifest import MANIFEST, Manifest
+from densepred.inference.shards import Shard, record_of, records_of
 
-RECORDS = ("manifest.jsonl", "failures.tsv", "labels.json")
-"""What is done, what failed, and what the label values mean."""
-MANIFEST, FAILURES, LABELS = RECORDS
+FAILURES, LABELS = "failures.tsv", "labels.json"
+RECORDS = (MANIFEST, FAILURES, LABELS, "manifest-*-of-*.jsonl", "failures-*-of-*.tsv")
+"""What is done, what failed, and what the label values mean; the first two also of shards."""
+_COLUMNS = ("case", "file", "what", "fix")
 
 
 def write_meaning(plan: Plan, manifest: Manifest, redone: Collection[str], overwrite: bool) -> None:
@@ -46,6 +49,17 @@ def write_meaning(plan: Plan, manifest: Manifest, redone: Collection[str], overw
     atomic_write(path, json.dumps(meaning, indent=1))
 
 
+def check_meaning(plan: Plan, folder: Path) -> None:
+    """Hold a result back that others of the same folder would not go with.
+
+    Raises:
+        UnsafeError: `labels.json` says something else: another run has replaced it.
+    """
+    if _said(folder / LABELS) != _meaning(plan):
+        what = "was replaced during the run, and says something else of the label values than this model"
+        raise UnsafeError(what, "predict with each model into a folder of its own", folder / LABELS)
+
+
 def _meaning(plan: Plan) -> dict[str, Any]:
     """What the predicted values mean, and which values of a truth mean the same or nothing."""
     merged = {str(value): plan.values[index] for value, index in plan.label_map.items() if value != plan.values[index]}
@@ -69,19 +83,39 @@ def _names(meaning: Any) -> str:
     )
 
 
-def write_failures(folder: Path, succeeded: Collection[str], failed: Mapping[str, DensepredError]) -> None:
-    """Write `failures.tsv`; rows of earlier runs stay for cases that this run did not touch."""
-    path, columns = folder / FAILURES, ("case", "file", "what", "fix")
-    kept: dict[str, tuple[str, ...]] = {}
-    if path.is_file():
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file, delimiter="\t"):
-                kept[str(row.get("case"))] = tuple(str(row.get(column) or "") for column in columns)
-    for case in succeeded:
-        kept.pop(case, None)
-    kept |= {case: (case, str(e.file or ""), e.what, e.fix) for case, e in failed.items()}
-    if not kept:
+def write_failures(
+    folder: Path, shard: Shard | None, succeeded: Collection[str], failed: Mapping[str, DensepredError]
+) -> None:
+    """Write `failures.tsv`, or that of a shard; rows of earlier runs stay for cases that this run did not touch.
+
+    Without shards it takes the place of those of all shards.
+    """
+    own, touched = folder / record_of(FAILURES, shard), {*succeeded, *failed}
+    rows: dict[str, tuple[str, ...]] = {case: (case, str(e.file or ""), e.what, e.fix) for case, e in failed.items()}
+    with contextlib.nullcontext() if shard is None else locked(folder, ".lock-failures", wait=True):
+        kept = {
+            path: {case: row for case, row in read_failures(path).items() if case not in touched}
+            for path in records_of(FAILURES, folder)
+        }
+        for path in kept if shard is None else [own]:
+            rows = kept.get(path, {}) | rows
+        _write_rows(own, rows)
+        for path in kept.keys() - {own}:
+            _write_rows(path, {} if shard is None else kept[path])
+
+
+def read_failures(path: Path) -> dict[str, tuple[str, ...]]:
+    """The rows of a `failures.tsv` by case: case, file, what, fix."""
+    with path.open(newline="", encoding="utf-8") as file:
+        read = csv.DictReader(file, delimiter="\t")
+        return {str(row.get("case")): tuple(str(row.get(column) or "") for column in _COLUMNS) for row in read}
+
+
+def _write_rows(path: Path, rows: Mapping[str, tuple[str, ...]]) -> None:
+    if not rows:
         path.unlink(missing_ok=True)
         return
-    lines = ("\t".join(" ".join(cell.split()) for cell in row) for row in (columns, *kept.values()))
-    atomic_write(path, "\n".join(lines) + "\n")
+    lines = ("\t".join(" ".join(cell.split()) for cell in row) for row in (_COLUMNS, *rows.values()))
+    text = "\n".join(lines) + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        atomic_write(path, text)
