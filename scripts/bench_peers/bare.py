@@ -1,0 +1,60 @@
+"""The network alone, on noise of the size of a window, in every setting that may be its fastest."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench_peers.common import Setting, Task, wait
+from densepred.models.layers import CHANNELS_LAST, to_channels_last
+
+SECONDS = {"cpu": 4.0, "cuda": 1.0}  # of forward passes at least
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Variant(Setting):
+    """A setting, and whether tensors lie channels-last."""
+
+    last: bool = True
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}, {'channels-last' if self.last else 'contiguous'}"
+
+
+def variants(device: str, compiled: bool) -> list[Variant]:
+    batches = (1, 2, 4, 8) if device.startswith("cuda") else (1, 2)
+    found = [Variant("float32", last=False), Variant("auto", last=False)]
+    found += [Variant("auto", batch) for batch in batches]
+    return found + ([Variant("auto", batch, True) for batch in (1, batches[-1])] if compiled else [])
+
+
+def measure(task: Task, compiled: bool) -> dict[str, float]:
+    """Seconds of a forward pass for each window of a batch, by variant."""
+    return {str(variant): per_window(task, variant) for variant in variants(task.device, compiled)}
+
+
+def per_window(task: Task, variant: Variant) -> float:
+    """After two passes to warm up."""
+    model = task.network()
+    x = torch.randn(variant.batch, task.channels, *task.window, device=task.device)
+    if variant.last:
+        to_channels_last(model)
+        x = x.contiguous(memory_format=CHANNELS_LAST[x.ndim - 2])
+    run = torch.compile(model) if variant.compiled else model
+
+    def forwards(count: int) -> float:
+        start = wait(task.device)
+        with torch.inference_mode(), task.autocast(variant):
+            for _ in range(count):
+                found: Tensor = run(x)
+        del found
+        return wait(task.device) - start
+
+    forwards(1)
+    once = forwards(1)
+    count = max(ROUNDS, math.ceil(SECONDS[torch.device(task.device).type] / once))
+    return forwards(min(count, 1000)) / min(count, 1000) / variant.batch
