@@ -22,10 +22,10 @@ Memory is of the whole process with its libraries: VmHWM, the peak of what was r
 where a tool starts workers, also the sum of its processes' resident memory, looked at four times a second. With
 `--memory` each tool runs once and without warming up, and only memory is told.
 
-Agreement is the share of voxels labelled as by ours in float32 with that tool's weights of windows and places (KonfAI,
-torchio and all files: the nearest that ours has, so there also the maps differ). Settings: a tool's default first,
-then its faster ones. Tools that are not installed are left out; `pip install --no-deps` keeps them from changing
-torch (`pyproject.toml`, extra `bench`).
+Agreement is the share of voxels labelled as by ours in float32 with that tool's weights of windows and places, or the
+nearest that ours has: torchio's Hann weights and KonfAI's Gaussian without MONAI's clamp and padded last windows it
+does not, and on files no fixed steps. Settings: a tool's default first, then its faster ones. Tools that are not
+installed are left out; `pip install --no-deps` keeps them from changing torch (`pyproject.toml`, extra `bench`).
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ class Bench:
             if process.wait() or not result.exists():
                 log.seek(0)
                 lines = log.read().strip().splitlines() or [f"ended with {process.returncode}"]
-                return {"failed": lines[-1] if process.returncode > 0 else f"killed by signal {-process.returncode}"}
+                why = next((line for line in lines if line.startswith("ERROR")), lines[-1])
+                return {"failed": why if process.returncode >= 0 else f"killed by signal {-process.returncode}"}
         found = json.loads(result.read_text())
         if suffix and together:
             found["together"] = together
@@ -134,11 +135,11 @@ class Bench:
         return list(dict.fromkeys([*needed, *rows]))
 
     def reference(self, tool: str) -> Any:
-        """Ours in float32 with the tool's map and windows; a recipe does not have them, so files take ours."""
+        """Ours in float32 with the tool's map and windows; recipes know no fixed ones."""
         from bench_peers.common import Setting
 
         against = import_module(f"bench_peers.{tool}").AGAINST
-        return Setting() if self.arguments.files else Setting("float32", blend=against[0], spacing=against[1])
+        return Setting(blend=against[0], spacing="even" if self.arguments.files else against[1])
 
     def measure(self) -> tuple[dict[str, list[float]], dict[tuple[str, Any, str], list[Figures]]]:
         """The bare network's seconds a window by variant, and the figures of each row; an item a round."""
@@ -231,7 +232,9 @@ def prepare(arguments: argparse.Namespace, work: Path) -> Figures:
     task: Figures = {"window": wide[1], "overlap": arguments.overlap, "device": device}
     task |= {"channels": 1, "classes": arguments.classes}
     if arguments.volume is None:
-        channels = 1 if arguments.run is None else len(json.loads((arguments.run / "plan.json").read_text())["channels"])
+        channels = (
+            1 if arguments.run is None else len(json.loads((arguments.run / "plan.json").read_text())["channels"])
+        )
         volumes.write_volume(work, size := tuple(wide[0]), channels)
     else:
         size = volumes.read_volume(work, arguments.volume, arguments.run)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from bench_peers.common import Setting, Task, wait
+from bench_peers.common import Setting, Task, steady
 from densepred.models.layers import CHANNELS_LAST, to_channels_last
 
 SECONDS = {"cpu": 4.0, "cuda": 1.0}  # of forward passes at least
-ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -38,23 +35,12 @@ def measure(task: Task, compiled: bool) -> dict[str, float]:
 
 
 def per_window(task: Task, variant: Variant) -> float:
-    """After two passes to warm up."""
+    """Seconds of one window."""
     model = task.network()
     x = torch.randn(variant.batch, task.channels, *task.window, device=task.device)
     if variant.last:
         to_channels_last(model)
         x = x.contiguous(memory_format=CHANNELS_LAST[x.ndim - 2])
     run = torch.compile(model) if variant.compiled else model
-
-    def forwards(count: int) -> float:
-        start = wait(task.device)
-        with torch.inference_mode(), task.autocast(variant):
-            for _ in range(count):
-                found: Tensor = run(x)
-        del found
-        return wait(task.device) - start
-
-    forwards(1)
-    once = forwards(1)
-    count = max(ROUNDS, math.ceil(SECONDS[torch.device(task.device).type] / once))
-    return forwards(min(count, 1000)) / min(count, 1000) / variant.batch
+    with torch.inference_mode(), task.autocast(variant):
+        return steady(lambda: run(x), task.device, SECONDS[torch.device(task.device).type]) / variant.batch

@@ -78,13 +78,13 @@ def on_files(task: Task, tool: Any, setting: Setting, arguments: argparse.Namesp
     predict(task.folder / f"image{suffix}", target / f"image{suffix}")
     seconds = wait(task.device) - start
     peaks = peak_memory(task.device)
-    np.save(arguments.result.with_suffix(".npy"), _labels(next(target.glob(f"image*{suffix}"))))
+    np.save(arguments.result.with_suffix(".npy"), _labels(next(target.glob(f"image{suffix}*"))))
     return {"seconds": seconds, **peaks}
 
 
 def _labels(path: Path) -> np.ndarray:
     """A label file, slowest axis first, as uint8."""
-    if path.suffix == ".fits":
+    if ".fits" in path.suffixes:  # ours are compressed, .fits.fz
         from astropy.io import fits
 
         return next(hdu.data for hdu in fits.open(path) if hdu.is_image and hdu.data is not None).astype(np.uint8)

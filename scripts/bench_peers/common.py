@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import resource
+import statistics
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +83,24 @@ def wait(device: str) -> float:
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def steady(run: Callable[[], object], device: str, seconds: float) -> float:
+    """Median seconds of a call over at least three rounds and `seconds`, after two calls to warm up.
+
+    On a GPU a round is of many calls that do not wait for each other.
+    """
+    run()
+    once = wait(device)
+    run()
+    calls = 1 if device == "cpu" else max(1, int(seconds / 10 / (wait(device) - once)))
+    times: list[float] = []
+    while len(times) < 3 or sum(times) * calls < seconds:
+        start = wait(device)
+        for _ in range(calls):
+            run()
+        times.append((wait(device) - start) / calls)
+    return statistics.median(times)
 
 
 def peak_memory(device: str) -> dict[str, float]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from bench_peers.common import Setting, Task, wait
+from bench_peers.common import Setting, Task, steady, wait
 from densepred.device import pick_precision
 from densepred.inference.sliding_window import SlidingWindowInferer
 from densepred.models.build import create_model
@@ -33,16 +32,8 @@ def measure_bare(task: Task, size: int, seconds: float = 3.0) -> dict[str, float
     for batch in (1, 2, 4, 8, 16, *((32, 64) if task.device.startswith("cuda") else ())):
         x = torch.randn(batch, CHANNELS, size, size, device=task.device).contiguous(memory_format=torch.channels_last)
 
-        def passes(count: int, x: Tensor = x) -> float:
-            start = wait(task.device)
-            with torch.inference_mode(), task.autocast(Setting(precision)):
-                for _ in range(count):
-                    model(x)
-            return wait(task.device) - start
-
-        passes(1)
-        count = max(3, min(math.ceil(seconds / passes(1)), 1000))
-        found[f"{precision}, batch {batch}"] = count * batch / passes(count)
+        with torch.inference_mode(), task.autocast(Setting(precision)):
+            found[f"{precision}, batch {batch}"] = batch / steady(lambda x=x: model(x), task.device, seconds)
     return found
 
 

@@ -37,7 +37,10 @@ def prepare(task: Task, setting: Setting) -> Callable[[Tensor], Tensor]:
 
 
 def prepare_files(task: Task, setting: Setting) -> Callable[[Path, Path], None]:
-    """MONAI reads no FITS: there its user takes astropy."""
+    """Turned between MONAI's order of a NIfTI file's axes, (X, Y, Z), and the one that the network is for.
+
+    MONAI reads no FITS: there its user takes astropy.
+    """
     from monai.transforms import LoadImage, NormalizeIntensity, SaveImage
 
     logits = prepare(task, setting)
@@ -51,7 +54,7 @@ def prepare_files(task: Task, setting: Setting) -> Callable[[Path, Path], None]:
         save = SaveImage(
             target.parent, output_postfix="", separate_folder=False, output_dtype=np.uint8, print_log=False
         )
-        labels = through(load(source))
+        labels = through(load(source).permute(0, 3, 2, 1)).permute(0, 3, 2, 1)
         labels.meta["filename_or_obj"] = name
         save(labels)
 

@@ -8,8 +8,8 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+from unittest.mock import MagicMock
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ REQUIRES = ("nnunetv2",)
 ON_DEVICE = True
 AGAINST = ("gaussian", "even")
 FORMATS = (".nii.gz",)
-STAND_INS = ("SimpleITK", "nibabel", "blosc2", "imagecodecs")
+STAND_INS = ("SimpleITK", "blosc2", "imagecodecs")
 
 
 def settings(device: str, compiled: bool) -> list[Setting]:
@@ -32,13 +32,13 @@ def settings(device: str, compiled: bool) -> list[Setting]:
 def _predictor_class() -> Any:
     """nnU-Net's readers import libraries of files that its sliding window does not need.
 
-    Where they are not installed (a machine with a GPU and without the internet), empty modules stand in for them.
+    Where they are not installed (a machine with a GPU and without the internet), mocks stand in for them.
     """
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         os.environ.setdefault(name, tempfile.gettempdir())
     for name in STAND_INS:
         if importlib.util.find_spec(name) is None:
-            sys.modules[name] = ModuleType(name)
+            sys.modules[name] = MagicMock()
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     return nnUNetPredictor
@@ -86,7 +86,7 @@ def _plans(task: Task) -> dict[str, Any]:
         "transpose_forward": [0, 1, 2],
         "transpose_backward": [0, 1, 2],
         "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {},
+        "foreground_intensity_properties_per_channel": {str(channel): {} for channel in range(task.channels)},
         "configurations": {"3d_fullres": configuration},
     }
 

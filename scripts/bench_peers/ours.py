@@ -52,6 +52,7 @@ def prepare_files(task: Task, setting: Setting) -> Callable[[Path, Path], None]:
     options = {
         "window": list(task.window),
         "overlap": task.overlap,
+        "blend": setting.blend,
         "batch": setting.batch,
         "precision": setting.precision,
         "device": task.device,
@@ -62,7 +63,8 @@ def prepare_files(task: Task, setting: Setting) -> Callable[[Path, Path], None]:
         from densepred.cli import main
 
         command = ["densepred", "predict", str(task.folder / "run"), str(source), "--out", str(target.parent)]
-        with patch.object(sys, "argv", [*command, *overrides]):
+        axes = ["data.axes=zyx"] if source.suffix == ".fits" else []  # a cube's meaning must be said
+        with patch.object(sys, "argv", [*command, *overrides, *axes]):
             try:
                 main()
             except SystemExit as end:
