@@ -77,6 +77,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="so many 2D images instead")
     parser.add_argument("--image-size", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of the bare network, at least, in each setting")
     parser.add_argument("--folder", type=Path, help="for the files, some GB; by default a temporary one")
     parser.add_argument("--json", type=Path, help="file for all figures")
     for name in ("--child", "--setting", "--suffix"):
@@ -103,6 +104,7 @@ class Bench:
             command += ["--threads", str(said.threads)]
         if said.images:
             command += ["--images", str(said.images), "--image-size", str(said.image_size)]
+        command += ["--seconds", str(said.seconds)]
         command += ["--compile"] * said.compile + ["--memory"] * said.memory
         command += ["--files", "--suffix", suffix] if suffix else []
         with (self.work / f"{self.count}.log").open("w+") as log:

@@ -9,8 +9,6 @@ import torch
 from bench_peers.common import Setting, Task, steady
 from densepred.models.layers import CHANNELS_LAST, to_channels_last
 
-SECONDS = {"cpu": 4.0, "cuda": 1.0}  # of forward passes at least
-
 
 @dataclass(frozen=True)
 class Variant(Setting):
@@ -29,12 +27,12 @@ def variants(device: str, compiled: bool) -> list[Variant]:
     return found + ([Variant("auto", batch, True) for batch in (1, batches[-1])] if compiled else [])
 
 
-def measure(task: Task, compiled: bool) -> dict[str, float]:
+def measure(task: Task, compiled: bool, seconds: float) -> dict[str, float]:
     """Seconds of a forward pass for each window of a batch, by variant."""
-    return {str(variant): per_window(task, variant) for variant in variants(task.device, compiled)}
+    return {str(variant): per_window(task, variant, seconds) for variant in variants(task.device, compiled)}
 
 
-def per_window(task: Task, variant: Variant) -> float:
+def per_window(task: Task, variant: Variant, seconds: float) -> float:
     """Seconds of one window."""
     model = task.network()
     x = torch.randn(variant.batch, task.channels, *task.window, device=task.device)
@@ -43,4 +41,4 @@ def per_window(task: Task, variant: Variant) -> float:
         x = x.contiguous(memory_format=CHANNELS_LAST[x.ndim - 2])
     run = torch.compile(model) if variant.compiled else model
     with torch.inference_mode(), task.autocast(variant):
-        return steady(lambda: run(x), task.device, SECONDS[torch.device(task.device).type]) / variant.batch
+        return steady(lambda: run(x), task.device, seconds) / variant.batch

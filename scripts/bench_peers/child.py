@@ -21,11 +21,13 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.child == "bare":
-        found = import_module("bench_peers.bare").measure(task, arguments.compile)
+        found = import_module("bench_peers.bare").measure(task, arguments.compile, arguments.seconds)
     elif arguments.child.startswith("images_"):
         images, size = import_module("bench_peers.images"), arguments.image_size
-        ours = arguments.child == "images_ours"
-        found = images.measure_ours(task, arguments.images, size) if ours else images.measure_bare(task, size)
+        if arguments.child == "images_ours":
+            found = images.measure_ours(task, arguments.images, size)
+        else:
+            found = images.measure_bare(task, size, arguments.seconds)
     else:
         setting = Setting(**json.loads(arguments.setting))
         measure = on_files if arguments.files else on_arrays

@@ -25,7 +25,7 @@ def network(device: str) -> nn.Module:
     return to_channels_last(model).eval().requires_grad_(False).to(device)
 
 
-def measure_bare(task: Task, size: int, seconds: float = 3.0) -> dict[str, float]:
+def measure_bare(task: Task, size: int, seconds: float) -> dict[str, float]:
     """Images a second by batch size, from the device's memory to the device's memory."""
     model, found = network(task.device), {}
     precision = str(pick_precision("auto", torch.device(task.device)))[6:]
