@@ -31,8 +31,8 @@ main()
 """
 
 
-def make_run(folder: Path, window: tuple[int, ...], channels: tuple[int, ...]) -> Path:
-    """A run directory with an untrained network of three classes, of as many dimensions as the window."""
+def make_run(folder: Path, window: tuple[int, ...], channels: tuple[int, ...], classes: int = 3) -> Path:
+    """A run directory with an untrained network, of as many dimensions as the window."""
     dims = len(window)
     config = Config(
         data=DataConfig(images="*.nii.gz", labels="{id}.nii.gz"),
@@ -43,15 +43,15 @@ def make_run(folder: Path, window: tuple[int, ...], channels: tuple[int, ...]) -
     plan = Plan(
         dims=dims,
         channels=("image",),
-        classes=("background", "one", "two"),
-        values=(0, 1, 2),
-        label_map={0: 0, 1: 1, 2: 2},
+        classes=("background", *(f"class {value}" for value in range(1, classes))),
+        values=tuple(range(classes)),
+        label_map={value: value for value in range(classes)},
         normalize=(ZScore(),),
     )
     folder.mkdir()
     run = Run(folder, config, plan)
     run.save_recipe()
-    run.save_weights(initialize(build(config.model, 1, 3), 0).state_dict())
+    run.save_weights(initialize(build(config.model, 1, classes), 0).state_dict())
     return folder
 
 

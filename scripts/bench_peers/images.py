@@ -1,0 +1,55 @@
+"""Many small 2D images: how many a second, of the network alone at its best batch size and of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bench_peers.common import Setting, Task, steady, wait
+from densepred.device import pick_precision
+from densepred.inference.sliding_window import SlidingWindowInferer
+from densepred.models.build import create_model
+from densepred.models.layers import to_channels_last
+
+DISTINCT = 64  # images in memory; they come again and again
+CHANNELS = 3
+
+
+def network(device: str) -> nn.Module:
+    """A ResNet-34 U-Net with the widths of segmentation_models_pytorch."""
+    torch.manual_seed(0)
+    widths = (16, 32, 64, 128, 256)
+    model = create_model("resnet34", "unet", 2, CHANNELS, 3, decoder_channels=widths, seed=0)
+    return to_channels_last(model).eval().requires_grad_(False).to(device)
+
+
+def measure_bare(task: Task, size: int, seconds: float) -> dict[str, float]:
+    """Images a second by batch size, from the device's memory to the device's memory."""
+    model, found = network(task.device), {}
+    precision = str(pick_precision("auto", torch.device(task.device)))[6:]
+    for batch in (1, 2, 4, 8, 16, *((32, 64) if task.device.startswith("cuda") else ())):
+        x = torch.randn(batch, CHANNELS, size, size, device=task.device).contiguous(memory_format=torch.channels_last)
+
+        with torch.inference_mode(), task.autocast(Setting(precision)):
+            found[f"{precision}, batch {batch}"] = batch / steady(lambda x=x: model(x), task.device, seconds)
+    return found
+
+
+def labels_of(model: nn.Module, images: Sequence[Tensor], device: str) -> Iterator[Tensor]:
+    """Ours: labels (*spatial) of images (C, *spatial) in the memory of the host, one after the other."""
+    inferer = SlidingWindowInferer(tuple(images[0].shape[1:]), device=device, precision="auto")
+    for image in images:
+        yield inferer(model, image).max(0).indices
+
+
+def measure_ours(task: Task, count: int, size: int) -> float:
+    """Images a second, from arrays in the memory of the host to labels there."""
+    model, distinct = network(task.device), torch.randn(min(DISTINCT, count), CHANNELS, size, size)
+    images = [distinct[index % len(distinct)] for index in range(count)]
+    for _ in labels_of(model, images[:DISTINCT] if task.device.startswith("cuda") else images[:2], task.device):
+        pass
+    start = wait(task.device)
+    done = sum(1 for _ in labels_of(model, images, task.device))
+    return done / (wait(task.device) - start)
