@@ -52,7 +52,7 @@ def entropy(logits: Tensor) -> Tensor:
         0.693147
     """
     logs = logits.log_softmax(0).clamp_(min=LEAST_LOG)
-    return (logs.exp() * logs).sum(0, keepdim=True).abs_()  # no term is positive
+    return logs.exp().mul_(logs).sum(0, keepdim=True).abs_()  # no term is positive
 
 
 class Spread:
