@@ -1,12 +1,14 @@
-"""How far a long task is: a bar with the time left on a terminal, a plain line now and then elsewhere; on stderr."""
+"""How far a long task is: a bar with the time left on a terminal and in a notebook, else a plain line now and then."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
 LINE_EVERY = 10.0
 """Seconds between two lines where there is no terminal."""
 
-_bars: list[Progress] = []  # the display that a task inside another one joins
+_bars: list[Progress] = []  # the display that a task inside or beside another one joins; once for each task
+_joining = threading.Lock()
 
 
 class Advance(Protocol):
@@ -39,7 +42,7 @@ def progress(total: int, label: str, done: int = 0) -> Iterator[Advance]:
         ...     for _ in range(3):
         ...         advance(1)
     """
-    with (_bar if _is_terminal() else _lines)(total, label, done) as advance:
+    with (_bar if _is_terminal() or _is_notebook() else _lines)(total, label, done) as advance:
         yield advance
 
 
@@ -47,19 +50,46 @@ def _is_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
+def _is_notebook() -> bool:
+    """Whether a bar can be drawn below a cell: in Jupyter, where its widgets are installed."""
+    if "IPython" not in sys.modules or importlib.util.find_spec("ipywidgets") is None:
+        return False
+    from rich.console import Console
+
+    return Console().is_jupyter
+
+
+@contextlib.contextmanager
+def counted(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Show the progress of a task of which one is told what is done, and how much it is in all.
+
+    Args:
+        label: what is being done.
+
+    Example:
+        >>> with counted("windows") as hook:
+        ...     for done in (2, 4, 5):
+        ...         hook(done, 5)
+    """
+    with contextlib.ExitStack() as stack:
+        advance: Advance | None = None
+        before = 0
+
+        def hook(done: int, total: int) -> None:
+            nonlocal advance, before
+            advance = advance or stack.enter_context(progress(total, label))
+            advance(done - before)
+            before = done
+
+        yield hook
+
+
 @contextlib.contextmanager
 def _bar(total: int, label: str, done: int) -> Iterator[Advance]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    outermost = not _bars
-    if outermost:
-        name, info = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[info]}"))
-        columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), info)
-        _bars.append(Progress(*columns, console=Console(stderr=True)))
-        _bars[0].start()
-    bar = _bars[0]
-    task = bar.add_task(label, total=total, completed=done, info="")
+    with _joining:
+        bar = _bars[0] if _bars else _started()
+        _bars.append(bar)
+        task = bar.add_task(label, total=total, completed=done, info="")
 
     def advance(n: int = 1, **info: object) -> None:
         bar.update(task, advance=n, info=_text(info)) if info else bar.advance(task, n)
@@ -67,11 +97,23 @@ def _bar(total: int, label: str, done: int) -> Iterator[Advance]:
     try:
         yield advance
     finally:
-        if outermost:
-            bar.stop()
-            _bars.clear()
-        else:
-            bar.remove_task(task)
+        with _joining:
+            _bars.remove(bar)
+            if _bars:
+                bar.remove_task(task)
+            else:
+                bar.stop()
+
+
+def _started() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    name, info = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[info]}"))
+    columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), info)
+    bar = Progress(*columns, console=Console(stderr=True))
+    bar.start()
+    return bar
 
 
 @contextlib.contextmanager
@@ -111,4 +153,4 @@ def _text(info: dict[str, Any]) -> str:
     return ", ".join(f"{key} {f'{value:.4g}' if isinstance(value, float) else value}" for key, value in info.items())
 
 
-__all__ = ["LINE_EVERY", "Advance", "clock", "progress"]
+__all__ = ["LINE_EVERY", "Advance", "clock", "counted", "progress"]

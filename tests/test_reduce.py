@@ -61,6 +61,20 @@ def test_labels_are_the_values_of_the_likeliest_class(kind: torch.dtype) -> None
     assert np.array_equal(labels[0].numpy(), values.numpy()[logits.numpy().argmax(0)])
 
 
+@pytest.mark.parametrize("shape", [(3, 11, 5, 6), (2, 7, 33), (25, 9, 13, 17), (118, 5, 9, 31)])
+def test_how_planes_are_cut_changes_no_bit(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, values = drawn(shape, 6, 3.0), torch.arange(shape[0], dtype=torch.uint8)
+    whole = {"entropy": reduce.entropy(logits), "probabilities": reduce.probabilities(logits)}
+    whole["labels"] = reduce.labels(logits, values)
+    for planes in (1, 2, 4):
+        slabs = logits.split(planes, 1)
+        monkeypatch.setattr(reduce, "PIECE", planes * logits[:, 0].nbytes)
+        for kind, expected in whole.items():
+            of = (lambda x: reduce.labels(x, values)) if kind == "labels" else getattr(reduce, kind)
+            assert torch.equal(torch.cat([of(slab) for slab in slabs], 1), expected), kind
+            assert torch.equal(of(logits), expected), kind
+
+
 def test_of_equal_logits_the_first_class_wins() -> None:
     assert reduce.labels(torch.zeros(3, 2), torch.tensor([5, 6, 7])).tolist() == [[5, 5]]
     with pytest.raises(ValueError, match=r"values must have shape \(3,\), got \(2,\)"):

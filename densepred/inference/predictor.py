@@ -9,7 +9,7 @@ import logging
 import math
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias, overload
@@ -37,6 +37,7 @@ from densepred.inference.volume_pass import VolumePass
 from densepred.models.dense import Model
 from densepred.models.heads import HeadSpec
 from densepred.models.layers import to_channels_last
+from densepred.progress import counted
 from densepred.volumes import Provenance, Volume
 from densepred.volumes.grid import Box, binned_like, cutout
 from densepred.volumes.region import parse_region
@@ -156,11 +157,22 @@ class Predictor:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @overload
-    def predict(self, source: Image, spacing: Sequence[float] | None = None, outputs: str | None = None) -> Volume: ...
+    def predict(
+        self,
+        source: Image,
+        spacing: Sequence[float] | None = None,
+        outputs: str | None = None,
+        progress: Progress | bool = False,
+    ) -> Volume: ...
 
     @overload
     def predict(
-        self, source: Image, spacing: Sequence[float] | None = None, *, outputs: list[str] | tuple[str, ...]
+        self,
+        source: Image,
+        spacing: Sequence[float] | None = None,
+        *,
+        outputs: list[str] | tuple[str, ...],
+        progress: Progress | bool = False,
     ) -> dict[str, Volume]: ...
 
     def predict(
@@ -168,8 +180,9 @@ class Predictor:
         source: Image,
         spacing: Sequence[float] | None = None,
         outputs: str | list[str] | tuple[str, ...] | None = None,
+        progress: Progress | bool = False,
     ) -> Volume | dict[str, Volume]:
-        """Predict one image.
+        """Predict one image. Threads may share a predictor, each with an image of its own.
 
         Args:
             source: a file, which brings the other files of its case as on the command line; a Volume, or an array
@@ -178,6 +191,8 @@ class Predictor:
                 `inference.slices` says so of a volume.
             outputs: a kind, "labels", "probabilities", "logits", "entropy", "variance" or "regression", or several; by
                 default labels, or of a model of numbers these.
+            progress: called with windows done and all windows, or true for a bar. What it raises ends the prediction,
+                whatever it is, and arrives at the caller; the predictor is as before.
 
         Returns:
             A Volume on the input's grid, or kind -> Volume if several were asked for. Labels are (1, *spatial) values
@@ -187,16 +202,18 @@ class Predictor:
         Raises:
             InputError: a kind that the model does not predict, or an image that it was not made for.
         """
-        kinds = [outputs] if isinstance(outputs, str) else list(outputs or [default_kind(self.head)])
-        if isinstance(source, str | Path):
-            (case,) = find_inputs([str(source)], self.config, len(self.plan.image_channels))
-            with self.plan.reading.open_case(case, self._planes_required) as volume:
-                found = self._predicted(volume, kinds)
-        elif isinstance(source, np.ndarray | Volume):
-            found = self._predicted(self._volume(source, spacing), kinds)
-        else:
-            raise TypeError(f"source must be a path, a Volume or an array, got {type(source).__name__}")
-        return found[kinds[0]] if outputs is None or isinstance(outputs, str) else found
+        kinds = [outputs or default_kind(self.head)] if outputs is None or isinstance(outputs, str) else list(outputs)
+        with ExitStack() as stack:
+            if isinstance(source, str | Path):
+                (case,) = find_inputs([str(source)], self.config, len(self.plan.image_channels))
+                volume = stack.enter_context(self.plan.reading.open_case(case, self._planes_required))
+            elif isinstance(source, np.ndarray | Volume):
+                volume = self._volume(source, spacing)
+            else:
+                raise TypeError(f"source must be a path, a Volume or an array, got {type(source).__name__}")
+            hook = stack.enter_context(counted("predicting")) if progress is True else progress or None
+            found = self._predicted(volume, kinds, hook)
+        return found if isinstance(outputs, list | tuple) else found[kinds[0]]
 
     def _volume(self, source: Volume | NDArray[Any], spacing: Sequence[float] | None) -> Volume:
         if isinstance(source, Volume):
@@ -204,14 +221,15 @@ class Predictor:
         planes = self.config.inference.slices is not None and source.ndim > 2
         return Volume.from_array(source, tuple(spacing) if spacing else (1.0,) * (3 if planes else self.plan.dims))
 
-    def _predicted(self, volume: Volume, kinds: Sequence[str]) -> dict[str, Volume]:
+    def _predicted(self, volume: Volume, kinds: Sequence[str], progress: Progress | None) -> dict[str, Volume]:
         self._check(kinds)
         grid, held = self.grid(volume), {kind: contents(kind, self.plan, self.head) for kind in kinds}
         arrays = {kind: np.empty((one.channels, *grid.shape[1:]), one.dtype) for kind, one in held.items()}
         within = self._within(volume, "variance" in kinds)
-        for start, stop, found in within.slabs(self._reduced(kinds)):
-            for kind, values in arrays.items():
-                values[:, start:stop] = found[kind]
+        with closing(within.slabs(self._reduced(kinds), progress)) as slabs:
+            for start, stop, found in slabs:
+                for kind, values in arrays.items():
+                    values[:, start:stop] = found[kind]
         self._tell_invalid(volume, within.report)
         volumes = {kind: grid.like(values, labels=kind == "labels") for kind, values in arrays.items()}
         for kind, result in volumes.items():
@@ -225,6 +243,15 @@ class Predictor:
             what = "left out of the means of their blocks" if blocks else f"labelled {value}"
             _LOG.warning("%s: %d pixels do not count (NaN, infinite or masked): %s", name, report.invalid, what)
 
+    def reduce(self, planes: Predicted, kind: str) -> NDArray[Any]:
+        """Finished planes of `stream` as a kind of output, (C, n, *rest), as of `predict`.
+
+        Raises:
+            InputError: the model does not predict that kind.
+        """
+        self._check([kind])
+        return reduced(kind, planes, self.plan, self.head)
+
     def predict_file(
         self,
         case: Case,
@@ -237,7 +264,7 @@ class Predictor:
         Args:
             case: its images and planes.
             paths: "labels", "probabilities" ... -> the file for them.
-            progress: called with windows done and all windows.
+            progress: called with windows done and all windows; what it raises ends the case, and no file is left.
             before_placing: called when all is predicted, before the first file is put in its place.
 
         Raises:
@@ -300,7 +327,8 @@ class Predictor:
     def stream(self, volume: Volume, progress: Progress | None = None, variance: bool = False) -> Iterator[Predicted]:
         """Yield finished planes, of what `grid` says, as soon as no later window can change them.
 
-        The volume is read forward: for what normalisation needs (and its checksum), then for the windows.
+        The volume is read forward: for what normalisation needs (and its checksum), then for the windows. Who wants no
+        more planes closes the generator, or lets go of it.
 
         Args:
             volume: the image.

@@ -1,13 +1,19 @@
 """From logits to what people want to know: each a function of one slab, computed where the slab lies.
 
-All take logits (K, n, *rest), of any number of planes and axes, and leave them as they are.
+All take logits (K, n, *rest), of any number of planes and axes, and leave them as they are. A voxel's result is the
+same to the bit however the planes are cut into slabs: sums over the classes go in their order, by operations on single
+elements, for those of torch over an axis (softmax, sum) round otherwise at the ends of an array.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+PIECE = 1 << 22
+"""Bytes of logits that are reduced at a time, beyond those of one plane."""
 LEAST_LOG = -1e4
 """Logarithms of probabilities below count as this: its exponential is 0, and so is their product."""
 
@@ -28,51 +34,65 @@ def labels(logits: Tensor, values: Tensor) -> Tensor:
     """
     if values.shape != logits.shape[:1]:
         raise ValueError(f"values must have shape ({logits.shape[0]},), got {tuple(values.shape)}")
-    return values.to(logits.device)[logits.max(0, keepdim=True).indices]
+    values = values.to(logits.device)
+    out = torch.empty_like(logits[:1], dtype=values.dtype)
+    return _by_pieces(lambda piece: values[piece.max(0, keepdim=True).indices], logits, out)
 
 
 def probabilities(logits: Tensor) -> Tensor:
     """The softmax over the classes: (K, n, *rest).
 
-    The classes are added up one by one: a voxel's bits do not depend on the others that are reduced with it, which
-    torch's own softmax does not promise.
-
     Example:
         >>> probabilities(torch.tensor([[0.0], [0.0]])).flatten().tolist()
         [0.5, 0.5]
     """
-    return _softmax(logits)[0]
+    return _by_pieces(_softmax, logits, torch.empty_like(logits))
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    weights, total, _ = _weights(logits)
+    return weights.div_(total)
 
 
 def entropy(logits: Tensor) -> Tensor:
     """-sum p log p over the classes in nats, from 0 to log K: (1, n, *rest).
 
-    From the logarithm of the softmax, to 1e-6 of float64's, also where the softmax itself is 0 or 1 in float32. Classes
-    with a logit of minus infinity add nothing (Shannon 1948).
+    As log(sum exp(d)) - sum exp(d) d / sum exp(d), d the distance to the largest logit: no term is negative, so that
+    nothing cancels, and a class with a logit of minus infinity adds nothing (Shannon 1948).
 
     Example:
         >>> round(entropy(torch.tensor([[0.0], [0.0]])).item(), 6)
         0.693147
     """
-    shares, below, total = _softmax(logits)
-    mean = _sum(shares.mul_(below.clamp_(min=LEAST_LOG)))
-    return (total.log_() - mean).abs_()[None]
+    return _by_pieces(_entropy, logits, torch.empty_like(logits[:1]))
 
 
-def _softmax(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The softmax (K, ...), the logits less the largest (K, ...), and the sum of their exponentials."""
-    below = logits - logits.amax(0)
-    shares = below.exp()
-    total = _sum(shares)
-    return shares.div_(total), below, total
+def _entropy(logits: Tensor) -> Tensor:
+    weights, total, below = _weights(logits)
+    return total.log() - _sum(weights.mul_(below.clamp_(min=LEAST_LOG))) / total
 
 
-def _sum(classes: Tensor) -> Tensor:
-    """Over axis 0, in its order."""
-    total = classes[0].clone()
-    for one in classes[1:]:
-        total += one
+def _weights(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The softmax before it is divided by its sum, that sum, and the logarithm of the former."""
+    below = logits - logits.amax(0, keepdim=True)
+    weights = below.exp()
+    return weights, _sum(weights), below
+
+
+def _sum(values: Tensor) -> Tensor:
+    first, *others = values.split(1)
+    total = first.clone()
+    for other in others:
+        total += other
     return total
+
+
+def _by_pieces(reduction: Callable[[Tensor], Tensor], logits: Tensor, out: Tensor) -> Tensor:
+    """(K, n, *rest) -> `out`, some planes at a time, which stay in a cache and need hardly any memory."""
+    step = max(PIECE * logits.shape[1] // max(logits.nbytes, 1), 1)
+    for piece, target in zip(logits.split(step, 1), out.split(step, 1), strict=True):
+        target.copy_(reduction(piece))
+    return out
 
 
 class Spread:
