@@ -122,6 +122,8 @@ class InferenceConfig(Section):
     """Axes mirrored for test-time augmentation; every subset is one more forward pass."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto takes bfloat16 where the hardware computes in it; sums are float32 always."""
+    backend: Literal["auto", "torch", "compiled", "openvino"] = "auto"
+    """What runs the network: auto takes another than torch where a short trial shows it to be faster and as exact."""
     device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
     outputs: Annotated[tuple[Literal["labels", "probabilities"], ...], Field(strict=False, min_length=1)] = ("labels",)
