@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from densepred.errors import InputError
+from densepred.errors import InputError, ResourceError
 from densepred.inference.engines import ENGINES, Engine, Task, TorchEngine
 from densepred.registry import lookup
 
@@ -26,7 +26,7 @@ GAIN = 0.95
 LEAST = 100
 """Windows below which not even torch is timed."""
 ROUNDS = 3
-_FLOORS = {torch.float32: (1e-4, 1e-5), torch.bfloat16: (2**-6, 2**-10), torch.float16: (2**-9, 2**-13)}
+_FLOORS = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (2**-6, 2**-10), torch.float16: (2**-9, 2**-13)}
 """Differences from float32's logits, largest and mean, that are always allowed: shares of the largest logit."""
 
 
@@ -188,7 +188,7 @@ class _Choice:
         start = time.perf_counter()
         try:
             engine = ENGINES[name](self.model, self.task)
-        except InputError as error:
+        except (InputError, ResourceError) as error:
             return Trial(name, note=error.what), math.inf, None
         setup = time.perf_counter() - start
         fault = self._fault(engine)

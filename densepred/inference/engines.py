@@ -9,7 +9,8 @@ import importlib
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -77,19 +78,8 @@ class CompiledEngine(TorchEngine):
     def __init__(self, model: nn.Module, task: Task) -> None:
         super().__init__(model, task)
         self.model.compile(dynamic=False)
-        example = torch.zeros(task.shape, device=task.device)
-        with needing_memory("use inference.backend=torch, or a smaller window or batch"):
-            try:
-                self(example)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # the compiler's are of many classes
-                reason = f"{type(error).__name__}: {error}"
-                if "InvalidCxxCompiler" in reason:
-                    fix = "install g++, or name a C++ compiler in CXX, or use inference.backend=torch"
-                    raise InputError("backend compiled needs a C++ compiler, there is none", fix) from error
-                first = reason.strip().partition("\n")[0]
-                raise InputError(f"torch.compile failed ({first})", "use inference.backend=torch") from error
+        with _making("torch.compile cannot compile the network"):
+            self(torch.zeros(task.shape, device=task.device))
 
 
 class OpenVinoEngine:
@@ -183,7 +173,7 @@ def _converted(model: nn.Module, task: Task) -> Any:
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    try:
+    with _making("OpenVINO cannot convert the network"):
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a trace is right for the one shape it is made for
             example = torch.zeros(task.shape)
@@ -192,10 +182,28 @@ def _converted(model: nn.Module, task: Task) -> Any:
             decoder = TorchScriptPythonDecoder(traced, example_input=(example,))  # needed until it is converted
             program = frontend.convert(frontend.load(decoder))
         program.reshape(list(task.shape))
-    except RuntimeError as error:
-        reason = "; ".join(str(error).strip().splitlines()[-3:])
-        raise InputError(f"OpenVINO cannot convert the network ({reason})", "use inference.backend=torch") from error
     return program
+
+
+@contextmanager
+def _making(fault: str) -> Iterator[None]:
+    """Tells why an engine cannot be made: the makers' exceptions are of many classes, some of them plain ones.
+
+    Raises:
+        InputError: it cannot.
+        ResourceError: the memory is exhausted.
+    """
+    with needing_memory("use inference.backend=torch, or a smaller window or batch"):
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise
+            if "InvalidCxxCompiler" in f"{type(error).__name__}: {error}":
+                fix = "install g++, or name a C++ compiler in CXX, or use inference.backend=torch"
+                raise InputError("backend compiled needs a C++ compiler, there is none", fix) from error
+            reason = " ".join(str(error).split())[-300:]
+            raise InputError(f"{fault} ({type(error).__name__}: {reason})", "use inference.backend=torch") from error
 
 
 ENGINES: dict[str, Callable[[nn.Module, Task], Engine]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from densepred.models.layers import CONVOLUTIONS, TRANSPOSED, Network
 from densepred.models.norms import BatchNorm
 
+_LOG = logging.getLogger(__name__)
 _NORMS = (BatchNorm, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -60,8 +62,9 @@ def _pairs(model: nn.Module, shape: Sequence[int]) -> list[tuple[str, str]]:
             hooks.append(layer.register_forward_pre_hook(seen.taken_by(name)))
     try:
         with torch.no_grad(), seen:
-            blank(torch.empty(*shape, device="meta"))
-    except (NotImplementedError, RuntimeError):  # looks at values, which there are none of
+            blank(torch.empty(*shape, dtype=next(blank.parameters()).dtype, device="meta"))
+    except RuntimeError as error:  # it looks at values, of which there are none
+        _LOG.info("batch norms are not folded: %s", error)
         return []
     return seen.pairs()
 

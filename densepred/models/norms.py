@@ -67,7 +67,7 @@ def normalized_by_sums(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> T
     within ten of its standard deviations; bfloat16, for which this is meant, itself has no more digits there.
 
     Args:
-        x: (B, C, *spatial) of any floating type, on any device.
+        x: (B, C, *spatial), float32 or half precision, on any device.
         weight: (C,).
         bias: (C,).
         eps: added to the variance.
