@@ -1,4 +1,4 @@
-"""Engines give the network's own logits; `auto` takes another than torch only for a reason, and says which."""
+"""Runtimes give the network's own logits; `auto` takes another than torch only for a reason, and says which."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from densepred.errors import InputError
-from densepred.inference import backends, engines
+from densepred.inference import backends, runtimes
 from densepred.inference.backends import prepare
 from densepred.models.build import create_model
 from densepred.models.heads import Segmentation
@@ -55,7 +55,7 @@ def close(got: Tensor, wanted: Tensor, share: float) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("backend", ["torch", pytest.param("openvino", marks=has_openvino)])
-def test_engines_are_exact_and_leave_the_network_alone(name: str, backend: str) -> None:
+def test_runtimes_are_exact_and_leave_the_network_alone(name: str, backend: str) -> None:
     model, x = network(name)
     wanted, before = plain(model, x), {key: value.clone() for key, value in model.state_dict().items()}
     prepared = prepare(to_channels_last(model), x.shape, CPU, torch.float32, backend)
@@ -131,7 +131,7 @@ def test_openvino_computes_on_cpus_and_what_it_knows() -> None:
 
 class _Odd(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        """Something no other engine has."""
+        """Something no other runtime has."""
         return torch.special.airy_ai(x)
 
 
@@ -177,9 +177,9 @@ assert "openvino" in sys.modules and "openvino_telemetry" not in sys.modules
 
 
 class Counted:
-    """An engine that says when it ran, at a speed of its own; `change` makes it wrong."""
+    """A runtime that says when it ran, at a speed of its own; `change` makes it wrong."""
 
-    def __init__(self, base: engines.Engine, clock: list[float], seconds: float, change: float = 0.0) -> None:
+    def __init__(self, base: runtimes.Runtime, clock: list[float], seconds: float, change: float = 0.0) -> None:
         self.base, self.clock, self.seconds, self.change = base, clock, seconds, change
 
     def __call__(self, windows: Tensor) -> Tensor:
@@ -190,18 +190,18 @@ class Counted:
 def arranged(
     monkeypatch: pytest.MonkeyPatch, speed: dict[str, float], change: float = 0.0
 ) -> Callable[..., backends.Prepared]:
-    """`prepare` of a small network whose engines take the seconds in `speed` on a clock of the test's own."""
-    clock, torch_engine = [0.0], engines.TorchEngine
+    """`prepare` of a small network whose runtimes take the seconds in `speed` on a clock of the test's own."""
+    clock, torch_runtime = [0.0], runtimes.TorchRuntime
     monkeypatch.setattr(backends.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(backends, "TorchEngine", lambda *args: Counted(torch_engine(*args), clock, speed["torch"]))
+    monkeypatch.setattr(backends, "TorchRuntime", lambda *args: Counted(torch_runtime(*args), clock, speed["torch"]))
     for name in ("compiled", "openvino"):
 
-        def make(model: nn.Module, task: engines.Task, name: str = name) -> engines.Engine:
+        def make(model: nn.Module, task: runtimes.Task, name: str = name) -> runtimes.Runtime:
             if name not in speed:
                 raise InputError(f"{name} is not here")
-            return Counted(torch_engine(model, task), clock, speed[name], change)
+            return Counted(torch_runtime(model, task), clock, speed[name], change)
 
-        monkeypatch.setitem(backends.ENGINES, name, make)
+        monkeypatch.setitem(backends.RUNTIMES, name, make)
     model, x = network("2d")
 
     def run(**options: Any) -> backends.Prepared:

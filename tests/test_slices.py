@@ -65,7 +65,8 @@ def stream(
     """Slabs of all of a volume."""
     image = VolumePass(Valid(source), spacing, wanted, slices=slices)
     placed = replace(inferer, device="cpu")
-    for planes in image.planes(placed, [model], Part.whole(image.shape), progress):
+    ready = [way.laid(placed, [model]) for way in image.ways]
+    for planes in image.planes(ready, Part.whole(image.shape), progress):
         yield planes.start, planes.stop, planes.logits
 
 

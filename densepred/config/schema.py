@@ -131,7 +131,7 @@ class InferenceConfig(Section):
     """Volumes by a 2D model: the axis that its images lie across, or all three, of whose logits the mean is taken."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto takes bfloat16 where the hardware computes in it; sums are float32 always."""
-    backend: Literal["auto", "torch", "compiled", "openvino"] = "auto"
+    backend: Literal["auto", "torch", "compiled", "openvino"] = "torch"
     """What runs the network: auto takes another than torch where a short trial shows it to be faster and as exact."""
     device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""

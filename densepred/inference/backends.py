@@ -1,4 +1,4 @@
-"""Which engine runs the network: the one asked for, or for `auto` the fastest in a short trial, and as exact as torch.
+"""Which runtime runs the network: the one asked for, or for `auto` the fastest in a short trial, and as exact as torch.
 
     prepared = prepare(model, (1, 1, 96, 96, 96), device, torch.bfloat16, windows=1000)
     logits = prepared(windows)
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from densepred.errors import InputError, ResourceError
-from densepred.inference.engines import ENGINES, Engine, Task, TorchEngine
+from densepred.inference.runtimes import RUNTIMES, Runtime, Task, TorchRuntime
 from densepred.registry import lookup
 
 GAIN = 0.95
-"""Another engine is taken if it needs less than this share of torch's time."""
+"""Another runtime is taken if it needs less than this share of torch's time."""
 LEAST = 100
 """Windows below which not even torch is timed."""
 ROUNDS = 3
@@ -73,14 +73,14 @@ class Prepared:
     """A network ready for windows of one shape.
 
     Attributes:
-        backend: the name of the engine that runs it.
+        backend: the name of the runtime that runs it.
         shape: (B, C, *window), the most windows a call takes.
-        trials: the engine taken first, then the others that were looked at.
+        trials: the runtime taken first, then the others that were looked at.
     """
 
     backend: str
     shape: tuple[int, ...]
-    engine: Engine
+    runtime: Runtime
     trials: tuple[Trial, ...]
 
     def __call__(self, windows: Tensor) -> Tensor:
@@ -95,8 +95,8 @@ class Prepared:
             raise ValueError(f"windows must have shape {expected}, got {tuple(windows.shape)}")
         if count < self.shape[0] and self.backend != "torch":  # made for this very batch
             rest = windows.new_zeros(self.shape[0] - count, *self.shape[1:])
-            return self.engine(torch.cat([windows, rest]))[:count]
-        return self.engine(windows)
+            return self.runtime(torch.cat([windows, rest]))[:count]
+        return self.runtime(windows)
 
     def describe(self) -> str:
         """One line: what runs, and what else was looked at."""
@@ -141,8 +141,8 @@ def prepare(
     task = Task(tuple(shape), device, precision, output)
     if backend != "auto":
         start = time.perf_counter()
-        engine = lookup(ENGINES, backend, "backend")(model, task)
-        return Prepared(backend, task.shape, engine, (Trial(backend, setup=time.perf_counter() - start),))
+        runtime = lookup(RUNTIMES, backend, "backend")(model, task)
+        return Prepared(backend, task.shape, runtime, (Trial(backend, setup=time.perf_counter() - start),))
     return _Choice(model, task, windows).made()
 
 
@@ -151,7 +151,7 @@ class _Choice:
 
     def __init__(self, model: nn.Module, task: Task, windows: int) -> None:
         self.model, self.task, self.windows = model, task, windows
-        self.torch: Engine = TorchEngine(model, task)
+        self.torch: Runtime = TorchRuntime(model, task)
         self.probes = _probes(task)  # the first is what is timed
         self._exact: list[Tensor] = []
 
@@ -162,19 +162,19 @@ class _Choice:
             others = [Trial(name, note=f"not tried for {self.windows} windows") for name in names]
             return Prepared("torch", self.task.shape, self.torch, (Trial("torch"), *others))
         (seconds,) = self._seconds([self.torch], rounds=1)
-        best, ratio, engine = Trial("torch", seconds), GAIN, self.torch
+        best, ratio, runtime = Trial("torch", seconds), GAIN, self.torch
         others = []
         for name in names:
             trial, gain, candidate = self._try(name, seconds)
             if candidate is not None and gain < ratio:
                 others.append(replace(best, note=f"slower than {name}"))
-                best, ratio, engine = trial, gain, candidate
+                best, ratio, runtime = trial, gain, candidate
             else:
                 others.append(replace(trial, note=trial.note or f"not faster than {best.backend} by enough"))
-        return Prepared(best.backend, self.task.shape, engine, (best, *others))
+        return Prepared(best.backend, self.task.shape, runtime, (best, *others))
 
-    def _try(self, name: str, seconds: float) -> tuple[Trial, float, Engine | None]:
-        """What became of a candidate, its time as a share of torch's, and its engine if that may be taken.
+    def _try(self, name: str, seconds: float) -> tuple[Trial, float, Runtime | None]:
+        """What became of a candidate, its time as a share of torch's, and its runtime if that may be taken.
 
         Args:
             name: of the candidate.
@@ -187,26 +187,26 @@ class _Choice:
             return Trial(name, note=note), math.inf, None
         start = time.perf_counter()
         try:
-            engine = ENGINES[name](self.model, self.task)
+            runtime = RUNTIMES[name](self.model, self.task)
         except (InputError, ResourceError) as error:
             return Trial(name, note=error.what), math.inf, None
         setup = time.perf_counter() - start
-        fault = self._fault(engine)
+        fault = self._fault(runtime)
         if fault:
             return Trial(name, None, setup, fault), math.inf, None
-        ours, its = self._seconds([self.torch, engine])
-        return Trial(name, its, setup), its / ours, engine
+        ours, its = self._seconds([self.torch, runtime])
+        return Trial(name, its, setup), its / ours, runtime
 
-    def _seconds(self, engines: Sequence[Engine], rounds: int = ROUNDS) -> list[float]:
+    def _seconds(self, runtimes: Sequence[Runtime], rounds: int = ROUNDS) -> list[float]:
         """Of a window, the shortest of rounds in which they take turns, after a call to warm up."""
         windows = self.probes[0]
-        least = [math.inf] * len(engines)
-        for engine in engines:
-            engine(windows)
+        least = [math.inf] * len(runtimes)
+        for runtime in runtimes:
+            runtime(windows)
         for _ in range(rounds):
-            for number, engine in enumerate(engines):
+            for number, runtime in enumerate(runtimes):
                 start = self._now()
-                engine(windows)
+                runtime(windows)
                 least[number] = min(least[number], self._now() - start)
         return [seconds / self.task.shape[0] for seconds in least]
 
@@ -216,14 +216,14 @@ class _Choice:
             torch.cuda.synchronize(self.task.device)
         return time.perf_counter()
 
-    def _fault(self, engine: Engine) -> str:
+    def _fault(self, runtime: Runtime) -> str:
         """What is wrong with its logits; empty where nothing is."""
         if not self._exact:
             single = self.task.precision == torch.float32
-            full = self.torch if single else TorchEngine(self.model, replace(self.task, precision=torch.float32))
+            full = self.torch if single else TorchRuntime(self.model, replace(self.task, precision=torch.float32))
             self._exact = [full(probe).float() for probe in self.probes]
         for probe, exact in zip(self.probes, self._exact, strict=True):
-            errors, torchs = _errors(engine(probe), exact), _errors(self.torch(probe), exact)
+            errors, torchs = _errors(runtime(probe), exact), _errors(self.torch(probe), exact)
             floors = _FLOORS[self.task.precision]
             for error, own, floor, kind in zip(errors, torchs, floors, ("at most", "in the mean"), strict=True):
                 if not error <= max(floor, 1.5 * own):  # NaN is a fault too

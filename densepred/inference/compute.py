@@ -10,11 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from densepred.device import is_exhausted, pick_precision
 from densepred.errors import ResourceError
 from densepred.inference import memory
-from densepred.inference.forward import Forward, Model, evaluating
+from densepred.inference.backends import prepare
+from densepred.inference.forward import Forward, Model
+from densepred.inference.modes import evaluating
 from densepred.inference.outputs import Predicted
 from densepred.inference.sliding_window import Part, Progress, SlidingWindowInferer
 from densepred.inference.spool import Arrays, Spool
@@ -27,16 +30,22 @@ Reduce = Callable[[Predicted], Arrays]
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What one call of the network took.
+class Ready:
+    """The network, ready for windows of one shape.
 
     Attributes:
-        fixed: bytes of the program, or of the weights on a GPU, and of the network at work.
+        inferer: for these windows.
+        models: to call.
+        fixed: bytes that the program, or on a GPU the weights, and the network at work take.
         logits: channels of the logits.
+        backends: what runs each model.
     """
 
+    inferer: SlidingWindowInferer
+    models: Sequence[Model]
     fixed: int
     logits: int
+    backends: tuple[str, ...]
 
 
 @dataclass
@@ -45,15 +54,17 @@ class Compute:
 
     Args:
         models: several make an ensemble.
-        inferer: windows, batch and device.
+        inferer: windows, batch, precision and device.
+        backend: what runs the network, see `densepred.inference.backends`.
         fallback: makes the same on the CPU, where the user has not asked for a certain device.
     """
 
     models: Sequence[Model]
     inferer: SlidingWindowInferer
+    backend: str = "torch"
     fallback: Callable[[], Compute] | None = None
     _with_variance: Compute | None = None
-    _trials: dict[tuple[int | None, tuple[int, ...]], Trial] = field(default_factory=dict)
+    _ready: dict[tuple[int | None, tuple[int, ...]], Ready] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -62,25 +73,45 @@ class Compute:
         assert self.inferer.device is not None
         return torch.device(self.inferer.device)
 
-    def trial(self, channels: int, way: Way) -> Trial:
-        """Calls the network once for windows of zeros, the first time that it is asked about windows like these."""
+    def ready(self, channels: int, way: Way, windows: int) -> Ready:
+        """The network for windows of a way through an image, which is tried out once for each shape of windows.
+
+        Args:
+            channels: of the image.
+            way: how it is gone through.
+            windows: how many there will be.
+        """
         inferer, models = way.laid(self.inferer, self.models)
         window = inferer.grid(way.model_shape).window
         with self._lock:
-            if (way.axis, window) not in self._trials:
-                self._trials[way.axis, window] = self._measured(inferer, models, channels, window)
-            return self._trials[way.axis, window]
+            if (way.axis, window) not in self._ready:
+                self._ready[way.axis, window] = self._made(inferer, models, (inferer.batch, channels, *window), windows)
+            return self._ready[way.axis, window]
 
-    def _measured(
-        self, inferer: SlidingWindowInferer, models: Sequence[Model], channels: int, window: tuple[int, ...]
-    ) -> Trial:
-        device = self.device
-        precision = pick_precision(inferer.precision, device)
-        forward = Forward(models, inferer.mirror_axes, inferer.output, inferer.variance, precision)
+    def _made(
+        self, inferer: SlidingWindowInferer, models: Sequence[Model], shape: tuple[int, ...], windows: int
+    ) -> Ready:
+        device, precision = self.device, pick_precision(inferer.precision, self.device)
         base = torch.cuda.memory_allocated(device) if device.type == "cuda" else memory.resident()
-        with memory.peak_of(device) as peak, evaluating(models), torch.inference_mode():
-            logits = forward(torch.zeros(inferer.batch, channels, *window, device=device)).shape[1]
-            return Trial(base + peak(), logits)
+        with memory.peak_of(device) as peak:
+            views = windows << len(inferer.mirror_axes)
+            made = [self._prepared(model, shape, precision, views, inferer.output) for model in models]
+            called = [model for model, _ in made]
+            forward = Forward(called, inferer.mirror_axes, inferer.output, inferer.variance, precision)
+            with evaluating(*called), torch.inference_mode():
+                logits = forward(torch.zeros(shape, device=device)).shape[1]
+            for _, described in made:
+                if self.backend == "auto":
+                    _LOG.info("%s", described)
+            return Ready(inferer, called, base + peak(), logits, tuple(described for _, described in made))
+
+    def _prepared(
+        self, model: Model, shape: tuple[int, ...], precision: torch.dtype, windows: int, output: str | None
+    ) -> tuple[Model, str]:
+        if not isinstance(model, nn.Module):
+            return model, "a function"
+        prepared = prepare(model, shape, self.device, precision, self.backend, windows, output)
+        return prepared, prepared.describe()
 
     def giving_variance(self) -> Compute:
         """The same with one more channel behind the logits; the same one each time."""
@@ -88,14 +119,16 @@ class Compute:
             if self._with_variance is None:
                 fallback = self.fallback
                 varied = None if fallback is None else lambda: fallback().giving_variance()
-                self._with_variance = Compute(self.models, replace(self.inferer, variance=True), varied)
+                varying = replace(self.inferer, variance=True)
+                self._with_variance = Compute(self.models, varying, self.backend, varied)
             return self._with_variance
 
     def smaller(self) -> Compute | None:
         """The same with half as many windows in a call."""
         if self.inferer.batch == 1:
             return None
-        return Compute(self.models, replace(self.inferer, batch=self.inferer.batch // 2), self.fallback)
+        batch = self.inferer.batch // 2
+        return Compute(self.models, replace(self.inferer, batch=batch), self.backend, self.fallback)
 
 
 @dataclass
@@ -109,6 +142,7 @@ class Report:
         device: where.
         foretold: bytes of the device's memory that it was to take at most.
         allowed: bytes that it was allowed to.
+        backend: what runs the network.
         invalid: pixels that do not count.
         notes: what was changed on the way, because memory ran out.
     """
@@ -119,6 +153,7 @@ class Report:
     device: str = ""
     foretold: int = 0
     allowed: int = 0
+    backend: str = ""
     invalid: int = 0
     notes: list[str] = field(default_factory=list)
 
@@ -144,6 +179,7 @@ class WithinMemory:
     def __init__(self, image: VolumePass, compute: Compute, budget: int | None, scratch: Path | None = None) -> None:
         self.image, self.compute, self.budget, self.scratch = image, compute, budget, scratch
         self.report = Report()
+        self._made: list[Ready] = []
         self._narrower = 1  # bands are so many times narrower than foretold
 
     def slabs(
@@ -184,10 +220,12 @@ class WithinMemory:
             ResourceError: none does.
         """
         image, inferer, device = self.image, self.compute.inferer, self.compute.device
-        lines, trials = image.result_shape[1], [self.compute.trial(image.channels, way) for way in image.ways]
-        fixed = max(trial.fixed for trial in trials) + memory.BUFFERS
+        lines, every = image.result_shape[1], Part.whole(image.result_shape)
+        windows = image.windows(inferer, every)
+        self._made = [self.compute.ready(image.channels, way, windows) for way in image.ways]
+        fixed = max(ready.fixed for ready in self._made) + memory.BUFFERS
         grids = [way.laid(inferer, [])[0].grid(way.model_shape) for way in image.ways]
-        needs = [self._needs(grid, trial.logits) for grid, trial in zip(grids, trials, strict=True)]
+        needs = [self._needs(grid, ready.logits) for grid, ready in zip(grids, self._made, strict=True)]
 
         def taken(width: int) -> int:
             return fixed + sum(one.bytes(width) for one in needs)
@@ -200,10 +238,11 @@ class WithinMemory:
             raise ResourceError(what, "give more with inference.memory, or lower inference.window or inference.batch")
         starts = [round(start * lines / grids[0].axes[1].padded) for start in grids[0].axes[1].starts]
         found = memory.bands(lines, widest, starts)
-        report, whole = self.report, (0, image.result_shape[0])
+        report = self.report
         report.bands, report.batch, report.device = len(found), inferer.batch, str(device)
+        report.backend = "; ".join(dict.fromkeys(text for ready in self._made for text in ready.backends))
         report.foretold, report.allowed = taken(max(stop - start for start, stop in found)), allowed
-        report.windows = sum(image.windows(inferer, Part(whole, band)) for band in found)
+        report.windows = sum(image.windows(inferer, Part(every.planes, band)) for band in found)
         return found
 
     def _needs(self, grid: WindowGrid, logits: int) -> memory.Needs:
@@ -226,9 +265,8 @@ class WithinMemory:
                     progress(before + done, sum(counted))
 
             part = Part(planes, bands[number])
-            yield from self.image.planes(
-                self.compute.inferer, self.compute.models, part, advance, screened=invalid.append
-            )
+            ready = [(each.inferer, each.models) for each in self._made]
+            yield from self.image.planes(ready, part, advance, invalid.append)
 
         if len(bands) == 1:
             for predicted in run(0):

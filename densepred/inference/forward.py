@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from itertools import chain, combinations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from densepred.inference.reduce import Spread
 
@@ -64,28 +63,6 @@ class Forward:
             raise ValueError(f"model must give logits of shape {expected} for its input, got {tuple(logits.shape)}")
         # the ring's own layout: adding channels-last logits to it takes more than twice as long
         return logits.to(torch.float32, memory_format=torch.contiguous_format)
-
-
-@contextmanager
-def evaluating(models: Sequence[Model]) -> Iterator[None]:
-    """Evaluation mode for the time of the block; afterwards every layer is back in its own mode.
-
-    Models that are in it already are left alone, so that threads may share them.
-    """
-    with ExitStack() as stack:
-        for model in models:
-            modules = list(model.modules()) if isinstance(model, nn.Module) else []
-            modes = [module.training for module in modules]
-            if any(modes):
-                assert isinstance(model, nn.Module)
-                stack.callback(_set_modes, modules, modes)
-                model.eval()
-        yield
-
-
-def _set_modes(modules: Sequence[nn.Module], modes: Sequence[bool]) -> None:
-    for module, mode in zip(modules, modes, strict=True):
-        module.training = mode
 
 
 def pick(output: Tensor | Mapping[str, Tensor], name: str | None) -> Tensor:

@@ -16,19 +16,20 @@ _USED: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
 
 
 @contextmanager
-def evaluating(model: Callable[..., Any]) -> Iterator[None]:
+def evaluating(*models: Callable[..., Any]) -> Iterator[None]:
     """Evaluation mode for the time of the block; after the last of several blocks every layer is in its own mode again.
 
     Args:
-        model: a module; anything else has no modes.
+        models: modules; anything else has no modes.
     """
-    layers = list(model.modules()) if isinstance(model, nn.Module) else []
+    modules = [model for model in models if isinstance(model, nn.Module)]
+    layers = list(dict.fromkeys(layer for module in modules for layer in module.modules()))
     with _LOCK:
         for layer in layers:
             count, mode = _USED.get(layer, (0, layer.training))
             _USED[layer] = count + 1, mode
-        if isinstance(model, nn.Module):
-            model.eval()
+        for module in modules:
+            module.eval()
     try:
         yield
     finally:

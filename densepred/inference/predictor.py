@@ -385,7 +385,8 @@ class Predictor:
         )
         models = [one if device == self.device else copy.deepcopy(one).to(device) for one in self.models]
         cpu = torch.device("cpu")
-        return Compute(models, inferer, (lambda: self._computing(cpu)) if auto and device.type != "cpu" else None)
+        fallback = (lambda: self._computing(cpu)) if auto and device.type != "cpu" else None
+        return Compute(models, inferer, settings.backend, fallback)
 
 
 __all__ = ["Predictor", "load"]

@@ -36,6 +36,7 @@ class Slicewise(nn.Module):
         if axis not in (0, 1, 2):
             raise ValueError(f"axis must be 0, 1 or 2, got {axis!r}")
         self.model, self._dim, self._output = model, axis + 2, output
+        self.training = getattr(model, "training", False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, Z, Y, X) -> logits (B, K, Z, Y, X)."""

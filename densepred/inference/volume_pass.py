@@ -100,8 +100,7 @@ class VolumePass:
 
     def planes(
         self,
-        inferer: SlidingWindowInferer,
-        models: Sequence[Model],
+        ready: Sequence[tuple[SlidingWindowInferer, Sequence[Model]]],
         part: Part,
         progress: Progress | None = None,
         screened: Callable[[int], None] | None = None,
@@ -109,44 +108,39 @@ class VolumePass:
         """Yield finished planes of a part of the result, as soon as no later window can change them.
 
         Args:
-            inferer: it has a device.
-            models: which are there.
+            ready: for each way what `Way.laid` gives, on one device, and the models there.
             part: of the result.
             progress: called with the windows done and all of this part.
             screened: called at the end with the number of invalid pixels.
         """
         image, source = self.on_image(part), Screened(self.source)
-        passes = self._passes(inferer, models, source, image)
+        passes = self._passes(ready, source, image)
         hooks = [None] * len(passes) if progress is None else summed(progress, [one.windows for one, _ in passes])
         streams = [self._slabs(one, back, image, hook) for (one, back), hook in zip(passes, hooks, strict=True)]
         lines = slice(*image.lines)
         with closing(streams[0] if len(streams) == 1 else averaged(streams)) as slabs:
-            parts = ((a, b, split(slab, inferer.variance)) for a, b, slab in slabs)
+            parts = ((a, b, split(slab, ready[0][0].variance)) for a, b, slab in slabs)
             planes = (Predicted(a, b, logits, source.invalid(a, b, lines), spread) for a, b, (logits, spread) in parts)
             yield from planes if self.blocks == 1 else in_blocks(planes, self.blocks, part.planes[0])
         if screened is not None:
             screened(source.count)
 
     def _passes(
-        self, inferer: SlidingWindowInferer, models: Sequence[Model], source: Source, image: Part
+        self, ready: Sequence[tuple[SlidingWindowInferer, Sequence[Model]]], source: Source, image: Part
     ) -> list[tuple[WindowPass, Regrid | None]]:
         """Of each way, with what leads back to the image's grid."""
-        assert inferer.device is not None
-        device, parts = torch.device(inferer.device), [self._needed(way, image) for way in self.ways]
+        parts = [self._needed(way, image) for way in self.ways]
         views: Sequence[Source] = [source]
         if len(self.ways) > 1:
-            views = Shared(
-                source,
-                len(self.ways),
-                min(self._first(way, inferer, part) for way, part in zip(self.ways, parts, strict=True)),
-            ).views
+            laid = zip(self.ways, ready, parts, strict=True)
+            start = min(self._first(way, inferer, part) for way, (inferer, _), part in laid)
+            views = Shared(source, len(self.ways), start).views
         passes: list[tuple[WindowPass, Regrid | None]] = []
-        for way, part, view in zip(self.ways, parts, views, strict=True):
-            laid, called = way.laid(inferer, models)
-            moved = way.model_shape != self.shape
+        for way, (inferer, models), part, view in zip(self.ways, ready, parts, views, strict=True):
+            assert inferer.device is not None
+            device, moved = torch.device(inferer.device), way.model_shape != self.shape
             seen = Resampled(view, way.model_shape, device) if moved else view
-            back = self._back(way, image, device) if moved else None
-            passes.append((laid.passing(called, seen, part), back))
+            passes.append((inferer.passing(models, seen, part), self._back(way, image, device) if moved else None))
         return passes
 
     def _slabs(
@@ -170,7 +164,7 @@ class VolumePass:
 
     def _first(self, way: Way, inferer: SlidingWindowInferer, part: Part) -> int:
         """A plane of the image before which none is read for a part of the model's grid."""
-        axis = way.laid(inferer, [])[0].grid(way.model_shape).axes[0]
+        axis = inferer.grid(way.model_shape).axes[0]
         start = axis.starts[axis.touching(part.planes[0] + axis.before, part.planes[1] + axis.before)[0]]
         scale = self.shape[0] / way.model_shape[0]
         return start if scale == 1 else max(math.floor((start + 0.5) * scale - max(scale, 1)) - 1, 0)

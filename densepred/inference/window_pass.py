@@ -15,7 +15,8 @@ from torch import Tensor
 from densepred.errors import InputError, ResourceError
 from densepred.inference import windows
 from densepred.inference.empty import EmptyWindows
-from densepred.inference.forward import Forward, evaluating
+from densepred.inference.forward import Forward
+from densepred.inference.modes import evaluating
 from densepred.inference.ring import Accumulator, Ring
 from densepred.inference.threads import ahead
 from densepred.inference.windows import WindowGrid
@@ -113,7 +114,7 @@ class WindowPass:
             blocks = ahead(blocks, self.inferer.ahead)
         with closing(blocks):
             for row in self.rows:
-                with evaluating(self.forward.models), torch.inference_mode():
+                with evaluating(*self.forward.models), torch.inference_mode():
                     self._load(blocks, axis.starts[row] + axis.window)
                     self._predict_row(row, progress)
                 assert self.sums is not None  # every row has a window

@@ -20,17 +20,17 @@ from torch import Tensor, nn
 
 from densepred.device import needing_memory
 from densepred.errors import InputError
-from densepred.inference.sliding_window import pick
+from densepred.inference.forward import pick
 from densepred.models.folding import fold_batch_norms
 from densepred.models.layers import CONVOLUTIONS, to_channels_last
 
-Engine = Callable[[Tensor], Tensor]
+Runtime = Callable[[Tensor], Tensor]
 HINTS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
 @dataclass(frozen=True)
 class Task:
-    """What an engine is made for.
+    """What an runtime is made for.
 
     Args:
         shape: of a batch of windows, (B, C, *window).
@@ -45,7 +45,7 @@ class Task:
     output: str | None = None
 
 
-class TorchEngine:
+class TorchRuntime:
     """torch, one kernel after the other: channels-last, batch norms folded, autocast with weights already cast.
 
     Norms keep float32 parameters and statistics. Without batch norms the results are those of plain autocast, bit for
@@ -67,7 +67,7 @@ class TorchEngine:
             return pick(self.model(windows), self.task.output)
 
 
-class CompiledEngine(TorchEngine):
+class CompiledRuntime(TorchRuntime):
     """The same, compiled for the shape (`torch.compile`), which takes half a minute.
 
     Raises:
@@ -82,7 +82,7 @@ class CompiledEngine(TorchEngine):
             self(torch.zeros(task.shape, device=task.device))
 
 
-class OpenVinoEngine:
+class OpenVinoRuntime:
     """OpenVINO on CPUs, with as many threads as torch; windows and logits are handed over without a copy.
 
     Threads may share it: calls take turns, each with all cores.
@@ -187,7 +187,7 @@ def _converted(model: nn.Module, task: Task) -> Any:
 
 @contextmanager
 def _making(fault: str) -> Iterator[None]:
-    """Tells why an engine cannot be made: the makers' exceptions are of many classes, some of them plain ones.
+    """Tells why an runtime cannot be made: the makers' exceptions are of many classes, some of them plain ones.
 
     Raises:
         InputError: it cannot.
@@ -206,8 +206,8 @@ def _making(fault: str) -> Iterator[None]:
             raise InputError(f"{fault} ({type(error).__name__}: {reason})", "use inference.backend=torch") from error
 
 
-ENGINES: dict[str, Callable[[nn.Module, Task], Engine]] = {
-    "torch": TorchEngine,
-    "compiled": CompiledEngine,
-    "openvino": OpenVinoEngine,
+RUNTIMES: dict[str, Callable[[nn.Module, Task], Runtime]] = {
+    "torch": TorchRuntime,
+    "compiled": CompiledRuntime,
+    "openvino": OpenVinoRuntime,
 }
