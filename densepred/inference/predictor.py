@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +33,7 @@ from densepred.inference.outputs import Outputs, Predicted, check_kinds, content
 from densepred.inference.reduce import split
 from densepred.inference.sliding_window import Progress, Slab, SlidingWindowInferer, Source
 from densepred.models.dense import Model
-from densepred.models.heads import HeadSpec
+from densepred.models.heads import HeadSpec, Segmentation
 from densepred.models.layers import to_channels_last
 from densepred.progress import counted
 from densepred.volumes import Provenance, Volume
@@ -106,7 +106,6 @@ class Predictor:
         precision = pick_precision(settings.precision, self.device)
         models = [model] if isinstance(model, nn.Module) else list(model)
         self.models = tuple(to_channels_last(one.eval().to(self.device)) for one in models)
-        strides = zip(*(one.stride for one in models), strict=True)
         self.inferer = SlidingWindowInferer(
             window=settings.window or config.patch.size,
             overlap=settings.overlap,
@@ -115,7 +114,7 @@ class Predictor:
             device=self.device,
             precision=str(precision).removeprefix("torch."),
             mirror_axes=settings.mirror,
-            multiple=[math.lcm(*axis) for axis in strides] if settings.blend == "none" else 1,
+            multiple=_common(model.stride for model in models) if settings.blend == "none" else 1,
         )
 
     @property
@@ -125,11 +124,13 @@ class Predictor:
 
     @property
     def head(self) -> HeadSpec:
-        """What is predicted for each voxel: of several the first.
+        """What is predicted for each voxel: of several the first; by a model that does not tell, the plan's classes.
 
         Raises:
             InputError: all heads are for whole images.
         """
+        if not hasattr(self.model, "specs"):  # a module of another make
+            return Segmentation(len(self.plan.classes))
         dense = [spec for spec in self.model.specs.values() if spec.dense]
         if not dense:
             raise InputError("the model predicts nothing for each voxel", "give one with a dense head")
@@ -340,6 +341,11 @@ class Predictor:
             return slices.stream(engine, source, spacing, wanted, settings.slices, progress)
         target = None if wanted is None else resampled_shape(source.shape[1:], spacing, wanted)
         return engine.stream(source, target, progress)
+
+
+def _common(strides: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    """The least multiple of all, axis by axis."""
+    return tuple(math.lcm(*axis) for axis in zip(*strides, strict=True))
 
 
 class _Screened:
