@@ -133,4 +133,4 @@ def test_windows_begin_at_multiples_of_every_stride(runs: list[Path]) -> None:
     first, second = (member.model for member in members)
     first.divisor, second.divisor = (4, 6), (6, 9)  # type: ignore[assignment]
     config = load(runs[0], ["inference.blend=none"]).config
-    assert Predictor([first, second], config, members[0].plan, "").inferer.multiple == [12, 18]
+    assert Predictor([first, second], config, members[0].plan, "").inferer.multiple == (12, 18)

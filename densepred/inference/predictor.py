@@ -35,7 +35,7 @@ from densepred.inference.spool import Arrays
 from densepred.inference.threads import Behind
 from densepred.inference.volume_pass import VolumePass
 from densepred.models.dense import Model
-from densepred.models.heads import HeadSpec
+from densepred.models.heads import HeadSpec, Segmentation
 from densepred.models.layers import to_channels_last
 from densepred.progress import counted
 from densepred.volumes import Provenance, Volume
@@ -132,11 +132,13 @@ class Predictor:
 
     @property
     def head(self) -> HeadSpec:
-        """What is predicted for each voxel: of several the first.
+        """What is predicted for each voxel: of several the first; by a model that does not tell, the plan's classes.
 
         Raises:
             InputError: all heads are for whole images.
         """
+        if not hasattr(self.model, "specs"):  # a module of another make
+            return Segmentation(len(self.plan.classes))
         dense = [spec for spec in self.model.specs.values() if spec.dense]
         if not dense:
             raise InputError("the model predicts nothing for each voxel", "give one with a dense head")
