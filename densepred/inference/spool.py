@@ -69,7 +69,8 @@ class Spool:
 
     def _file(self, kind: str, array: NDArray[Any]) -> tuple[IO[bytes], int, np.dtype]:
         if kind not in self._files:
-            file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - closed by the stack
+            with needing_space(self.folder / "temporary files"):
+                file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - closed by the stack
             self._files[kind] = self._stack.enter_context(file), len(array), array.dtype
         return self._files[kind]
 
