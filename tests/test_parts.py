@@ -133,7 +133,7 @@ class TestEmptyWindows:
         logits[2] = 0.25
         empty.compare((0.0,), logits)
         logits[1] = 0.1
-        with pytest.raises(InputError, match="differ by 0.025 in probability"):
+        with pytest.raises(InputError, match=r"differ by 0\.025 in probability"):
             empty.compare((0.0,), logits)
 
     def test_a_non_finite_window_is_never_empty(self) -> None:
