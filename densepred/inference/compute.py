@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -65,6 +66,7 @@ class Compute:
     backend: str = "torch"
     fallback: Callable[[], Compute] | None = None
     _with_variance: Compute | None = None
+    _smaller: Compute | None = None
     _ready: dict[tuple[int | None, tuple[int, ...]], Ready] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -125,11 +127,14 @@ class Compute:
             return self._with_variance
 
     def smaller(self) -> Compute | None:
-        """The same with half as many windows in a call."""
+        """The same with half as many windows in a call; the same one each time."""
         if self.inferer.batch == 1:
             return None
-        batch = self.inferer.batch // 2
-        return Compute(self.models, replace(self.inferer, batch=batch), self.backend, self.fallback)
+        with self._lock:
+            if self._smaller is None:
+                halved = replace(self.inferer, batch=self.inferer.batch // 2)
+                self._smaller = Compute(self.models, halved, self.backend, self.fallback)
+            return self._smaller
 
 
 @dataclass
@@ -175,10 +180,13 @@ class WithinMemory:
         compute: the network on its device.
         budget: bytes of RAM, or of a GPU's memory; by default most of what is free.
         scratch: folder for the lines of bands until all are there.
+        voxel: bytes of a voxel of all that `reduce` makes.
     """
 
-    def __init__(self, image: VolumePass, compute: Compute, budget: int | None, scratch: Path | None = None) -> None:
-        self.image, self.compute, self.budget, self.scratch = image, compute, budget, scratch
+    def __init__(
+        self, image: VolumePass, compute: Compute, budget: int | None, scratch: Path | None = None, voxel: int = 0
+    ) -> None:
+        self.image, self.compute, self.budget, self.scratch, self.voxel = image, compute, budget, scratch, voxel
         self.report = Report()
         self._made: list[Ready] = []
         self._narrower = 1  # bands are so many times narrower than foretold
@@ -232,8 +240,10 @@ class WithinMemory:
         fixed += sum(memory.buffers(grid, shape, logits) for grid, logits in laid)
         needs = [self._needs(grid, logits) for grid, logits in laid]
 
+        spooled = 0 if device.type == "cuda" else memory.SPOOLED * self.voxel * math.prod(image.result_shape[1:])
+
         def taken(width: int) -> int:
-            return fixed + sum(one.bytes(width) for one in needs)
+            return fixed + sum(one.bytes(width) for one in needs) + (spooled if width < lines else 0)
 
         used = torch.cuda.memory_allocated(device) if device.type == "cuda" else memory.resident()
         allowed = self.budget or int(used + memory.SHARE * memory.available(device))

@@ -185,6 +185,11 @@ def contents(kind: str, plan: Plan, head: HeadSpec) -> Contents:
     return Contents(np.dtype(np.float32), channels, names, unit)
 
 
+def bytes_of(kinds: Iterable[str], plan: Plan, head: HeadSpec) -> int:
+    """The bytes of a voxel of several kinds."""
+    return sum(one.channels * one.dtype.itemsize for one in (contents(kind, plan, head) for kind in kinds))
+
+
 class Outputs:
     """The files of one case, filled together; each is whole or not there.
 

@@ -8,9 +8,9 @@ import json
 import logging
 import math
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -29,7 +29,7 @@ from densepred.errors import InputError
 from densepred.inference.compute import Compute, Reduce, Report, WithinMemory
 from densepred.inference.inputs import find_inputs
 from densepred.inference.loading import joint_hash, read_runs
-from densepred.inference.outputs import Outputs, Predicted, check_kinds, contents, default_kind, reduced
+from densepred.inference.outputs import Outputs, Predicted, bytes_of, check_kinds, contents, default_kind, reduced
 from densepred.inference.sliding_window import Progress, SlidingWindowInferer
 from densepred.inference.spool import Arrays
 from densepred.inference.threads import Behind
@@ -230,7 +230,7 @@ class Predictor:
         self._check(kinds)
         grid, held = self.grid(volume), {kind: contents(kind, self.plan, self.head) for kind in kinds}
         arrays = {kind: np.empty((one.channels, *grid.shape[1:]), one.dtype) for kind, one in held.items()}
-        within = self._within(volume, "variance" in kinds)
+        within = self._within(volume, kinds)
         with closing(within.slabs(self._reduced(kinds), progress)) as slabs:
             for start, stop, found in slabs:
                 for kind, values in arrays.items():
@@ -281,7 +281,7 @@ class Predictor:
             for volume in images:
                 with volume:
                     outputs.begin(self.grid(volume))
-                    within = self._within(volume, "variance" in paths, next(iter(paths.values())).parent)
+                    within = self._within(volume, paths, next(iter(paths.values())).parent)
                     slabs = within.slabs(self._reduced(paths), progress)
                     with closing(slabs), Behind(outputs.write) as write:
                         for _, _, arrays in slabs:
@@ -350,14 +350,14 @@ class Predictor:
             invalid = np.zeros(planes.logits.shape[1:], bool) if planes.invalid is None else planes.invalid
             return arrays | {"invalid": invalid[np.newaxis]}
 
-        within = self._within(volume, variance)
+        within = self._within(volume, ("logits", "variance") if variance else ("logits",))
         for start, stop, arrays in within.slabs(whole, progress):
             logits, (invalid,) = torch.from_numpy(arrays["logits"]), arrays["invalid"]
             spread = torch.from_numpy(arrays["variance"]) if variance else None
             yield Predicted(start, stop, logits, invalid if invalid.any() else None, spread)
         self._tell_invalid(volume, within.report)
 
-    def _within(self, volume: Volume, variance: bool, scratch: Path | None = None) -> WithinMemory:
+    def _within(self, volume: Volume, kinds: Collection[str], scratch: Path | None = None) -> WithinMemory:
         """An image on its way, within the memory that is allowed."""
         settings = self.config.inference
         check_image(volume, self.plan, sliced=settings.slices is not None)
@@ -366,8 +366,8 @@ class Predictor:
         slices = settings.slices if volume.dims > self.plan.dims else None
         image = VolumePass(source, volume.spacing, self.plan.spacing, settings.bin, slices, name)
         budget = None if settings.memory is None else parse_size(settings.memory)
-        compute = self._compute if not variance else self._compute.giving_variance()
-        return WithinMemory(image, compute, budget, scratch)
+        compute = self._compute.giving_variance() if "variance" in kinds else self._compute
+        return WithinMemory(image, compute, budget, scratch, bytes_of(kinds, self.plan, self.head))
 
     def _reduced(self, kinds: Iterable[str]) -> Reduce:
         return lambda planes: {kind: reduced(kind, planes, self.plan, self.head) for kind in kinds}
@@ -390,7 +390,7 @@ class Predictor:
         )
         models = [one if device == self.device else copy.deepcopy(one).to(device) for one in self.models]
         cpu = torch.device("cpu")
-        fallback = (lambda: self._computing(cpu)) if auto and device.type != "cpu" else None
+        fallback = cache(lambda: self._computing(cpu)) if auto and device.type != "cpu" else None
         return Compute(models, inferer, settings.backend, fallback)
 
 
