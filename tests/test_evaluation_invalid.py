@@ -55,8 +55,132 @@ def test_a_class_where_nothing_was_predicted_is_told_from_an_absent_one(tmp_path
     nothing = np.zeros_like(half)
     predictions = folder(tmp_path / "p", MEANING, good=square(), hidden=hidden, half=half, empty=nothing)
     labels = folder(tmp_path / "t", good=square(), hidden=square(), half=square(), empty=nothing)
+    scores = evaluate(predictions, labels, tmp_path / "s")
+    with open(tmp_path / "s" / "scores.csv", newline="") as file:
+        rows = {row["case"]: row for row in csv.DictReader(file)}
+    columns = ("dice", "truth_voxels", "unpredicted_voxels")
+    assert {case: tuple(row[column] for column in columns) for case, row in rows.items()} == {
+        "empty": ("", "0", "0"),
+        "good": ("1.0", "16", "0"),
+        "half": ("1.0", "8", "8"),
+        "hidden": ("", "0", "16"),
+    }
+    assert scores.left_out == {"source": {"voxels": 24, "share": 0.5, "cases": 1}}
+    stored = json.loads((tmp_path / "s" / "scores.json").read_text())
+    assert stored["left_out"] == scores.left_out
+    assert stored["unpredicted_voxels"] == {"empty": 0, "good": 0, "half": 8, "hidden": 16}
+    text = shown(scores)
+    assert "not predicted, so not scored: 50.0% of source" in text
+    assert "1 times all of a class lay where nothing was predicted: no score" in text
+    assert "1 times a class was in neither truth nor prediction: no score" in text
+
+
+def test_a_class_that_was_never_predicted_still_has_its_row(tmp_path: Path) -> None:
+    hidden = np.full((20, 20), 255, np.uint8)
+    meaning = {"classes": {"0": "sky"}, "invalid": 255, "merged": {"2": 1}}
+    truth = square()
+    truth[5, 5] = 2
+    scores = evaluate(folder(tmp_path / "p", meaning, a=hidden), folder(tmp_path / "t", a=truth))
+    assert [(row["class"], row["unpredicted_voxels"]) for row in scores.cases] == [("1", 16)]
+    assert scores.results[0].unpredicted == 400
+    strict = evaluate(tmp_path / "p", tmp_path / "t", classes={3: "other"})
+    assert "1 values are not among the classes [3]: 1" in strict.failures[0].what
+
+
+def test_a_few_pixels_left_out_are_not_worth_a_line(tmp_path: Path) -> None:
+    whole = np.ones((20, 20), np.uint8)
+    pitted = whole.copy()
+    pitted[0, :3] = 255
+    scores = evaluate(folder(tmp_path / "p", MEANING, a=pitted), folder(tmp_path / "t", a=whole))
+    assert scores.left_out["source"]["share"] == 3 / 400
+    assert "so not scored" not in shown(scores)
+    assert "3 voxels marked as invalid were not scored" in shown(scores)
+
+
+def test_an_old_prediction_of_a_failed_case_is_not_scored(tmp_path: Path) -> None:
+    predictions = folder(tmp_path / "p", MEANING, a=square(), b=square())
+    labels = folder(tmp_path / "t", a=square(), b=square(), c=square())
+    rows = "".join(f"{case}\tin/{case}.fits\tdamaged\tcopy again\n" for case in "bcd")
+    (predictions / "failures.tsv").write_text(f"case\tfile\twhat\tfix\n{rows}")
+    for given in (predictions, str(predictions / "{id}.fits"), sorted(predictions.glob("*.fits"))):
+        scores = evaluate(given, labels)
+        assert [result.case for result in scores.results] == ["a"]
+        assert {failure.case: failure.what for failure in scores.failures} == dict.fromkeys(
+            "bc", "its prediction failed: damaged"
+        )
+        assert (scores.exit_code, scores.unpredicted) == (3, [])
+
+
+def test_failures_of_shards_are_those_of_the_predictions(tmp_path: Path) -> None:
+    predictions = folder(tmp_path / "p", MEANING, a=square(), c=square())
+    labels = folder(tmp_path / "t", a=square(), b=square(), c=square())
+    for number, case in ((1, "a"), (2, "b")):
+        (predictions / f"failures-{number}-of-2.tsv").write_text(f"case\tfile\twhat\tfix\n{case}\tx\tdamaged\tcopy\n")
     failures = {failure.case: failure.what for failure in evaluate(predictions, labels).failures}
     assert failures == dict.fromkeys("ab", "its prediction failed: damaged")
+
+
+def test_a_failed_case_is_known_by_the_source_that_bids_names(tmp_path: Path) -> None:
+    for subject in ("01", "02"):
+        anat = tmp_path / "derivatives" / f"sub-{subject}" / "anat"
+        for path in (anat / f"sub-{subject}_seg-m_dseg.nii.gz", tmp_path / "truth" / f"sub-{subject}.nii.gz"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(square(), np.eye(4)), path)
+        source = f"bids:source:sub-{subject}/anat/sub-{subject}_T1w.nii.gz"
+        (anat / f"sub-{subject}_seg-m_dseg.json").write_text(json.dumps({"Sources": [source]}))
+    folder(tmp_path / "derivatives", MEANING)
+    (tmp_path / "derivatives" / "failures.tsv").write_text("case\tfile\twhat\tfix\nsub-02_T1w\tx\tdamaged\tcopy\n")
+    scores = evaluate(str(tmp_path / "derivatives/sub-*/anat/{id}_seg-m_dseg.nii.gz"), tmp_path / "truth")
+    assert [result.case for result in scores.results] == ["sub-01"]
+    assert [failure.case for failure in scores.failures] == ["sub-02"]
+    assert scores.classes == {0: "sky", 1: "source"}  # of labels.json at the root
+
+
+def test_a_pattern_and_a_list_of_files_find_labels_json(tmp_path: Path) -> None:
+    edge = square()
+    edge[15:] = 255
+    predictions, labels = folder(tmp_path / "p", MEANING, a=edge), folder(tmp_path / "t", a=edge)
+    files = sorted(predictions.glob("*.fits"))
+    for given in (predictions, str(predictions / "{id}.fits"), files, {"a": files[0]}):
+        scores = evaluate(given, labels)
+        assert scores.mean == {"source": {"dice": 1, "iou": 1, "precision": 1, "recall": 1}}
+
+
+def test_predictions_of_two_meanings_are_not_scored_together(tmp_path: Path) -> None:
+    other = MEANING | {"classes": {"0": "sky", "1": "trail"}}
+    one, two = folder(tmp_path / "p", MEANING, a=square()), folder(tmp_path / "q", other, b=square())
+    labels = folder(tmp_path / "t", a=square(), b=square())
+    with pytest.raises(InputError, match=r"do not mean the same in .*p and .*q"):
+        evaluate([one / "a.fits", two / "b.fits"], labels)
+    (two / "labels.json").write_text(json.dumps(MEANING, indent=2))
+    assert evaluate([one / "a.fits", two / "b.fits"], labels).mean_dice == 1
+
+
+def test_the_folder_of_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = tmp_path / "set" / "sub-01" / "ses-a" / "anat"
+    deep.mkdir(parents=True)
+    assert folder_of(deep / "x.nii.gz") == deep
+    (tmp_path / "labels.json").write_text(json.dumps(MEANING))
+    assert folder_of(deep / "x.nii.gz") == deep  # four folders up
+    (tmp_path / "set" / "labels.json").write_text(json.dumps(MEANING))
+    assert folder_of(deep / "x.fits[SCI]") == tmp_path / "set"
+    (deep.parent / "labels.json").write_text('{"info": {}, "categories": []}')  # of another program
+    assert folder_of(deep / "x.nii.gz") == tmp_path / "set"
+    monkeypatch.chdir(deep)
+    assert folder_of("x.nii.gz") == tmp_path / "set"
+    (deep.parent / "labels.json").write_text('{"classes": ')
+    with pytest.raises(InputError, match="does not say what the values mean"):
+        meaning_of(["x.nii.gz"])
+
+
+def test_scores_do_not_go_where_the_predictions_are(tmp_path: Path) -> None:
+    predictions, labels = folder(tmp_path / "p", MEANING, a=square()), folder(tmp_path / "t", a=square())
+    (predictions / "failures.tsv").write_text("case\tfile\twhat\tfix\na\tx\tdamaged\tcopy again\n")
+    before = sorted(predictions.iterdir())
+    with pytest.raises(UnsafeError, match=r"would pass for that of the predictions"):
+        evaluate(predictions, labels, predictions)
+    assert sorted(predictions.iterdir()) == before
+    assert "damaged" in (predictions / "failures.tsv").read_text()
 
 
 def test_labels_elsewhere_on_the_sky_are_not_scored(tmp_path: Path) -> None:
