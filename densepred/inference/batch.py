@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -102,9 +103,9 @@ def _check_safe(jobs: Sequence[Job], manifest: Manifest, overwrite: bool) -> Non
     Raises:
         UnsafeError: as above.
     """
-    inputs = {path.resolve() for job in jobs for path in job.case.inputs}
+    inputs = {os.path.realpath(path) for job in jobs for path in job.case.inputs}  # of a loop of links, too
     for job in jobs:
-        if inputs & {path.resolve() for path in (*job.files, *manifest.outputs(job.key))}:
+        if inputs & {os.path.realpath(path) for path in (*job.files, *manifest.outputs(job.key))}:
             what = "the output would replace the input"
             raise UnsafeError(what, "choose another --out folder", job.case.images[0], job.case.id)
     there = [path for job in jobs for path in job.files if path.exists()]
