@@ -12,7 +12,7 @@ network's time is the number of windows (ours, evenly spread) times one forward 
 
 Each row is a process of its own; `--repeats` rounds in which rows take turns, each against the bare network of its
 round; medians of time and ratio, the highest memory. Measured is one call, after imports, building the network and a
-smaller call to warm up (on GPUs the same call): from an image in memory to labels in memory. On a GPU both lie there,
+call on four windows to warm up (on GPUs eight): from an image in memory to labels in memory. On a GPU both lie there,
 but torchio and KonfAI keep them on the host. The time of `argmax` is inside, and given beside where the tool leaves
 it to its user. With `--files` it is from a file to a file, by each tool's own road: `densepred predict`; MONAI's
 LoadImage, argmax and SaveImage (astropy for FITS, which it does not read); nnU-Net's predict_from_files with its worker
@@ -241,6 +241,8 @@ def prepare(arguments: argparse.Namespace, work: Path) -> Figures:
     else:
         size = volumes.read_volume(work, arguments.volume, arguments.run)
     task = volumes.write_task(work, task, arguments.run, tuple(arguments.channels))
+    if arguments.files and task["channels"] > 1:
+        raise SystemExit("--files is for networks of one channel")
     if arguments.files:
         volumes.write_files(work, task, arguments.run, arguments.suffixes)
     grids = {s: WindowGrid.plan(size, task["window"], task["overlap"], s) for s in ("even", "fixed")}
