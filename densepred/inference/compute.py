@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
+import math
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from densepred.config import Config
 from densepred.device import is_exhausted, pick_precision
 from densepred.errors import ResourceError
 from densepred.inference import memory
@@ -23,7 +26,10 @@ from densepred.inference.sliding_window import Part, Progress, SlidingWindowInfe
 from densepred.inference.spool import Arrays, Spool
 from densepred.inference.volume_pass import VolumePass, Way
 from densepred.inference.windows import MAPS, WindowGrid
+from densepred.models.dense import Model as Network
 
+READ_AHEAD = 2
+"""Pieces of an image that are read before the network needs them."""
 _LOG = logging.getLogger(__name__)
 
 Reduce = Callable[[Predicted], Arrays]
@@ -301,3 +307,39 @@ class WithinMemory:
         note = f"memory ran out on {self.report.device} ({reason}): went on with {done}"
         self.report.notes.append(note)
         _LOG.warning("%s: %s", self.image.name, note)
+
+
+def computing(models: Sequence[Network], config: Config, device: torch.device) -> Compute:
+    """The networks of a recipe on a device; where that was for us to choose, on the CPU if a GPU's memory is too small.
+
+    Args:
+        models: on the device.
+        config: the recipe, whose `inference` section is followed.
+        device: where to compute.
+    """
+    settings = config.inference
+    inferer = SlidingWindowInferer(
+        window=settings.window or config.patch.size,
+        overlap=settings.overlap,
+        blend=settings.blend,
+        batch=settings.batch,
+        device=device,
+        precision=str(pick_precision(settings.precision, device)).removeprefix("torch."),
+        mirror_axes=settings.mirror,
+        multiple=common_stride(models) if settings.blend == "none" else 1,
+        skip=settings.skip,
+        ahead=READ_AHEAD,
+    )
+
+    def on_cpu() -> Compute:
+        cpu = torch.device("cpu")
+        return computing([copy.deepcopy(model).to(cpu) for model in models], config, cpu)
+
+    return Compute(
+        models, inferer, settings.backend, on_cpu if settings.device == "auto" and device.type != "cpu" else None
+    )
+
+
+def common_stride(models: Sequence[Network]) -> tuple[int, ...]:
+    """The least multiple of the coarsest strides of all, axis by axis."""
+    return tuple(math.lcm(*axis) for axis in zip(*(model.stride for model in models), strict=True))

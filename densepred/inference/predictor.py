@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
-import math
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -24,12 +22,13 @@ from densepred.cases.plan import Plan
 from densepred.cases.preprocess import check_image, normalized
 from densepred.config import Config, ModelConfig
 from densepred.config.base import parse_size
-from densepred.device import pick_device, pick_precision
+from densepred.device import pick_device
 from densepred.errors import InputError
-from densepred.inference.compute import Compute, Reduce, Report, WithinMemory
+from densepred.inference.compute import Reduce, WithinMemory, computing
 from densepred.inference.inputs import find_inputs
 from densepred.inference.loading import joint_hash, read_runs
-from densepred.inference.outputs import Outputs, Predicted, check_kinds, contents, default_kind, reduced
+from densepred.inference.many import counting, in_batches
+from densepred.inference.outputs import Outputs, Predicted, check_kinds, contents, default_kind, gathered, reduced
 from densepred.inference.sliding_window import Progress, SlidingWindowInferer
 from densepred.inference.spool import Arrays
 from densepred.inference.threads import Behind
@@ -42,8 +41,6 @@ from densepred.volumes import Provenance, Volume
 from densepred.volumes.grid import Box, binned_like, cutout
 from densepred.volumes.region import parse_region
 
-READ_AHEAD = 2
-"""Pieces of an image that are read before the network needs them."""
 _LOG = logging.getLogger(__name__)
 Image: TypeAlias = "str | Path | Volume | NDArray[Any]"
 
@@ -118,7 +115,7 @@ class Predictor:
         self.device = pick_device(settings.device)
         models = [model] if isinstance(model, nn.Module) else list(model)
         self.models = tuple(to_channels_last(one.eval().to(self.device)) for one in models)
-        self._compute = self._computing(self.device)
+        self._compute = computing(self.models, config, self.device)
 
     @property
     def inferer(self) -> SlidingWindowInferer:
@@ -223,27 +220,49 @@ class Predictor:
         planes = self.config.inference.slices is not None and source.ndim > 2
         return Volume.from_array(source, tuple(spacing) if spacing else (1.0,) * (3 if planes else self.plan.dims))
 
+    def predict_many(
+        self, images: Iterable[Volume | NDArray[Any]], outputs: Sequence[str] = ("labels",)
+    ) -> Iterator[dict[str, Volume]]:
+        """Predict images in their order, those that fit in a window `inference.batch` at a time.
+
+        Args:
+            images: as for `predict`, in memory or opened.
+            outputs: kinds, as for `predict`.
+
+        Yields:
+            Kind -> Volume for each image, as `predict`, whose numbers may differ in their last digits.
+
+        Raises:
+            InputError: as `predict`.
+        """
+        self._check(outputs)
+        compute = self._compute.giving_variance() if "variance" in outputs else self._compute
+        each = ((volume, self._image(volume)) for volume in (self._volume(image, None) for image in images))
+        for volume, planes in in_batches(each, compute, partial(self.stream, variance="variance" in outputs)):
+            slabs = ((part.start, part.stop, self._reduced(outputs)(part)) for part in counting(planes, counted := []))
+            yield self._gathered(volume, outputs, slabs)
+            self._tell_invalid(volume, sum(counted))
+
     def _predicted(self, volume: Volume, kinds: Sequence[str], progress: Progress | None) -> dict[str, Volume]:
         self._check(kinds)
-        grid, held = self.grid(volume), {kind: contents(kind, self.plan, self.head) for kind in kinds}
-        arrays = {kind: np.empty((one.channels, *grid.shape[1:]), one.dtype) for kind, one in held.items()}
         within = self._within(volume, "variance" in kinds)
         with closing(within.slabs(self._reduced(kinds), progress)) as slabs:
-            for start, stop, found in slabs:
-                for kind, values in arrays.items():
-                    values[:, start:stop] = found[kind]
-        self._tell_invalid(volume, within.report)
-        volumes = {kind: grid.like(values, labels=kind == "labels") for kind, values in arrays.items()}
-        for kind, result in volumes.items():
-            result.classes, result.unit = dict(held[kind].names), held[kind].unit
-        return volumes
+            found = self._gathered(volume, kinds, slabs)
+        self._tell_invalid(volume, within.report.invalid)
+        return found
 
-    def _tell_invalid(self, volume: Volume, report: Report) -> None:
-        if report.invalid:
-            name, value = volume.path or "image", self.plan.invalid
+    def _gathered(
+        self, volume: Volume, kinds: Sequence[str], slabs: Iterator[tuple[int, int, Arrays]]
+    ) -> dict[str, Volume]:
+        return gathered(self.grid(volume), {kind: contents(kind, self.plan, self.head) for kind in kinds}, slabs)
+
+    def _tell_invalid(self, volume: Volume, count: int) -> None:
+        if count:
             blocks = self.config.inference.bin > 1
-            what = "left out of the means of their blocks" if blocks else f"labelled {value}"
-            _LOG.warning("%s: %d pixels do not count (NaN, infinite or masked): %s", name, report.invalid, what)
+            what = "left out of the means of their blocks" if blocks else f"labelled {self.plan.invalid}"
+            _LOG.warning(
+                "%s: %d pixels do not count (NaN, infinite or masked): %s", volume.path or "image", count, what
+            )
 
     def reduce(self, planes: Predicted, kind: str) -> NDArray[Any]:
         """Finished planes of `stream` as a kind of output, (C, n, *rest), as of `predict`.
@@ -283,7 +302,7 @@ class Predictor:
                     with closing(slabs), Behind(outputs.write) as write:
                         for _, _, arrays in slabs:
                             write(arrays)
-                    self._tell_invalid(volume, within.report)
+                    self._tell_invalid(volume, within.report.invalid)
             if before_placing is not None:
                 before_placing()
 
@@ -352,43 +371,26 @@ class Predictor:
             logits, (invalid,) = torch.from_numpy(arrays["logits"]), arrays["invalid"]
             spread = torch.from_numpy(arrays["variance"]) if variance else None
             yield Predicted(start, stop, logits, invalid if invalid.any() else None, spread)
-        self._tell_invalid(volume, within.report)
+        self._tell_invalid(volume, within.report.invalid)
 
     def _within(self, volume: Volume, variance: bool, scratch: Path | None = None) -> WithinMemory:
         """An image on its way, within the memory that is allowed."""
+        image, settings = self._image(volume), self.config.inference
+        budget = None if settings.memory is None else parse_size(settings.memory)
+        compute = self._compute if not variance else self._compute.giving_variance()
+        return WithinMemory(image, compute, budget, scratch)
+
+    def _image(self, volume: Volume) -> VolumePass:
+        """An image, normalised, and how it is gone through."""
         settings = self.config.inference
         check_image(volume, self.plan, sliced=settings.slices is not None)
         seen, box, name = normalized(volume, self.plan), self._box(volume), str(volume.path or "image")
         source = seen if box is None else seen.cutout(box)
         slices = settings.slices if volume.dims > self.plan.dims else None
-        image = VolumePass(source, volume.spacing, self.plan.spacing, settings.bin, slices, name)
-        budget = None if settings.memory is None else parse_size(settings.memory)
-        compute = self._compute if not variance else self._compute.giving_variance()
-        return WithinMemory(image, compute, budget, scratch)
+        return VolumePass(source, volume.spacing, self.plan.spacing, settings.bin, slices, name)
 
     def _reduced(self, kinds: Iterable[str]) -> Reduce:
         return lambda planes: {kind: reduced(kind, planes, self.plan, self.head) for kind in kinds}
-
-    def _computing(self, device: torch.device) -> Compute:
-        """The network on a device; if that was for us to choose, on the CPU where a GPU's memory does not suffice."""
-        settings, auto = self.config.inference, self.config.inference.device == "auto"
-        strides = zip(*(one.stride for one in self.models), strict=True)
-        inferer = SlidingWindowInferer(
-            window=settings.window or self.config.patch.size,
-            overlap=settings.overlap,
-            blend=settings.blend,
-            batch=settings.batch,
-            device=device,
-            precision=str(pick_precision(settings.precision, device)).removeprefix("torch."),
-            mirror_axes=settings.mirror,
-            multiple=[math.lcm(*axis) for axis in strides] if settings.blend == "none" else 1,
-            skip=settings.skip,
-            ahead=READ_AHEAD,
-        )
-        models = [one if device == self.device else copy.deepcopy(one).to(device) for one in self.models]
-        cpu = torch.device("cpu")
-        fallback = (lambda: self._computing(cpu)) if auto and device.type != "cpu" else None
-        return Compute(models, inferer, settings.backend, fallback)
 
 
 __all__ = ["Predictor", "load"]
