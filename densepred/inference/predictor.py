@@ -239,7 +239,8 @@ class Predictor:
         compute = self._compute.giving_variance() if "variance" in outputs else self._compute
         each = ((volume, self._image(volume)) for volume in (self._volume(image, None) for image in images))
         for volume, planes in in_batches(each, compute, partial(self.stream, variance="variance" in outputs)):
-            slabs = ((part.start, part.stop, self._reduced(outputs)(part)) for part in counting(planes, counted := []))
+            counted: list[int] = []
+            slabs = ((part.start, part.stop, self._reduced(outputs)(part)) for part in counting(planes, counted))
             yield self._gathered(volume, outputs, slabs)
             self._tell_invalid(volume, sum(counted))
 
