@@ -78,6 +78,10 @@ class Work:
         shard: the share of the batch this is.
     """
 
+    _stop: StopSignals
+    _advance: Advance
+    _total: int
+
     def __init__(
         self,
         predictor: Predictor,
@@ -107,10 +111,6 @@ class Work:
                 self._record(jobs)
         return self.result
 
-    _stop: StopSignals
-    _advance: Advance
-    _total: int
-
     def _serve_all(self, workers: Sequence[Worker], ahead: Ahead[Job, Seen]) -> None:
         """A thread for each worker; this one waits, and so receives the signals. The first fault ends all of them."""
 
@@ -135,9 +135,8 @@ class Work:
             raise self._stopped() if isinstance(self._fault, StoppedError) else self._fault
 
     def _serve(self, worker: Worker, ahead: Ahead[Job, Seen]) -> None:
-        while (taken := ahead.take()) is not None:
+        while (taken := ahead.take(self._watch)) is not None:
             job, seen = taken
-            self._watch(0, 0)
             with failing(job.case, self.result):
                 done = self._do(job, seen, worker)
                 (self.result.done if done else self.result.skipped).append(job.case.id)
@@ -145,7 +144,7 @@ class Work:
             with self._lock:
                 self._advance(1, case=job.case.id)
 
-    def _watch(self, done: int, windows: int) -> None:
+    def _watch(self, done: int = 0, windows: int = 0) -> None:
         """Go on, unless the batch is stopped or at its end."""
         if self._fault is not None or self._stop.signal is not None:
             raise self._stopped()
