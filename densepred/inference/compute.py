@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
+import math
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from densepred.config import InferenceConfig
 from densepred.device import is_exhausted, pick_precision
 from densepred.errors import ResourceError
 from densepred.inference import memory
@@ -23,8 +26,11 @@ from densepred.inference.sliding_window import Part, Progress, SlidingWindowInfe
 from densepred.inference.spool import Arrays, Spool
 from densepred.inference.volume_pass import VolumePass, Way
 from densepred.inference.windows import MAPS, WindowGrid
+from densepred.models.dense import Model as DenseModel
 
 _LOG = logging.getLogger(__name__)
+READ_AHEAD = 2
+"""Pieces of an image that are read before the network needs them."""
 
 Reduce = Callable[[Predicted], Arrays]
 
@@ -36,13 +42,15 @@ class Ready:
     Attributes:
         inferer: for these windows.
         models: to call.
-        fixed: bytes that the program, or on a GPU the weights, and the network at work take.
+        base: bytes that the program takes, or on a GPU the weights.
+        fixed: bytes that these and the network at work take.
         logits: channels of the logits.
         backends: what runs each model.
     """
 
     inferer: SlidingWindowInferer
     models: Sequence[Model]
+    base: int
     fixed: int
     logits: int
     backends: tuple[str, ...]
@@ -88,6 +96,11 @@ class Compute:
                 self._ready[way.axis, window] = self._made(inferer, models, (inferer.batch, channels, *window), windows)
             return self._ready[way.axis, window]
 
+    def ready_for(self, image: VolumePass) -> list[Ready]:
+        """The network for each way through an image."""
+        windows = image.windows(self.inferer, Part.whole(image.result_shape))
+        return [self.ready(image.channels, way, windows) for way in image.ways]
+
     def _made(
         self, inferer: SlidingWindowInferer, models: Sequence[Model], shape: tuple[int, ...], windows: int
     ) -> Ready:
@@ -103,7 +116,7 @@ class Compute:
             for _, described in made:
                 if self.backend == "auto":
                     _LOG.info("%s", described)
-            return Ready(inferer, called, base + peak(), logits, tuple(described for _, described in made))
+            return Ready(inferer, called, base, base + peak(), logits, tuple(described for _, described in made))
 
     def _prepared(
         self, model: Model, shape: tuple[int, ...], precision: torch.dtype, windows: int, output: str | None
@@ -131,6 +144,39 @@ class Compute:
         return Compute(self.models, replace(self.inferer, batch=batch), self.backend, self.fallback)
 
 
+def computing(
+    models: Sequence[DenseModel], settings: InferenceConfig, patch: Sequence[int], device: torch.device
+) -> Compute:
+    """The network on a device; if that was for us to choose, on the CPU where a GPU's memory does not suffice.
+
+    Args:
+        models: on the device.
+        settings: of the recipe.
+        patch: the window where the settings name none.
+        device: where to compute.
+    """
+    strides = zip(*(one.stride for one in models), strict=True) if settings.blend == "none" else ()
+    inferer = SlidingWindowInferer(
+        window=settings.window or patch,
+        overlap=settings.overlap,
+        blend=settings.blend,
+        batch=settings.batch,
+        device=device,
+        precision=str(pick_precision(settings.precision, device)).removeprefix("torch."),
+        mirror_axes=settings.mirror,
+        multiple=[math.lcm(*axis) for axis in strides] or 1,
+        skip=settings.skip,
+        ahead=READ_AHEAD,
+    )
+    cpu = torch.device("cpu")
+
+    def fallback() -> Compute:
+        return computing([copy.deepcopy(one).to(cpu) for one in models], settings, patch, cpu)
+
+    auto = settings.device == "auto" and device.type != "cpu"
+    return Compute(models, inferer, settings.backend, fallback if auto else None)
+
+
 @dataclass
 class Report:
     """How an image was predicted.
@@ -138,6 +184,7 @@ class Report:
     Attributes:
         windows: calls of the network, counted in windows.
         bands: in how many bands of lines.
+        ranges: in how many ranges of planes, by as many workers.
         batch: windows in a call.
         device: where.
         foretold: bytes of the device's memory that it was to take at most.
@@ -149,6 +196,7 @@ class Report:
 
     windows: int = 0
     bands: int = 0
+    ranges: int = 1
     batch: int = 0
     device: str = ""
     foretold: int = 0
@@ -174,10 +222,13 @@ class WithinMemory:
         compute: the network on its device.
         budget: bytes of RAM, or of a GPU's memory; by default most of what is free.
         scratch: folder for the lines of bands until all are there.
+        sharing: workers that share the budget.
     """
 
-    def __init__(self, image: VolumePass, compute: Compute, budget: int | None, scratch: Path | None = None) -> None:
-        self.image, self.compute, self.budget, self.scratch = image, compute, budget, scratch
+    def __init__(
+        self, image: VolumePass, compute: Compute, budget: int | None, scratch: Path | None = None, sharing: int = 1
+    ) -> None:
+        self.image, self.compute, self.budget, self.scratch, self.sharing = image, compute, budget, scratch, sharing
         self.report = Report()
         self._made: list[Ready] = []
         self._narrower = 1  # bands are so many times narrower than foretold
@@ -221,8 +272,7 @@ class WithinMemory:
         """
         image, inferer, device = self.image, self.compute.inferer, self.compute.device
         lines, every = image.result_shape[1], Part.whole(image.result_shape)
-        windows = image.windows(inferer, every)
-        self._made = [self.compute.ready(image.channels, way, windows) for way in image.ways]
+        self._made = self.compute.ready_for(image)
         fixed = max(ready.fixed for ready in self._made) + memory.BUFFERS
         grids = [way.laid(inferer, [])[0].grid(way.model_shape) for way in image.ways]
         needs = [self._needs(grid, ready.logits) for grid, ready in zip(grids, self._made, strict=True)]
@@ -231,7 +281,9 @@ class WithinMemory:
             return fixed + sum(one.bytes(width) for one in needs)
 
         used = fixed if device.type == "cuda" else memory.resident()
+        base = min(ready.base for ready in self._made)
         allowed = self.budget or int(used + memory.SHARE * memory.available(device))
+        allowed = base + (allowed - base) // self.sharing
         widest = memory.widest(taken, lines, allowed) // self._narrower
         if widest < 1:
             what = f"{taken(1) / 1e9:.2f} GB of memory are needed, {allowed / 1e9:.2f} GB are allowed"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
-import math
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -21,17 +19,18 @@ from torch import nn
 
 from densepred.cases.case import Case
 from densepred.cases.plan import Plan
-from densepred.cases.preprocess import check_image, normalized
+from densepred.cases.preprocess import NormalizedVolume, check_image, normalized
 from densepred.config import Config, ModelConfig
 from densepred.config.base import parse_size
-from densepred.device import pick_device, pick_precision
+from densepred.device import pick_device
 from densepred.errors import InputError
-from densepred.inference.compute import Compute, Reduce, Report, WithinMemory
+from densepred.inference.compute import Reduce, Report, WithinMemory, computing
 from densepred.inference.inputs import find_inputs
 from densepred.inference.loading import joint_hash, read_runs
 from densepred.inference.outputs import Outputs, Predicted, check_kinds, contents, default_kind, reduced
+from densepred.inference.ranges import Helper, Range, together
 from densepred.inference.sliding_window import Progress, SlidingWindowInferer
-from densepred.inference.spool import Arrays
+from densepred.inference.spool import Arrays, Spool
 from densepred.inference.threads import Behind
 from densepred.inference.volume_pass import VolumePass
 from densepred.models.dense import Model
@@ -42,8 +41,6 @@ from densepred.volumes import Provenance, Volume
 from densepred.volumes.grid import Box, binned_like, cutout
 from densepred.volumes.region import parse_region
 
-READ_AHEAD = 2
-"""Pieces of an image that are read before the network needs them."""
 _LOG = logging.getLogger(__name__)
 Image: TypeAlias = "str | Path | Volume | NDArray[Any]"
 
@@ -118,7 +115,8 @@ class Predictor:
         self.device = pick_device(settings.device)
         models = [model] if isinstance(model, nn.Module) else list(model)
         self.models = tuple(to_channels_last(one.eval().to(self.device)) for one in models)
-        self._compute = self._computing(self.device)
+        self._compute = computing(self.models, settings, self.config.patch.size, self.device)
+        self.sharing = 1
 
     @property
     def inferer(self) -> SlidingWindowInferer:
@@ -260,6 +258,7 @@ class Predictor:
         paths: Mapping[str, Path],
         progress: Progress | None = None,
         before_placing: Callable[[], None] | None = None,
+        others: Sequence[Helper] = (),
     ) -> None:
         """Predict one case from its files to files, slab by slab; each appears whole or not at all.
 
@@ -268,6 +267,7 @@ class Predictor:
             paths: "labels", "probabilities" ... -> the file for them.
             progress: called with windows done and all windows; what it raises ends the case, and no file is left.
             before_placing: called when all is predicted, before the first file is put in its place.
+            others: have nothing else to do, and predict ranges of its planes where that pays; the bytes are the same.
 
         Raises:
             InputError: as `predict`.
@@ -278,14 +278,33 @@ class Predictor:
             for volume in images:
                 with volume:
                     outputs.begin(self.grid(volume))
-                    within = self._within(volume, "variance" in paths, next(iter(paths.values())).parent)
-                    slabs = within.slabs(self._reduced(paths), progress)
+                    seen, scratch = self._seen(volume), next(iter(paths.values()))
+                    within = self._within(volume, "variance" in paths, scratch.parent, seen)
+                    asked = Range(case, tuple(paths), seen.fitted, scratch)
+                    slabs = together(within, self._reduced(paths), asked, others if count == 1 else (), progress)
                     with closing(slabs), Behind(outputs.write) as write:
                         for _, _, arrays in slabs:
                             write(arrays)
                     self._tell_invalid(volume, within.report)
             if before_placing is not None:
                 before_placing()
+
+    def prepare(self, image: VolumePass, variance: bool) -> None:
+        """Get ready for the windows of an image: where workers share the memory, before any of them fills it."""
+        if self.sharing > 1:
+            compute = self._compute if not variance else self._compute.giving_variance()
+            compute.ready_for(image)
+
+    def predict_range(self, asked: Range, progress: Progress, spool: Spool) -> Report:
+        """Predict a range of the planes of a case into a spool, from files of its own."""
+        with self.plan.reading.open_case(asked.case, self._planes_required) as volume:
+            seen = NormalizedVolume(volume, asked.fitted, self.plan.reading.validity)
+            within = self._within(volume, "variance" in asked.kinds, asked.scratch.parent, seen)
+            every = (0, spool.rest[0])
+            with closing(within.slabs(self._reduced(asked.kinds), progress, spool.planes)) as slabs:
+                for start, _, arrays in slabs:
+                    spool.write(start, every, arrays)
+            return within.report
 
     @property
     def _planes_required(self) -> bool:
@@ -354,41 +373,26 @@ class Predictor:
             yield Predicted(start, stop, logits, invalid if invalid.any() else None, spread)
         self._tell_invalid(volume, within.report)
 
-    def _within(self, volume: Volume, variance: bool, scratch: Path | None = None) -> WithinMemory:
+    def _seen(self, volume: Volume) -> NormalizedVolume:
+        """What the network sees of an image, which is read for that once."""
+        check_image(volume, self.plan, sliced=self.config.inference.slices is not None)
+        return normalized(volume, self.plan)
+
+    def _within(
+        self, volume: Volume, variance: bool, scratch: Path | None = None, seen: NormalizedVolume | None = None
+    ) -> WithinMemory:
         """An image on its way, within the memory that is allowed."""
-        settings = self.config.inference
-        check_image(volume, self.plan, sliced=settings.slices is not None)
-        seen, box, name = normalized(volume, self.plan), self._box(volume), str(volume.path or "image")
+        settings, box, name = self.config.inference, self._box(volume), str(volume.path or "image")
+        seen = seen or self._seen(volume)
         source = seen if box is None else seen.cutout(box)
         slices = settings.slices if volume.dims > self.plan.dims else None
         image = VolumePass(source, volume.spacing, self.plan.spacing, settings.bin, slices, name)
         budget = None if settings.memory is None else parse_size(settings.memory)
         compute = self._compute if not variance else self._compute.giving_variance()
-        return WithinMemory(image, compute, budget, scratch)
+        return WithinMemory(image, compute, budget, scratch, self.sharing)
 
     def _reduced(self, kinds: Iterable[str]) -> Reduce:
         return lambda planes: {kind: reduced(kind, planes, self.plan, self.head) for kind in kinds}
-
-    def _computing(self, device: torch.device) -> Compute:
-        """The network on a device; if that was for us to choose, on the CPU where a GPU's memory does not suffice."""
-        settings, auto = self.config.inference, self.config.inference.device == "auto"
-        strides = zip(*(one.stride for one in self.models), strict=True)
-        inferer = SlidingWindowInferer(
-            window=settings.window or self.config.patch.size,
-            overlap=settings.overlap,
-            blend=settings.blend,
-            batch=settings.batch,
-            device=device,
-            precision=str(pick_precision(settings.precision, device)).removeprefix("torch."),
-            mirror_axes=settings.mirror,
-            multiple=[math.lcm(*axis) for axis in strides] if settings.blend == "none" else 1,
-            skip=settings.skip,
-            ahead=READ_AHEAD,
-        )
-        models = [one if device == self.device else copy.deepcopy(one).to(device) for one in self.models]
-        cpu = torch.device("cpu")
-        fallback = (lambda: self._computing(cpu)) if auto and device.type != "cpu" else None
-        return Compute(models, inferer, settings.backend, fallback)
 
 
 __all__ = ["Predictor", "load"]
