@@ -90,7 +90,7 @@ def test_a_full_disk_ends_all(run: Path, inputs: list[Path], tmp_path: Path, mon
     full = threading.Event()
 
     def filling(plain: Predicting) -> Predicting:
-        def predict_file(self: Predictor, case: object, paths: object, watch: Predicting, begin: object) -> None:
+        def predict_file(self: Predictor, case: object, paths: object, watch: Predicting, *_: object) -> None:
             began.append(case.id)  # type: ignore[attr-defined]
             if case.id == "b":  # type: ignore[attr-defined]
                 full.set()

@@ -42,13 +42,15 @@ class Ready:
     Attributes:
         inferer: for these windows.
         models: to call.
-        fixed: bytes that the program, or on a GPU the weights, and the network at work take.
+        base: bytes that the program takes, or on a GPU the weights.
+        fixed: bytes that these and the network at work take.
         logits: channels of the logits.
         backends: what runs each model.
     """
 
     inferer: SlidingWindowInferer
     models: Sequence[Model]
+    base: int
     fixed: int
     logits: int
     backends: tuple[str, ...]
@@ -94,6 +96,11 @@ class Compute:
                 self._ready[way.axis, window] = self._made(inferer, models, (inferer.batch, channels, *window), windows)
             return self._ready[way.axis, window]
 
+    def ready_for(self, image: VolumePass) -> list[Ready]:
+        """The network for each way through an image."""
+        windows = image.windows(self.inferer, Part.whole(image.result_shape))
+        return [self.ready(image.channels, way, windows) for way in image.ways]
+
     def _made(
         self, inferer: SlidingWindowInferer, models: Sequence[Model], shape: tuple[int, ...], windows: int
     ) -> Ready:
@@ -109,7 +116,7 @@ class Compute:
             for _, described in made:
                 if self.backend == "auto":
                     _LOG.info("%s", described)
-            return Ready(inferer, called, base + peak(), logits, tuple(described for _, described in made))
+            return Ready(inferer, called, base, base + peak(), logits, tuple(described for _, described in made))
 
     def _prepared(
         self, model: Model, shape: tuple[int, ...], precision: torch.dtype, windows: int, output: str | None
@@ -144,6 +151,7 @@ class Report:
     Attributes:
         windows: calls of the network, counted in windows.
         bands: in how many bands of lines.
+        ranges: in how many ranges of planes, by as many workers.
         batch: windows in a call.
         device: where.
         foretold: bytes of the device's memory that it was to take at most.
@@ -155,6 +163,7 @@ class Report:
 
     windows: int = 0
     bands: int = 0
+    ranges: int = 1
     batch: int = 0
     device: str = ""
     foretold: int = 0
@@ -180,10 +189,13 @@ class WithinMemory:
         compute: the network on its device.
         budget: bytes of RAM, or of a GPU's memory; by default most of what is free.
         scratch: folder for the lines of bands until all are there.
+        sharing: workers that share the budget.
     """
 
-    def __init__(self, image: VolumePass, compute: Compute, budget: int | None, scratch: Path | None = None) -> None:
-        self.image, self.compute, self.budget, self.scratch = image, compute, budget, scratch
+    def __init__(
+        self, image: VolumePass, compute: Compute, budget: int | None, scratch: Path | None = None, sharing: int = 1
+    ) -> None:
+        self.image, self.compute, self.budget, self.scratch, self.sharing = image, compute, budget, scratch, sharing
         self.report = Report()
         self._made: list[Ready] = []
         self._narrower = 1  # bands are so many times narrower than foretold
@@ -227,8 +239,7 @@ class WithinMemory:
         """
         image, inferer, device = self.image, self.compute.inferer, self.compute.device
         lines, every = image.result_shape[1], Part.whole(image.result_shape)
-        windows = image.windows(inferer, every)
-        self._made = [self.compute.ready(image.channels, way, windows) for way in image.ways]
+        self._made = self.compute.ready_for(image)
         fixed = max(ready.fixed for ready in self._made) + memory.BUFFERS
         grids = [way.laid(inferer, [])[0].grid(way.model_shape) for way in image.ways]
         needs = [self._needs(grid, ready.logits) for grid, ready in zip(grids, self._made, strict=True)]
@@ -237,7 +248,9 @@ class WithinMemory:
             return fixed + sum(one.bytes(width) for one in needs)
 
         used = fixed if device.type == "cuda" else memory.resident()
+        base = min(ready.base for ready in self._made)
         allowed = self.budget or int(used + memory.SHARE * memory.available(device))
+        allowed = base + (allowed - base) // self.sharing
         widest = memory.widest(taken, lines, allowed) // self._narrower
         if widest < 1:
             what = f"{taken(1) / 1e9:.2f} GB of memory are needed, {allowed / 1e9:.2f} GB are allowed"

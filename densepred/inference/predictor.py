@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -19,18 +16,20 @@ from torch import nn
 
 from densepred.cases.case import Case
 from densepred.cases.plan import Plan
-from densepred.cases.preprocess import check_image, normalized
+from densepred.cases.preprocess import NormalizedVolume, check_image, normalized
 from densepred.config import Config, ModelConfig
 from densepred.config.base import parse_size
 from densepred.device import pick_device
 from densepred.errors import InputError
-from densepred.inference.compute import Reduce, WithinMemory, computing
+from densepred.inference.compute import Reduce, Report, WithinMemory, computing
 from densepred.inference.inputs import find_inputs
 from densepred.inference.loading import joint_hash, read_runs
 from densepred.inference.many import counting, in_batches
+from densepred.inference.origin import Origin
 from densepred.inference.outputs import Outputs, Predicted, check_kinds, contents, default_kind, gathered, reduced
+from densepred.inference.ranges import Helper, Range, together
 from densepred.inference.sliding_window import Progress, SlidingWindowInferer
-from densepred.inference.spool import Arrays
+from densepred.inference.spool import Arrays, Spool
 from densepred.inference.threads import Behind
 from densepred.inference.volume_pass import VolumePass
 from densepred.models.dense import Model
@@ -108,14 +107,15 @@ class Predictor:
         overrides: Sequence[str] = (),
         others: Sequence[ModelConfig] = (),
     ) -> None:
-        self._overrides, self._others = tuple(overrides), tuple(others)
-        self._names = (name,) if isinstance(name, str) else tuple(name)
-        self.config, self.plan, self.weights_hash, self.name = config, plan, weights_hash, "+".join(self._names)
+        names = (name,) if isinstance(name, str) else tuple(name)
+        self.origin = Origin(names, weights_hash, config, plan, tuple(overrides), tuple(others))
+        self.config, self.plan = config, plan
         settings = config.inference
         self.device = pick_device(settings.device)
         models = [model] if isinstance(model, nn.Module) else list(model)
         self.models = tuple(to_channels_last(one.eval().to(self.device)) for one in models)
         self._compute = computing(self.models, config, self.device)
+        self.sharing = 1
 
     @property
     def inferer(self) -> SlidingWindowInferer:
@@ -145,15 +145,20 @@ class Predictor:
         count = len(self.models) << len(set(self.config.inference.mirror))
         check_kinds(kinds, self.head, count, self.config.inference.bin)
 
-    @cached_property
+    @property
+    def name(self) -> str:
+        """Of the model, or of all."""
+        return self.origin.name
+
+    @property
+    def weights_hash(self) -> str:
+        """SHA-256 of the weights."""
+        return self.origin.weights_hash
+
+    @property
     def config_hash(self) -> str:
         """SHA-256 of what, besides the weights, decides on the values of a result."""
-        settings = self.config.inference.model_dump(
-            mode="json", exclude={"device", "memory", "outputs", "record_paths"}
-        )
-        parts = [settings, self.config.model.model_dump(mode="json"), self.plan.model_dump(mode="json")]
-        parts += [other.model_dump(mode="json") for other in self._others]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return self.origin.config_hash
 
     @overload
     def predict(
@@ -280,6 +285,7 @@ class Predictor:
         paths: Mapping[str, Path],
         progress: Progress | None = None,
         before_placing: Callable[[], None] | None = None,
+        others: Sequence[Helper] = (),
     ) -> None:
         """Predict one case from its files to files, slab by slab; each appears whole or not at all.
 
@@ -288,6 +294,7 @@ class Predictor:
             paths: "labels", "probabilities" ... -> the file for them.
             progress: called with windows done and all windows; what it raises ends the case, and no file is left.
             before_placing: called when all is predicted, before the first file is put in its place.
+            others: have nothing else to do, and predict ranges of its planes where that pays; the bytes are the same.
 
         Raises:
             InputError: as `predict`.
@@ -298,14 +305,33 @@ class Predictor:
             for volume in images:
                 with volume:
                     outputs.begin(self.grid(volume))
-                    within = self._within(volume, "variance" in paths, next(iter(paths.values())).parent)
-                    slabs = within.slabs(self._reduced(paths), progress)
+                    seen, scratch = self._seen(volume), next(iter(paths.values()))
+                    within = self._within(volume, "variance" in paths, scratch.parent, seen)
+                    asked = Range(case, tuple(paths), seen.fitted, scratch)
+                    slabs = together(within, self._reduced(paths), asked, others if count == 1 else (), progress)
                     with closing(slabs), Behind(outputs.write) as write:
                         for _, _, arrays in slabs:
                             write(arrays)
                     self._tell_invalid(volume, within.report.invalid)
             if before_placing is not None:
                 before_placing()
+
+    def prepare(self, image: VolumePass, variance: bool) -> None:
+        """Get ready for the windows of an image: where workers share the memory, before any of them fills it."""
+        if self.sharing > 1:
+            compute = self._compute if not variance else self._compute.giving_variance()
+            compute.ready_for(image)
+
+    def predict_range(self, asked: Range, progress: Progress, spool: Spool) -> Report:
+        """Predict a range of the planes of a case into a spool, from files of its own."""
+        with self.plan.reading.open_case(asked.case, self._planes_required) as volume:
+            seen = NormalizedVolume(volume, asked.fitted, self.plan.reading.validity)
+            within = self._within(volume, "variance" in asked.kinds, asked.scratch.parent, seen)
+            every = (0, spool.rest[0])
+            with closing(within.slabs(self._reduced(asked.kinds), progress, spool.planes)) as slabs:
+                for start, _, arrays in slabs:
+                    spool.write(start, every, arrays)
+            return within.report
 
     @property
     def _planes_required(self) -> bool:
@@ -330,21 +356,7 @@ class Predictor:
 
     def made(self, case: Case) -> Provenance:
         """How the result of a case comes about."""
-        settings = self.config.inference
-        said = {role: str(path) if settings.record_paths else path.name for role, path in case.roles.items()}
-        names = " ".join(dict.fromkeys(name for role, name in said.items() if role != "label"))
-        typed = [name for role, name in said.items() if role.startswith("image")]
-        others = [word for name in self._names[1:] for word in ("--with", name)]
-        return Provenance(
-            model=self.name,
-            model_sha=self.weights_hash,
-            config_sha=self.config_hash,
-            source=names,
-            window="x".join(map(str, settings.window or self.config.patch.size)),
-            overlap=settings.overlap,
-            device=self.device.type,
-            command=shlex.join(["predict", self._names[0], *typed, *self._overrides, *others]),
-        )
+        return self.origin.of(case, self.device.type)
 
     def stream(self, volume: Volume, progress: Progress | None = None, variance: bool = False) -> Iterator[Predicted]:
         """Yield finished planes, of what `grid` says, as soon as no later window can change them.
@@ -374,18 +386,24 @@ class Predictor:
             yield Predicted(start, stop, logits, invalid if invalid.any() else None, spread)
         self._tell_invalid(volume, within.report.invalid)
 
-    def _within(self, volume: Volume, variance: bool, scratch: Path | None = None) -> WithinMemory:
+    def _seen(self, volume: Volume) -> NormalizedVolume:
+        """What the network sees of an image, which is read for that once."""
+        check_image(volume, self.plan, sliced=self.config.inference.slices is not None)
+        return normalized(volume, self.plan)
+
+    def _within(
+        self, volume: Volume, variance: bool, scratch: Path | None = None, seen: NormalizedVolume | None = None
+    ) -> WithinMemory:
         """An image on its way, within the memory that is allowed."""
-        image, settings = self._image(volume), self.config.inference
+        image, settings = self._image(volume, seen), self.config.inference
         budget = None if settings.memory is None else parse_size(settings.memory)
         compute = self._compute if not variance else self._compute.giving_variance()
-        return WithinMemory(image, compute, budget, scratch)
+        return WithinMemory(image, compute, budget, scratch, self.sharing)
 
-    def _image(self, volume: Volume) -> VolumePass:
+    def _image(self, volume: Volume, seen: NormalizedVolume | None = None) -> VolumePass:
         """An image, normalised, and how it is gone through."""
-        settings = self.config.inference
-        check_image(volume, self.plan, sliced=settings.slices is not None)
-        seen, box, name = normalized(volume, self.plan), self._box(volume), str(volume.path or "image")
+        settings, box, name = self.config.inference, self._box(volume), str(volume.path or "image")
+        seen = seen or self._seen(volume)
         source = seen if box is None else seen.cutout(box)
         slices = settings.slices if volume.dims > self.plan.dims else None
         return VolumePass(source, volume.spacing, self.plan.spacing, settings.bin, slices, name)
