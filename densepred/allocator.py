@@ -18,3 +18,9 @@ def tune_allocator() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_M_MMAP_MAX, 0)
+
+
+def give_back() -> None:
+    """Give the system the memory that was freed, which glibc otherwise keeps for the process."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -90,11 +90,17 @@ class Odd(nn.Module):
             return self.norm(y) + self.conv(x + 1)
         if self.reason == "values" and float(x.sum()) > 0:
             return self.norm(y + 1)
+        if self.reason == "numpy" and x.numpy().sum() > 0:
+            return self.norm(y + 1)
+        if self.reason == "keyword":
+            return self.norm(x=y)
         out: Tensor = self.norm(y)
         return out
 
 
-@pytest.mark.parametrize("reason", ["used", "between", "twice", "shared", "values", "statistics", "hook"])
+@pytest.mark.parametrize(
+    "reason", ["used", "between", "twice", "shared", "values", "numpy", "keyword", "statistics", "hook"]
+)
 def test_what_is_more_than_a_pair_stays(reason: str) -> None:
     model = Odd(reason)
     if reason != "statistics":
@@ -105,6 +111,19 @@ def test_what_is_more_than_a_pair_stays(reason: str) -> None:
     assert norms(folded) == 1
     with torch.no_grad():
         assert torch.equal(model(x), folded(x))
+
+
+def test_what_is_given_out_before_the_norm_stays() -> None:
+    class Two(Odd):
+        def forward(self, x: Tensor) -> Any:
+            y = self.conv(x)
+            return {"normed": self.norm(y), "plain": y}
+
+    model = trained(Two("none")).double().eval()
+    x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
+    folded: Any = fold_batch_norms(model, x.shape)
+    with torch.no_grad():
+        assert torch.equal(model(x)["plain"], folded(x)["plain"])
 
 
 def test_a_plain_pair_is_merged_and_the_original_kept() -> None:

@@ -157,6 +157,10 @@ def test_numbers_are_given_as_they_are(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=f"{kind} cannot be made of a regression head") as caught:
             predictor.predict(image, outputs=kind)
         assert caught.value.fix == "choose of logits, regression"
+    settings = predictor.config.inference.model_copy(update={"skip": 0.5})
+    config = predictor.config.model_copy(update={"inference": settings})
+    with pytest.raises(InputError, match="skip above 0 is held to by comparing class probabilities"):
+        Predictor(model, config, predictor.plan, "").predict(image, outputs="regression")
 
 
 def test_what_a_model_does_not_predict_is_refused(run: Path) -> None:

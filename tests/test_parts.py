@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from densepred.errors import InputError
-from densepred.inference.empty import AUDITED
+from densepred.inference.empty import AUDITED, EmptyWindows
 from densepred.inference.sliding_window import Part, SlidingWindowInferer
 from densepred.inference.threads import Behind, ahead
 from tests.test_inferer import layouts, noise, small_net
@@ -126,6 +126,15 @@ class TestEmptyWindows:
         image, model = noise(1, 16 * (AUDITED + 1), 16), small_net(2)
         with pytest.raises(InputError, match=r"differ by 0\.\d+ in probability from empty ones \(0.001 is allowed\)"):
             SlidingWindowInferer((16, 16), 0.0, skip=20.0)(model, image)
+
+    def test_a_variance_behind_the_logits_is_no_class(self) -> None:
+        empty = EmptyWindows(0.1, (4, 4), lambda cut: torch.zeros(1, 3, 4, 4), variance=True)
+        logits = torch.zeros(3, 4, 4)
+        logits[2] = 0.25
+        empty.compare((0.0,), logits)
+        logits[1] = 0.1
+        with pytest.raises(InputError, match=r"differ by 0\.025 in probability"):
+            empty.compare((0.0,), logits)
 
     def test_a_non_finite_window_is_never_empty(self) -> None:
         with pytest.raises(InputError, match="NaN or infinite"):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,13 +23,14 @@ from densepred.cases.normalize import fit
 from densepred.cases.preprocess import NormalizedVolume
 from densepred.config.base import parse_size
 from densepred.config.normalize import NoNormalization
-from densepred.errors import ResourceError
+from densepred.errors import DiskFullError, ResourceError
 from densepred.inference import memory
-from densepred.inference.compute import Compute, WithinMemory
+from densepred.inference.compute import Compute, Ready, WithinMemory
 from densepred.inference.outputs import Predicted
 from densepred.inference.sliding_window import SlidingWindowInferer
 from densepred.inference.spool import Spool
 from densepred.inference.volume_pass import VolumePass
+from densepred.inference.windows import WindowGrid
 from densepred.volumes import Volume
 from tests.test_inferer import small_net
 
@@ -68,7 +72,7 @@ def budget_for(image: VolumePass, compute: Compute, lines: int) -> int:
     ready, grid = compute.ready(image.channels, way, 1), compute.inferer.grid(way.model_shape)
     row = max(way.model_shape[-1], image.shape[-1]) if len(image.shape) == 3 else 1
     needs = memory.needs(grid, image.result_shape[1], image.channels, ready.logits, False, row)
-    return ready.fixed + memory.BUFFERS + needs.bytes(lines)
+    return ready.fixed + memory.buffers(grid, (image.channels, *image.shape)) + needs.bytes(lines)
 
 
 class TestBands:
@@ -102,6 +106,21 @@ class TestBands:
         within = WithinMemory(image_pass((20, 33, 9)), compute_of(3), 10_000_000)
         with pytest.raises(ResourceError, match=r"\d\.\d+ GB of memory are needed, 0\.01 GB are allowed"):
             whole(within)
+
+    def test_a_budget_too_small_for_the_batch_makes_it_smaller_before_it_is_refused(self) -> None:
+        expected = whole(WithinMemory(image_pass((20, 33, 9)), compute_of(3), None))
+        compute, made = compute_of(3, batch=4), Compute._made
+
+        def costly(self: Compute, inferer: SlidingWindowInferer, *rest: Any) -> Ready:
+            return replace(made(self, inferer, *rest), fixed=2**40 * inferer.batch)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Compute, "_made", costly)
+            within = WithinMemory(image_pass((20, 33, 9)), compute, 3 * 2**40)
+            found = whole(within)
+        np.testing.assert_allclose(found["logits"], expected["logits"], rtol=0, atol=1e-5)
+        assert within.report.batch == 2
+        assert [note.rpartition("on with ")[2] for note in within.report.notes] == ["batch 2"]
 
     def test_the_foretold_memory_and_the_bands_are_said(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "densepred")
@@ -149,6 +168,22 @@ class TestExhausted:
         assert within.report.batch == 2
         assert [note.rpartition("on with ")[2] for note in within.report.notes] == ["batch 4", "batch 2"]
 
+    @pytest.mark.parametrize("blocks", [1, 2])
+    @pytest.mark.parametrize("shape", [(30, 17, 9), (60, 18)])
+    @pytest.mark.parametrize("fails", [range(2, 3), range(9, 10), range(12, 14)])
+    def test_invalid_pixels_are_counted_once(self, shape: tuple[int, ...], blocks: int, fails: range) -> None:
+        array = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+        array[0, ::3, 1::5] = np.nan
+        volume = Volume.from_array(array, (1.0,) * len(shape))
+        seen = NormalizedVolume(volume, fit(volume, [NoNormalization()]))
+        image = VolumePass(seen, volume.spacing, blocks=blocks)
+        within = WithinMemory(image, compute_of(len(shape), Failing(len(shape), fails=fails)), None)
+        whole(within)
+        assert len(within.report.notes) == len(fails)
+        lines = shape[1] // blocks * blocks
+        rows = shape[0] if len(shape) == 3 else shape[0] // blocks * blocks
+        assert within.report.invalid == np.isnan(array[:, :rows, :lines]).sum()
+
     @pytest.mark.parametrize("at", [2, 9, 20])
     def test_then_bands_narrower_wherever_it_happens(self, at: int) -> None:
         expected = whole(WithinMemory(image_pass((30, 17, 9)), compute_of(3), None))
@@ -187,6 +222,54 @@ class TestExhausted:
         assert Broken.calls == 2
 
 
+class TestWhatCanBeHad:
+    def groups(self, root: Path, versions: dict[str, dict[str, object]]) -> list[int]:
+        for name, content in versions.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text("\n".join(f"{key} {value}".strip() for key, value in content.items()))
+        return memory.left_in_groups(root, root / "own")
+
+    def test_all_groups_around_the_process_count_and_read_files_do_not(self, tmp_path: Path) -> None:
+        left = self.groups(
+            tmp_path,
+            {
+                "own": {"0::/slurm/job_7/step_0": ""},
+                "slurm/job_7/step_0/memory.max": {"max": ""},
+                "slurm/job_7/step_0/memory.current": {"500": ""},
+                "slurm/job_7/step_0/memory.stat": {"inactive_file": 100},
+                "slurm/job_7/memory.max": {"1000": ""},
+                "slurm/job_7/memory.current": {"990": ""},
+                "slurm/job_7/memory.stat": {"anon": 200, "inactive_file": 700},
+            },
+        )
+        assert left == [1000 - 990 + 700]
+
+    def test_groups_of_version_1(self, tmp_path: Path) -> None:
+        left = self.groups(
+            tmp_path,
+            {
+                "own": {"9:cpu:/": "", "4:hugetlb,memory:/docker/not-seen-from-inside": "", "0::/": ""},
+                "memory/memory.limit_in_bytes": {"2000": ""},
+                "memory/memory.usage_in_bytes": {"1500": ""},
+                "memory/memory.stat": {"inactive_file": 7, "total_inactive_file": 400},
+            },
+        )
+        assert left == [2000 - 1500 + 400]
+
+    def test_the_limit_of_the_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
+        used = int(line.split()[1]) * 1024
+        monkeypatch.setattr(memory.resource, "getrlimit", lambda _: (used + 50_000_000, 2**40))
+        assert 0 < memory.available(torch.device("cpu")) <= 50_000_000
+
+    def test_planes_larger_than_what_is_read_at_a_time_are_counted(self) -> None:
+        grid = WindowGrid.plan((100, 8000, 8000), 64, 0.5)
+        plane = 4 * 8000 * 8000
+        assert memory.buffers(grid, (1, 100, 8000, 8000)) > 6 * plane
+        assert memory.shared([grid, grid], (1, 100, 8000, 8000)) >= 64 * plane
+        assert memory.shared([grid], (1, 100, 8000, 8000)) == 0
+
+
 class TestSpool:
     def test_lines_in_any_order_come_out_as_planes(self, tmp_path: Path) -> None:
         array = np.random.default_rng(0).integers(0, 99, (2, 9, 7, 5)).astype(np.int16)
@@ -199,6 +282,16 @@ class TestSpool:
         assert slabs[0][0] == 3
         assert slabs[-1][1] == 12
         assert not list(tmp_path.iterdir())
+
+    def test_a_disk_without_room_for_another_file_is_full(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(**_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(tempfile, "TemporaryFile", full)
+        with Spool(tmp_path, (0, 2), (7, 5)) as spool, pytest.raises(DiskFullError):
+            spool.write(0, (0, 7), {"a": np.zeros((1, 2, 7, 5))})
 
 
 @pytest.mark.parametrize(

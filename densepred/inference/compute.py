@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from densepred.allocator import give_back
 from densepred.config import Config
 from densepred.device import is_exhausted, pick_precision
 from densepred.errors import ResourceError
@@ -199,6 +200,7 @@ class WithinMemory:
         self.report = Report()
         self._made: list[Ready] = []
         self._narrower = 1  # bands are so many times narrower than foretold
+        self._invalid: dict[int, int] = {}  # plane of the image -> pixels
 
     def slabs(
         self, reduce: Reduce, progress: Progress | None = None, planes: tuple[int, int] | None = None
@@ -235,30 +237,31 @@ class WithinMemory:
         """The lines of the result, in bands that fit; what that takes goes into the report.
 
         Raises:
-            ResourceError: none does.
+            MemoryError: none does.
         """
-        image, inferer, device = self.image, self.compute.inferer, self.compute.device
+        image, inferer, device, report = self.image, self.compute.inferer, self.compute.device, self.report
+        report.bands, report.device = 0, str(device)
         lines, every = image.result_shape[1], Part.whole(image.result_shape)
         self._made = self.compute.ready_for(image)
-        fixed = max(ready.fixed for ready in self._made) + memory.BUFFERS
         grids = [way.laid(inferer, [])[0].grid(way.model_shape) for way in image.ways]
+        shape = (image.channels, *image.shape)
+        fixed = max(ready.fixed for ready in self._made) + memory.shared(grids, shape)
+        fixed += sum(memory.buffers(grid, shape) for grid in grids)
         needs = [self._needs(grid, ready.logits) for grid, ready in zip(grids, self._made, strict=True)]
 
         def taken(width: int) -> int:
             return fixed + sum(one.bytes(width) for one in needs)
 
-        used = fixed if device.type == "cuda" else memory.resident()
+        used = torch.cuda.memory_allocated(device) if device.type == "cuda" else memory.resident()
         base = min(ready.base for ready in self._made)
         allowed = self.budget or int(used + memory.SHARE * memory.available(device))
         allowed = base + (allowed - base) // self.sharing
         widest = memory.widest(taken, lines, allowed) // self._narrower
         if widest < 1:
-            what = f"{taken(1) / 1e9:.2f} GB of memory are needed, {allowed / 1e9:.2f} GB are allowed"
-            raise ResourceError(what, "give more with inference.memory, or lower inference.window or inference.batch")
+            raise MemoryError(f"{taken(1) / 1e9:.2f} GB of memory are needed, {allowed / 1e9:.2f} GB are allowed")
         starts = [round(start * lines / grids[0].axes[1].padded) for start in grids[0].axes[1].starts]
         found = memory.bands(lines, widest, starts)
-        report = self.report
-        report.bands, report.batch, report.device = len(found), inferer.batch, str(device)
+        report.bands, report.batch = len(found), inferer.batch
         report.backend = "; ".join(dict.fromkeys(text for ready in self._made for text in ready.backends))
         report.foretold, report.allowed = taken(max(stop - start for start, stop in found)), allowed
         report.windows = sum(image.windows(inferer, Part(every.planes, band)) for band in found)
@@ -274,7 +277,8 @@ class WithinMemory:
         self, bands: list[tuple[int, int]], planes: tuple[int, int], reduce: Reduce, progress: Progress | None
     ) -> Iterator[tuple[int, int, Arrays]]:
         counted = [self.image.windows(self.compute.inferer, Part(planes, band)) for band in bands]
-        invalid: list[int] = []
+        first = self.image.on_image(Part(planes, bands[0])).planes[0]
+        self._invalid = {z: count for z, count in self._invalid.items() if z < first}
 
         def run(number: int) -> Iterator[Predicted]:
             before = sum(counted[:number])
@@ -285,7 +289,7 @@ class WithinMemory:
 
             part = Part(planes, bands[number])
             ready = [(each.inferer, each.models) for each in self._made]
-            yield from self.image.planes(ready, part, advance, invalid.append)
+            yield from self.image.planes(ready, part, advance, self._invalid)
 
         if len(bands) == 1:
             for predicted in run(0):
@@ -296,7 +300,7 @@ class WithinMemory:
                     for predicted in run(number):
                         spool.write(predicted.start, band, reduce(predicted))
                 yield from spool.slabs()
-        self.report.invalid = sum(invalid)
+        self.report.invalid = sum(self._invalid.values())
 
     def _shrink(self, reason: str) -> None:
         """After memory ran out: a smaller batch, else narrower bands, else the CPU.
@@ -305,6 +309,7 @@ class WithinMemory:
             ResourceError: nothing is left to try.
         """
         gc.collect()
+        give_back()
         if self.compute.device.type == "cuda":
             torch.cuda.empty_cache()
         smaller = self.compute.smaller()
@@ -316,7 +321,8 @@ class WithinMemory:
         elif self.compute.fallback is not None:
             self.compute, self._narrower, done = self.compute.fallback(), 1, "the CPU"
         else:
-            raise ResourceError(f"the memory is exhausted ({reason})", "give more memory, or lower inference.window")
+            fix = "give more memory (inference.memory says how much may be taken), or lower inference.window"
+            raise ResourceError(f"the memory is exhausted ({reason})", fix)
         note = f"memory ran out on {self.report.device} ({reason}): went on with {done}"
         self.report.notes.append(note)
         _LOG.warning("%s: %s", self.image.name, note)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from densepred.errors import InputError
+from densepred.inference.reduce import split
 from densepred.inference.ring import Ring
 
 TOLERANCE = 1e-3
@@ -27,10 +28,13 @@ class EmptyWindows:
         spread: the largest difference of two values, in units of the normalised image.
         window: spatial shape.
         predict: windows (1, C, *window) to logits (1, K, *window).
+        variance: one more channel follows the logits, which is none of a class.
     """
 
-    def __init__(self, spread: float, window: Sequence[int], predict: Callable[[Tensor], Tensor]) -> None:
-        self.spread, self.window, self._predict = spread, tuple(window), predict
+    def __init__(
+        self, spread: float, window: Sequence[int], predict: Callable[[Tensor], Tensor], variance: bool = False
+    ) -> None:
+        self.spread, self.window, self._predict, self._variance = spread, tuple(window), predict, variance
         self.skipped = 0
         self._known: dict[tuple[float, ...], Tensor] = {}
 
@@ -73,7 +77,8 @@ class EmptyWindows:
         Raises:
             InputError: they differ by more than the tolerance.
         """
-        apart = float((self.logits(value, logits.device).softmax(0) - logits.softmax(0)).abs().max())
+        taken, given = (split(one, self._variance)[0].softmax(0) for one in (self.logits(value, logits.device), logits))
+        apart = float((taken - given).abs().max())
         if apart > TOLERANCE:
             what = (
                 f"windows whose values span less than {self.spread:g} differ by {apart:.2g} in probability from empty"

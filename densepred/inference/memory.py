@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,35 +13,68 @@ from pathlib import Path
 
 import torch
 
-from densepred.inference.window_pass import READ_BYTES, SLAB_BYTES
+from densepred.inference.window_pass import READ_BYTES, SLAB_BYTES, read_at_once
 from densepred.inference.windows import WindowGrid
 
 SHARE = 0.8
 """Of the memory that is free, used where no budget is given."""
 _FLOAT = 4
 _PLANES = 6  # of logits that are handed out, resampled and reduced at a time, where one has more than SLAB_BYTES
+_GROUP_FILES = ("memory.max", "memory.current", "inactive_file")
+_OLD_GROUP_FILES = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _EVERY = 0.002  # seconds between two looks at the memory in use
 
 
 def resident() -> int:
     """Bytes of this process that are in memory now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return _pages(1)
+
+
+def _pages(field: int) -> int:
+    """Bytes of a field of proc(5)'s statm: 1 what is in memory, 5 what counts against RLIMIT_DATA."""
+    return int(Path("/proc/self/statm").read_text().split()[field]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def available(device: torch.device) -> int:
-    """Bytes that can be had: of the machine (within the limits that containers set), or of a GPU."""
+    """Bytes that can be had: of a GPU, or of the machine, within the limits of the process and of its control groups.
+
+    The limit of a process that counts is RLIMIT_DATA: torch maps its libraries many times over.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     lines = Path("/proc/meminfo").read_text().splitlines()
-    free = int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # no limit, or no such group
-        return free
-    return min(free, limit - used)
+    found = [int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024, *left_in_groups()]
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    if limit != resource.RLIM_INFINITY:
+        found.append(limit - _pages(5))
+    return max(min(found), 0)
+
+
+def left_in_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Bytes left in each control group with a limit that the process is in: those of containers and batch systems.
+
+    Pages of files that were read are not counted as used: they go when memory is needed.
+
+    Args:
+        root: where the groups are mounted, of version 2 or 1.
+        own: lists the groups of the process.
+    """
+    found = []
+    for line in own.read_text().splitlines() if own.exists() else ():
+        number, controllers, path = line.split(":", 2)
+        if number != "0" and "memory" not in controllers.split(","):
+            continue
+        folder, names = (root, _GROUP_FILES) if number == "0" else (root / "memory", _OLD_GROUP_FILES)
+        inner = folder / path.lstrip("/")  # in a container often not there, but the groups around it are
+        for group in (inner, *(one for one in inner.parents if one.is_relative_to(folder))):
+            try:
+                limit, used = (int((group / name).read_text()) for name in names[:2])
+                stat = dict(entry.split() for entry in (group / "memory.stat").read_text().splitlines())
+                found.append(limit - used + int(stat.get(names[2], 0)))
+            except (OSError, ValueError):  # no limit, or no such group
+                continue
+    return found
 
 
 @contextmanager
@@ -74,7 +108,7 @@ class Needs:
     """The bytes that a way through an image takes on its device, with bands of some lines of the result.
 
     Attributes:
-        line: for each line of a band: sums of logits, and planes on their way.
+        line: for each line of a band: sums of logits, planes on their way, and which pixels are invalid.
         seen: for each line of the image that a band sees.
         halo: lines that a band sees beyond its own.
         lines: of the whole result.
@@ -103,17 +137,32 @@ def needs(grid: WindowGrid, lines: int, channels: int, logits: int, weights: boo
     """
     first, second, *rest = grid.axes
     voxels, scale = math.prod(axis.padded for axis in rest), second.padded / lines
-    summed = (logits + weights) * first.window * voxels
+    summed, masks = (logits + weights) * first.window * voxels, first.window * voxels
     return Needs(
-        line=math.ceil(_FLOAT * (scale * summed + max(scale, 1) * _PLANES * logits * row)),
+        line=math.ceil(_FLOAT * (scale * summed + max(scale, 1) * _PLANES * logits * row) + scale * masks),
         seen=math.ceil(_FLOAT * scale * channels * first.window * voxels),
         halo=math.ceil(2 * second.window / scale) + 4,  # and what resampling needs
         lines=lines,
     )
 
 
-BUFFERS = 3 * SLAB_BYTES + 6 * READ_BYTES
-"""What is read and handed out at a time, in its several forms."""
+def buffers(grid: WindowGrid, image: Sequence[int]) -> int:
+    """The bytes that are read and handed out at a time, in their several forms, on a way through an image.
+
+    Args:
+        grid: the windows, on the model's grid.
+        image: (C, *spatial), its shape on its own grid; it is read in whole planes, however narrow bands are.
+    """
+    channels, *spatial = image
+    plane = max(math.prod(axis.size for axis in grid.axes[1:]), math.prod(spatial[1:]))
+    return 3 * SLAB_BYTES + 6 * max(READ_BYTES, _FLOAT * channels * read_at_once(grid, channels) * plane)
+
+
+def shared(grids: Sequence[WindowGrid], image: Sequence[int]) -> int:
+    """The bytes of an image's planes that are held from the slowest of several ways to the fastest; see `buffers`."""
+    channels, *spatial = image
+    ahead = max(grid.axes[0].window * spatial[0] / grid.axes[0].size for grid in grids)
+    return 0 if len(grids) == 1 else math.ceil(_FLOAT * channels * ahead * math.prod(spatial[1:]))
 
 
 def widest(bytes_of: Callable[[int], int], lines: int, budget: int) -> int:

@@ -143,6 +143,9 @@ class Predictor:
 
     def _check(self, kinds: Sequence[str]) -> None:
         count = len(self.models) << len(set(self.config.inference.mirror))
+        if self.config.inference.skip and not (isinstance(self.head, Segmentation) and not self.head.regions):
+            what = "inference.skip above 0 is held to by comparing class probabilities, of which the model has none"
+            raise InputError(what, "set it to 0, which skips windows of one value and changes nothing")
         check_kinds(kinds, self.head, count, self.config.inference.bin)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -103,7 +103,7 @@ class VolumePass:
         ready: Sequence[tuple[SlidingWindowInferer, Sequence[Model]]],
         part: Part,
         progress: Progress | None = None,
-        screened: Callable[[int], None] | None = None,
+        invalid: dict[int, int] | None = None,
     ) -> Iterator[Predicted]:
         """Yield finished planes of a part of the result, as soon as no later window can change them.
 
@@ -111,19 +111,17 @@ class VolumePass:
             ready: for each way what `Way.laid` gives, on one device, and the models there.
             part: of the result.
             progress: called with the windows done and all of this part.
-            screened: called at the end with the number of invalid pixels.
+            invalid: filled with plane -> number of invalid pixels in this part of it, added to what is there.
         """
-        image, source = self.on_image(part), Screened(self.source)
+        image = self.on_image(part)
+        source = Screened(self.source, image.lines, invalid)
         passes = self._passes(ready, source, image)
         hooks = [None] * len(passes) if progress is None else summed(progress, [one.windows for one, _ in passes])
         streams = [self._slabs(one, back, image, hook) for (one, back), hook in zip(passes, hooks, strict=True)]
-        lines = slice(*image.lines)
         with closing(streams[0] if len(streams) == 1 else averaged(streams)) as slabs:
             parts = ((a, b, split(slab, ready[0][0].variance)) for a, b, slab in slabs)
-            planes = (Predicted(a, b, logits, source.invalid(a, b, lines), spread) for a, b, (logits, spread) in parts)
+            planes = (Predicted(a, b, logits, source.invalid(a, b), spread) for a, b, (logits, spread) in parts)
             yield from planes if self.blocks == 1 else in_blocks(planes, self.blocks, part.planes[0])
-        if screened is not None:
-            screened(source.count)
 
     def _passes(
         self, ready: Sequence[tuple[SlidingWindowInferer, Sequence[Model]]], source: Source, image: Part
@@ -181,30 +179,36 @@ class Validated(Protocol):
 
 
 class Screened:
-    """A normalised image that remembers the invalid pixels of the planes it has read until they are asked for."""
+    """A normalised image that remembers the invalid pixels of the planes it has read until they are asked for.
 
-    def __init__(self, source: Validated) -> None:
-        self.source, self.shape, self.count = source, tuple(source.shape), 0
-        self._planes: dict[int, NDArray[np.bool_]] = {}
+    Args:
+        source: the image.
+        lines: those along axis 1 of which invalid pixels are remembered.
+        counts: plane -> number of invalid pixels; what is asked for is added to it.
+    """
+
+    def __init__(self, source: Validated, lines: tuple[int, int], counts: dict[int, int] | None = None) -> None:
+        self.source, self.shape = source, tuple(source.shape)
+        self.counts = {} if counts is None else counts
+        self._lines, self._planes = slice(*lines), dict[int, NDArray[np.bool_]]()
 
     def __getitem__(self, key: Any) -> NDArray[np.float32]:
         """Planes `[:, z0:z1]`, read forward."""
         values, valid = self.source.read(key)
         if valid is not None:
             start = key[1].start or 0
-            for z, plane in enumerate(valid, start):
+            for z, plane in enumerate(valid[:, self._lines], start):
                 if not plane.all():
                     self._planes[z] = ~plane
         return values
 
-    def invalid(self, start: int, stop: int, lines: slice = slice(None)) -> NDArray[np.bool_] | None:
-        """Bool (n, *rest) of planes that were read, and of these some lines; None where all pixels are valid."""
+    def invalid(self, start: int, stop: int) -> NDArray[np.bool_] | None:
+        """Bool (n, lines, *rest) of planes that were read; None where all pixels are valid."""
         found = {z: self._planes.pop(z) for z in range(start, stop) if z in self._planes}
         if not found:
             return None
-        out = np.zeros((stop - start, *self.shape[2:]), bool)
+        out = np.zeros((stop - start, *next(iter(found.values())).shape), bool)
         for z, plane in found.items():
             out[z - start] = plane
-        out = out[:, lines]
-        self.count += int(out.sum())
-        return out if out.any() else None
+            self.counts[z] = self.counts.get(z, 0) + int(plane.sum())
+        return out

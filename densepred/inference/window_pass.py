@@ -101,7 +101,9 @@ class WindowPass:
         self.weights = Weights(grid, inferer.blend, device)
         seen = (self.stop - self.begin, *(axis.padded for axis in rest))
         self.image = Ring(source.shape[0], grid.window[0], seen, device)
-        self.empty = None if inferer.skip is None else EmptyWindows(inferer.skip, grid.window, forward)
+        self.empty: EmptyWindows | None = None
+        if inferer.skip is not None:
+            self.empty = EmptyWindows(inferer.skip, grid.window, forward, forward.variance)
         self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.sums: Accumulator | None = None
         self.loaded, self.done = first.starts[self.rows[0]], 0
@@ -132,7 +134,7 @@ class WindowPass:
         first, rest = self.grid.axes[0], [axis.size for axis in self.grid.axes[1:]]
         channels = self.source.shape[0]
         stop = min(first.starts[self.rows[-1]] + first.window, first.size)
-        most = max(READ_BYTES // (4 * channels * math.prod(rest)), 1) if first.padded == first.size else first.size
+        most = read_at_once(self.grid, channels)
         start = self.loaded
         while start < stop:
             due = next(s + first.window for s in (first.starts[row] for row in self.rows) if s + first.window > start)
@@ -263,6 +265,14 @@ class WindowPass:
         fix = "check the weights of the model"
         fix = fix if self.forward.dtype == torch.float32 else "predict with precision float32"
         raise ResourceError(f"the logits of {where} are not all finite, though its input is", fix=fix)
+
+
+def read_at_once(grid: WindowGrid, channels: int) -> int:
+    """How many planes are asked of the source at a time: of an image that is widened along axis 0, all."""
+    first, *rest = grid.axes
+    if first.padded > first.size:
+        return first.size
+    return max(READ_BYTES // (4 * channels * math.prod(axis.size for axis in rest)), 1)
 
 
 class Weights:

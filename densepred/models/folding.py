@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,8 +62,9 @@ def _pairs(model: nn.Module, shape: Sequence[int]) -> list[tuple[str, str]]:
             hooks.append(layer.register_forward_pre_hook(seen.taken_by(name)))
     try:
         with torch.no_grad(), seen:
-            blank(torch.empty(*shape, dtype=next(blank.parameters()).dtype, device="meta"))
-    except RuntimeError as error:  # it looks at values, of which there are none
+            out = blank(torch.empty(*shape, dtype=next(blank.parameters()).dtype, device="meta"))
+            seen.uses.update(id(value) for value in _tensors([out]))  # what it gives is used by others
+    except Exception as error:  # it looks at values, of which there are none
         _LOG.info("batch norms are not folded: %s", error)
         return []
     return seen.pairs()
@@ -132,6 +133,8 @@ def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
             yield value
         elif isinstance(value, list | tuple):
             yield from _tensors(value)
+        elif isinstance(value, Mapping):
+            yield from _tensors(value.values())
 
 
 def _fold(conv: nn.Module, norm: _BatchNorm) -> None:
