@@ -116,7 +116,7 @@ def predict(
     bids: Annotated[bool, typer.Option("--bids", help="name the results as BIDS derivatives")] = False,
     others: Annotated[list[Path] | None, typer.Option("--with", help="another training, to average with")] = None,
     shard: Annotated[str | None, typer.Option(metavar="I/N", help="do a share of the cases, such as 3/8")] = None,
-    devices: Annotated[str | None, typer.Option(help="spread cases over 0,1 (GPUs) or cpu,cpu or cpu*4")] = None,
+    devices: Annotated[str | None, typer.Option(help="spread cases, or one, over 0,1 (GPUs) or cpu*4")] = None,
     engine: Annotated[_Engine, typer.Option(help="compute here, or on the workers of Ray")] = _Engine.local,
     address: Annotated[str | None, typer.Option(help="of a Ray cluster, or auto; else Ray starts here")] = None,
 ) -> None:

@@ -161,7 +161,8 @@ class Attempt:
         """End what is no longer wanted; False if the worker was lost."""
         try:
             actor.answer.remote(ticket, False)
-            self._ray.wait([done], timeout=_GRACE)
+            if self._ray.wait([done], timeout=_GRACE)[0]:
+                self._ray.get(done)
         except self._ray.exceptions.RayError:
             return False
         return True
