@@ -4,7 +4,8 @@
     logits = prepared(windows)
     prepared.backend, prepared.describe()
 
-The trial runs only where it costs less than half of what it can be hoped to save in the windows to come.
+The trial runs only where it costs less than half of what it can be hoped to save in the windows to come. Times differ from
+run to run, so what has to be the same bits everywhere (shards, devices, a rerun) is to name the backend once chosen.
 """
 
 from __future__ import annotations
