@@ -136,6 +136,15 @@ class _Odd(nn.Module):
 
 
 @has_openvino
+def test_a_crash_of_openvino_is_a_fault_of_the_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = network("2d")
+    crash = "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n"
+    monkeypatch.setattr(engines, "_CHILD", crash + engines._CHILD)
+    with pytest.raises(InputError, match=r"OpenVINO fails on this network \(exit code -11\)"):
+        prepare(model, x.shape, CPU, torch.float32, "openvino")
+
+
+@has_openvino
 def test_threads_share_openvino() -> None:
     model, x = network("2d")
     prepared = prepare(model, x.shape, CPU, torch.float32, "openvino")

@@ -4,8 +4,8 @@
     logits = prepared(windows)
     prepared.backend, prepared.describe()
 
-The trial runs only where it costs less than half of what it can be hoped to save in the windows to come. Times differ from
-run to run, so what has to be the same bits everywhere (shards, devices, a rerun) is to name the backend once chosen.
+The trial runs only where it costs less than half of what it can be hoped to save in the windows to come. Times differ
+from run to run, so what has to be the same bits everywhere (shards, devices, a rerun) has to name the backend.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Hope:
 
 
 HOPES = {
-    ("openvino", "cpu"): Hope(1.0, 18, 0.5),
+    ("openvino", "cpu"): Hope(3.0, 20, 0.5),
     ("compiled", "cpu"): Hope(30.0, 14, 0.1),
     ("compiled", "cuda"): Hope(45.0, 14, 0.6),
 }

@@ -6,12 +6,16 @@ Each takes windows (B, C, *window) float32 and gives logits (B, K, *window), fro
 from __future__ import annotations
 
 import importlib
+import json
+import subprocess
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -103,6 +107,7 @@ class OpenVinoEngine:
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # several processes would be pinned to the same cores
         }
+        _try_in_child(self.library, program, settings)
         compiled = self.library.Core().compile_model(program, "CPU", settings)
         computes = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if computes != HINTS[task.precision]:
@@ -183,6 +188,32 @@ def _converted(model: nn.Module, task: Task) -> Any:
             program = frontend.convert(frontend.load(decoder))
         program.reshape(list(task.shape))
     return program
+
+
+_CHILD = """
+import json, sys
+sys.modules["openvino_telemetry"] = None
+import numpy, openvino
+compiled = openvino.Core().compile_model(sys.argv[1], "CPU", json.loads(sys.argv[2]))
+compiled([numpy.zeros(compiled.input(0).shape, numpy.float32)])
+"""
+
+
+def _try_in_child(library: ModuleType, program: Any, settings: dict[str, Any]) -> None:
+    """Compile and run it once in a process of its own, since OpenVINO ends the process over some networks.
+
+    OpenVINO 2026.4 did so (a segmentation fault in `compile_model`, however converted) over a 3D residual encoder.
+
+    Raises:
+        InputError: the process died.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder) / "network.xml"
+        library.save_model(program, part, compress_to_fp16=False)
+        command = [sys.executable, "-c", _CHILD, str(part), json.dumps(settings)]
+        code = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
+    if code:
+        raise InputError(f"OpenVINO fails on this network (exit code {code})", "use inference.backend=torch")
 
 
 @contextmanager
