@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from densepred.errors import InputError
-from densepred.inference import backends, engines
+from densepred.inference import backends, engines, openvino_engine
 from densepred.inference.backends import prepare
 from densepred.models.build import create_model
 from densepred.models.heads import Segmentation
@@ -139,7 +139,7 @@ class _Odd(nn.Module):
 def test_a_crash_of_openvino_is_a_fault_of_the_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = network("2d")
     crash = "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n"
-    monkeypatch.setattr(engines, "_CHILD", crash + engines._CHILD)
+    monkeypatch.setattr(openvino_engine, "_CHILD", crash + openvino_engine._CHILD)
     with pytest.raises(InputError, match=r"OpenVINO fails on this network \(exit code -11\)"):
         prepare(model, x.shape, CPU, torch.float32, "openvino")
 

@@ -12,16 +12,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from densepred.errors import InputError, ResourceError
-from densepred.inference.engines import ENGINES, Engine, Task, TorchEngine
+from densepred.inference.engines import CompiledEngine, Engine, Task, TorchEngine
+from densepred.inference.openvino_engine import OpenVinoEngine
 from densepred.registry import lookup
 
+ENGINES: dict[str, Callable[[nn.Module, Task], Engine]] = {
+    "torch": TorchEngine,
+    "compiled": CompiledEngine,
+    "openvino": OpenVinoEngine,
+}
 GAIN = 0.95
 """Another engine is taken if it needs less than this share of torch's time."""
 LEAST = 100
