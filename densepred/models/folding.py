@@ -150,6 +150,3 @@ def _fold(conv: nn.Module, norm: _BatchNorm) -> None:
         transpose=isinstance(conv, TRANSPOSED),
     )
     conv.weight, conv.bias = weight.requires_grad_(False), bias.requires_grad_(False)
-
-
-__all__ = ["fold_batch_norms"]

@@ -42,7 +42,7 @@ class InstanceNorm(GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *spatial) -> the same shape."""
-        if torch.is_grad_enabled() or torch.compiler.is_exporting():
+        if torch.is_grad_enabled() or torch.compiler.is_exporting() or torch.jit.is_tracing():
             return self._by_kernel(x)
         if torch.compiler.is_compiling():
             return normalized_by_formula(x, self.weight, self.bias, self.eps)
