@@ -36,8 +36,8 @@ def predict(
 
     Args:
         run: the run directory (its config, plan and weights are used), or several whose mean is predicted.
-        inputs: files, folders or glob patterns. Where the model takes several channels from several files, folders, in
-            which the recipe's image patterns are looked up.
+        inputs: files, folders, glob patterns, lists (a CSV, a `dataset.json` of the Decathlon). Where the model takes
+            several channels from several files, folders, in which the recipe's image patterns are looked up, or lists.
         out: folder of the predictions, their manifest, the class names and, if cases failed, `failures.tsv`.
         overrides: `inference.key=value` texts.
         overwrite: replace files that were changed since they were written, or that some other program wrote; without
@@ -60,7 +60,7 @@ def predict(
     predictor = load(run, overrides, device=engine.device)
     if predictor.config.inference.cutout is not None:
         parse_region(predictor.config.inference.cutout)  # a slip of the pen is found before anything is read
-    cases = find_inputs([str(item) for item in inputs], predictor.config, len(predictor.plan.image_channels))
+    cases = find_inputs([str(item) for item in inputs], predictor.config, predictor.plan.image_channels)
     settings = predictor.config.inference
     layout: Layout = Plain(Path(out), settings.outputs)
     if bids:

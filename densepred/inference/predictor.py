@@ -212,7 +212,7 @@ class Predictor:
         kinds = [outputs or default_kind(self.head)] if outputs is None or isinstance(outputs, str) else list(outputs)
         with ExitStack() as stack:
             if isinstance(source, str | Path):
-                (case,) = find_inputs([str(source)], self.config, len(self.plan.image_channels))
+                (case,) = find_inputs([str(source)], self.config, self.plan.image_channels)
                 volume = stack.enter_context(self.plan.reading.open_case(case, self._planes_required))
             elif isinstance(source, np.ndarray | Volume):
                 volume = self._volume(source, spacing)
