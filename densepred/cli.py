@@ -108,7 +108,9 @@ def train(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="folder of a training", metavar="RUN")],
-    words: Annotated[list[str], typer.Argument(metavar="INPUT", help="files, folders, globs, lists; inference.KEY=VALUE")],
+    words: Annotated[
+        list[str], typer.Argument(metavar="INPUT", help="files, folders, globs, lists; inference.KEY=VALUE")
+    ],
     out: Annotated[Path, typer.Option(help="folder for the predictions")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace files changed or not made here")] = False,
     cutout: Annotated[str | None, typer.Option(help="the part to predict: y0:y1,x0:x1 or ra,dec,size")] = None,

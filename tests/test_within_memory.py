@@ -102,6 +102,17 @@ class TestBands:
             assert np.array_equal(found[kind], array), kind
         assert within.report.invalid == 1
 
+    def test_workers_that_share_a_budget_have_a_part_each_of_what_the_program_leaves(self) -> None:
+        image, compute = image_pass((20, 33, 9)), compute_of(3)
+        (ready,) = compute.ready_for(image)
+        budget = budget_for(image, compute, 12)
+        alone = WithinMemory(image, compute, budget)
+        expected = whole(alone)
+        shared = WithinMemory(image_pass((20, 33, 9)), compute, ready.base + 3 * (budget - ready.base), sharing=3)
+        found = whole(shared)
+        assert (shared.report.allowed, shared.report.bands) == (alone.report.allowed, alone.report.bands) == (budget, 3)
+        assert np.array_equal(found["logits"], expected["logits"])
+
     def test_a_budget_without_room_for_a_line_is_refused_with_what_is_needed(self) -> None:
         within = WithinMemory(image_pass((20, 33, 9)), compute_of(3), 10_000_000)
         with pytest.raises(ResourceError, match=r"\d\.\d+ GB of memory are needed, 0\.01 GB are allowed"):
@@ -292,6 +303,16 @@ class TestSpool:
         monkeypatch.setattr(tempfile, "TemporaryFile", full)
         with Spool(tmp_path, (0, 2), (7, 5)) as spool, pytest.raises(DiskFullError):
             spool.write(0, (0, 7), {"a": np.zeros((1, 2, 7, 5))})
+
+    def test_what_one_keeps_another_adopts(self, tmp_path: Path) -> None:
+        array = np.random.default_rng(0).normal(size=(2, 9, 7, 5)).astype(np.float32)
+        with Spool(tmp_path / "kept", (3, 12), (7, 5), kept=True) as spool:
+            spool.write(3, (0, 7), {"a": array})
+        assert [path.name for path in (tmp_path / "kept").iterdir()] == ["a"]
+        with Spool(tmp_path, (3, 12), (7, 5)) as other:
+            other.adopt(tmp_path / "kept", spool.layout)
+            assert not list(tmp_path.iterdir())
+            assert np.array_equal(np.concatenate([arrays["a"] for *_, arrays in other.slabs()], 1), array)
 
 
 @pytest.mark.parametrize(

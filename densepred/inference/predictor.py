@@ -115,7 +115,7 @@ class Predictor:
         models = [model] if isinstance(model, nn.Module) else list(model)
         self.models = tuple(to_channels_last(one.eval().to(self.device)) for one in models)
         self._compute = computing(self.models, config, self.device)
-        self.sharing = 1
+        self.sharing = 1  # predictors that share the memory of the device
 
     @property
     def inferer(self) -> SlidingWindowInferer:
