@@ -109,7 +109,7 @@ def train(
 def predict(
     run: Annotated[Path, typer.Argument(help="folder of a training", metavar="RUN")],
     words: Annotated[
-        list[str], typer.Argument(metavar="INPUT", help="files, folders, globs, lists; inference.KEY=VALUE")
+        list[str], typer.Argument(metavar="INPUT", help="files, folders, globs, lists; inference.KEY=...")
     ],
     out: Annotated[Path, typer.Option(help="folder for the predictions")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace files changed or not made here")] = False,
