@@ -87,11 +87,12 @@ def test_a_fault_stays_with_its_case(run: Path, inputs: list[Path], tmp_path: Pa
 
 def test_a_full_disk_ends_all(run: Path, inputs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     began: list[str] = []
-    full = threading.Event()
+    full, both = threading.Event(), threading.Barrier(2)
 
     def filling(plain: Predicting) -> Predicting:
         def predict_file(self: Predictor, case: object, paths: object, watch: Predicting, *_: object) -> None:
             began.append(case.id)  # type: ignore[attr-defined]
+            both.wait(30)
             if case.id == "b":  # type: ignore[attr-defined]
                 full.set()
                 raise DiskFullError("the disk is full")
