@@ -65,5 +65,5 @@ def is_exhausted(error: BaseException) -> bool:
     """Does an error tell of exhausted memory, of the machine or of a GPU?"""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "can't start new thread")
     return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)

@@ -137,7 +137,8 @@ def needing_space(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _OUT_OF_SPACE:
             raise
-        free = shutil.disk_usage(path.parent).free / 1e6
+        there = next(folder for folder in path.absolute().parents if folder.exists())
+        free = shutil.disk_usage(there).free / 1e6
         raise DiskFullError(f"the disk is full ({free:.0f} MB free)", "free some space and run again", path) from error
 
 
@@ -224,14 +225,16 @@ def writable_folder(folder: str | Path) -> Path:
     """Make `folder` and prove by a probe that files can be written there.
 
     Raises:
+        DiskFullError: not even an empty file can be made.
         InputError: the folder cannot be made or written to.
     """
     folder = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = part_path(folder / "probe")
-        probe.write_bytes(b"")
-        probe.unlink()
+        with needing_space(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = part_path(folder / "probe")
+            probe.write_bytes(b"")
+            probe.unlink()
     except OSError as error:
         mode = f", mode {folder.stat().st_mode & 0o777:o}" if folder.exists() else ""
         what = f"cannot write to this folder ({error.strerror}{mode})"
@@ -251,10 +254,13 @@ def locked(folder: str | Path, name: str = ".lock", shared: bool = False, wait: 
 
     Raises:
         LockedError: another process holds it.
+        DiskFullError: there is no room for the lock's file.
         InputError: the file system has no locks.
     """
     path = Path(folder) / name
-    with open(path, "a+") as file:
+    with contextlib.ExitStack() as stack:
+        with needing_space(path):
+            file = stack.enter_context(open(path, "a+"))
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -263,16 +269,16 @@ def locked(folder: str | Path, name: str = ".lock", shared: bool = False, wait: 
         except OSError as error:
             what = f"cannot be locked ({error.strerror})"
             raise InputError(what, "choose a folder on a file system with locks", folder) from error
-        file.truncate(0)
-        if shared:
-            yield
-            return
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with needing_space(path):
+            file.truncate(0)
+            if not shared:
+                os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         try:
             yield
         finally:
-            file.truncate(0)
+            if not shared:
+                with contextlib.suppress(OSError):  # of a full disk: nothing may hide what ends the block
+                    file.truncate(0)
 
 
 def _holders(path: Path) -> list[str]:

@@ -72,7 +72,7 @@ def budget_for(image: VolumePass, compute: Compute, lines: int) -> int:
     ready, grid = compute.ready(image.channels, way, 1), compute.inferer.grid(way.model_shape)
     row = max(way.model_shape[-1], image.shape[-1]) if len(image.shape) == 3 else 1
     needs = memory.needs(grid, image.result_shape[1], image.channels, ready.logits, False, row)
-    return ready.fixed + memory.buffers(grid, (image.channels, *image.shape)) + needs.bytes(lines)
+    return ready.fixed + memory.buffers(grid, (image.channels, *image.shape), ready.logits) + needs.bytes(lines)
 
 
 class TestBands:
@@ -276,7 +276,9 @@ class TestWhatCanBeHad:
     def test_planes_larger_than_what_is_read_at_a_time_are_counted(self) -> None:
         grid = WindowGrid.plan((100, 8000, 8000), 64, 0.5)
         plane = 4 * 8000 * 8000
-        assert memory.buffers(grid, (1, 100, 8000, 8000)) > 6 * plane
+        assert memory.buffers(grid, (1, 100, 8000, 8000), 2) > 6 * plane
+        few = WindowGrid.plan((10, 80, 80), 64, 0.5)
+        assert memory.buffers(few, (1, 10, 80, 80), 2) <= (3 * 2 + 6) * 4 * 10 * 80 * 80
         assert memory.shared([grid, grid], (1, 100, 8000, 8000)) >= 64 * plane
         assert memory.shared([grid], (1, 100, 8000, 8000)) == 0
 

@@ -220,8 +220,7 @@ class WithinMemory:
             reason = None
             try:
                 found = self._bands()
-                if not start:
-                    _LOG.info("%s: %s", self.image.name, self.report)
+                _LOG.info("%s: %s", self.image.name, self.report)
                 for first, last, arrays in self._attempt(found, (start, stop), reduce, progress):
                     yield first, last, arrays
                     start = last
@@ -246,8 +245,9 @@ class WithinMemory:
         grids = [way.laid(inferer, [])[0].grid(way.model_shape) for way in image.ways]
         shape = (image.channels, *image.shape)
         fixed = max(ready.fixed for ready in self._made) + memory.shared(grids, shape)
-        fixed += sum(memory.buffers(grid, shape) for grid in grids)
-        needs = [self._needs(grid, ready.logits) for grid, ready in zip(grids, self._made, strict=True)]
+        laid = [(grid, ready.logits) for grid, ready in zip(grids, self._made, strict=True)]
+        fixed += sum(memory.buffers(grid, shape, logits) for grid, logits in laid)
+        needs = [self._needs(grid, logits) for grid, logits in laid]
 
         def taken(width: int) -> int:
             return fixed + sum(one.bytes(width) for one in needs)

@@ -146,16 +146,19 @@ def needs(grid: WindowGrid, lines: int, channels: int, logits: int, weights: boo
     )
 
 
-def buffers(grid: WindowGrid, image: Sequence[int]) -> int:
+def buffers(grid: WindowGrid, image: Sequence[int], logits: int) -> int:
     """The bytes that are read and handed out at a time, in their several forms, on a way through an image.
 
     Args:
         grid: the windows, on the model's grid.
         image: (C, *spatial), its shape on its own grid; it is read in whole planes, however narrow bands are.
+        logits: channels of the logits.
     """
     channels, *spatial = image
-    plane = max(math.prod(axis.size for axis in grid.axes[1:]), math.prod(spatial[1:]))
-    return 3 * SLAB_BYTES + 6 * max(READ_BYTES, _FLOAT * channels * read_at_once(grid, channels) * plane)
+    voxels, (depth, *rest) = math.prod(spatial), (axis.size for axis in grid.axes)
+    plane, most = max(math.prod(rest), voxels // spatial[0]), max(depth * math.prod(rest), voxels)
+    read = min(max(READ_BYTES, _FLOAT * channels * read_at_once(grid, channels) * plane), _FLOAT * channels * most)
+    return 3 * min(SLAB_BYTES, _FLOAT * logits * most) + 6 * read
 
 
 def shared(grids: Sequence[WindowGrid], image: Sequence[int]) -> int:

@@ -256,7 +256,11 @@ class Outputs:
     def write(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Append finished planes, kind -> (C, n, *rest), of the image that was begun last to every file."""
         for kind, writer in self._writers.items():
-            writer.write(arrays[kind])
+            try:
+                writer.write(arrays[kind])
+            except OSError as error:
+                error.filename = error.filename or str(self.paths[kind])
+                raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -14,12 +14,20 @@ from typing import Any
 from densepred import errors
 from densepred.cases.case import Case
 from densepred.device import needing_memory
-from densepred.errors import DensepredError, DiskFullError, InputError, StoppedError, UnsafeError, WorkersError
+from densepred.errors import (
+    DensepredError,
+    DiskFullError,
+    InputError,
+    ResourceError,
+    StoppedError,
+    UnsafeError,
+    WorkersError,
+)
 from densepred.files import remove, sha256, stamps
 from densepred.inference.ahead import Ahead
 from densepred.inference.crew import Crew
 from densepred.inference.engines import Worker
-from densepred.inference.faults import LESS_MEMORY, fault_of
+from densepred.inference.faults import LESS_MEMORY, fault_of, retried
 from densepred.inference.layouts import Layout
 from densepred.inference.manifest import Manifest
 from densepred.inference.predictor import Predictor
@@ -40,10 +48,13 @@ class BatchResult:
 
     @property
     def exit_code(self) -> int:
-        """0, 3 if some cases failed, 4 if all did."""
+        """0, 3 if some cases failed, 4 if all did, 6 if that was for want of memory or the like."""
         if not self.failed:
             return errors.DONE
-        return errors.SOME_FAILED if self.done or self.skipped else errors.NOTHING_DONE
+        if self.done or self.skipped:
+            return errors.SOME_FAILED
+        exhausted = all(isinstance(error, ResourceError) for error in self.failed.values())
+        return errors.RESOURCES if exhausted else errors.NOTHING_DONE
 
     def __str__(self) -> str:
         return f"{len(self.done)} done, {len(self.skipped)} done before, {len(self.failed)} failed"
@@ -110,8 +121,11 @@ class Work:
                     self._serve(ahead)
                 else:
                     self._serve_all(len(workers), ahead)
-            finally:
-                self._record(jobs)
+            except BaseException:
+                with contextlib.suppress(DiskFullError):  # which says less than what ends the batch
+                    self._record(jobs)
+                raise
+            self._record(jobs)
         return self.result
 
     _crew: Crew
@@ -190,10 +204,10 @@ class Work:
             if valid and ours.issuperset(job.results.values()):
                 manifest.begin(entry, job.files)
             else:
+                begin = self._begins(job, seen.result())
                 with needing_memory(LESS_MEMORY), self._crew.team() as (worker, others):
                     self._watch(0, 0)
-                    begin = self._begins(job, seen.result())
-                    worker.predict_file(job.case, job.results, self._watch, begin, others)
+                    retried(lambda: worker.predict_file(job.case, job.results, self._watch, begin, others), job.case)
             for path in stale:
                 remove(path)
             self.layout.finish(job.case, job.results)
@@ -229,7 +243,7 @@ class Work:
         before = _stamps(job.case)
         entry = {
             "id": job.key,
-            "inputs": [sha256(path) for path in files],
+            "inputs": retried(lambda: [sha256(path) for path in files], job.case),
             "roles": [[role, files.index(path), part] for role, (path, part) in divided.items()],
             "model": self.predictor.weights_hash,
             "config": self.predictor.config_hash,
