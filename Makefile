@@ -40,6 +40,8 @@ acceptance: setup
 	$(BIN)/python scripts/cosmic_rays.py --out runs/acceptance/cosmic_rays
 	$(BIN)/python scripts/bench_memory.py --repeats 3
 	$(BIN)/python scripts/bench_large.py
+	$(BIN)/python scripts/bench_budget.py
+	$(BIN)/python scripts/bench_inference.py --repeats 3
 	$(BIN)/python scripts/bench_files.py
 	$(BIN)/python scripts/bench_resample.py
 	$(BIN)/python scripts/crash_loop.py --kills 10

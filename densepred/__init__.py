@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from densepred.inference.sliding_window import SlidingWindowInferer
     from densepred.models.build import create_model
     from densepred.training.loop import resume, train
-    from densepred.volumes import Volume, open_volume
+    from densepred.volumes import Volume, open_volume, open_writer
 
 __version__ = "0.1.0"
 
@@ -32,6 +32,7 @@ _HOMES = {
     "load": ("densepred.inference.predictor", "load"),
     "load_config": ("densepred.config", "load"),
     "open_volume": ("densepred.volumes", "open_volume"),
+    "open_writer": ("densepred.volumes", "open_writer"),
     "resume": ("densepred.training.loop", "resume"),
     "train": ("densepred.training.loop", "train"),
 }
@@ -62,6 +63,7 @@ __all__ = [
     "load",
     "load_config",
     "open_volume",
+    "open_writer",
     "resume",
     "train",
 ]

@@ -108,7 +108,9 @@ def train(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="folder of a training", metavar="RUN")],
-    words: Annotated[list[str], typer.Argument(metavar="INPUT", help="files, folders, globs; inference.KEY=VALUE")],
+    words: Annotated[
+        list[str], typer.Argument(metavar="INPUT", help="files, folders, globs, lists; inference.KEY=...")
+    ],
     out: Annotated[Path, typer.Option(help="folder for the predictions")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace files changed or not made here")] = False,
     cutout: Annotated[str | None, typer.Option(help="the part to predict: y0:y1,x0:x1 or ra,dec,size")] = None,
@@ -116,7 +118,7 @@ def predict(
     bids: Annotated[bool, typer.Option("--bids", help="name the results as BIDS derivatives")] = False,
     others: Annotated[list[Path] | None, typer.Option("--with", help="another training, to average with")] = None,
     shard: Annotated[str | None, typer.Option(metavar="I/N", help="do a share of the cases, such as 3/8")] = None,
-    devices: Annotated[str | None, typer.Option(help="spread cases over 0,1 (GPUs) or cpu,cpu or cpu*4")] = None,
+    devices: Annotated[str | None, typer.Option(help="spread cases, or one, over 0,1 (GPUs) or cpu*4")] = None,
     engine: Annotated[_Engine, typer.Option(help="compute here, or on the workers of Ray")] = _Engine.local,
     address: Annotated[str | None, typer.Option(help="of a Ray cluster, or auto; else Ray starts here")] = None,
 ) -> None:

@@ -1,5 +1,5 @@
 """Everything that needs a GPU in one call: the GPU tests, then the speed of training, of the inferer and of networks
-beside those of other libraries (the ones that are installed).
+beside those of other libraries (the ones that are installed); last `bench_inference.py`, prediction beside other tools.
 
     python scripts/gpu.py
 
@@ -19,7 +19,6 @@ import torch
 
 from densepred.config import LossConfig, ModelConfig, OptimizerConfig
 from densepred.device import pick_device, pick_precision
-from densepred.inference.sliding_window import SlidingWindowInferer
 from densepred.losses import SegmentationLoss
 from densepred.models.build import build, initialize
 from densepred.models.forms import Form
@@ -52,44 +51,23 @@ def bench_training(device: torch.device, steps: int, form: Form) -> None:
     print(f"step of 2x40x56x40, {precision}, form {form}: {1 / median:.2f} steps/s")
 
 
-def bench_inference(device: torch.device, size: int, window: int) -> None:
-    """The inferer against the bare forward passes of the same number of windows."""
-    model = initialize(build(ModelConfig(channels=(32, 64, 128, 256)), 1, 3), 0).eval().to(device)
-    precision = pick_precision("auto", device)
-    inferer = SlidingWindowInferer((window,) * 3, precision=str(precision).removeprefix("torch."), device=device)
-    image = torch.randn(1, size, size, size, device=device)
-    count = len(inferer.grid(image.shape[1:]))
-    cut = torch.randn(1, 1, window, window, window, device=device)
-    with torch.inference_mode(), torch.autocast(device.type, precision, enabled=precision != torch.float32):
-        model(cut)
-        start = wait(device)
-        for _ in range(count):
-            model(cut)
-        bare = wait(device) - start
-    start = wait(device)
-    for _ in inferer.stream(model, image):
-        pass
-    total = wait(device) - start
-    print(f"{size}^3, {count} windows of {window}^3, {precision}: {total:.2f} s, {total / bare:.3f} of the bare model")
-
-
 def main() -> None:
     """Run the tests and the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--size", type=int, default=192)
-    parser.add_argument("--window", type=int, default=96)
+    parser.add_argument("--size", type=int, default=256, help="of the volume that is predicted")
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--compile", action="store_true", help="measure the compiled training step too")
+    parser.add_argument("--compile", action="store_true", help="measure compiled networks too")
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
     print(torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU", torch.__version__, flush=True)
     tests = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/test_gpu.py"])
     for form in ("auto", *(("fast",) if arguments.compile else ())):
         bench_training(device, arguments.steps, form)
-    bench_inference(device, arguments.size, arguments.window)
-    models = [sys.executable, str(Path(__file__).with_name("bench_models.py")), "--device", str(device)]
-    subprocess.run([*models, *(["--compile"] if arguments.compile else [])])
+    here, compiled = Path(__file__).parent, ["--compile"] if arguments.compile else []
+    subprocess.run([sys.executable, here / "bench_models.py", "--device", str(device), *compiled])
+    size = ["--size", str(arguments.size)]
+    subprocess.run([sys.executable, here / "bench_inference.py", "--device", str(device), *size, *compiled])
     raise SystemExit(tests.returncode)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from densepred.errors import InputError
-from densepred.inference import backends, runtimes
+from densepred.inference import backends, openvino_runtime, runtimes
 from densepred.inference.backends import prepare
 from densepred.models.build import create_model
 from densepred.models.heads import Segmentation
@@ -133,6 +133,15 @@ class _Odd(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Something no other runtime has."""
         return torch.special.airy_ai(x)
+
+
+@has_openvino
+def test_a_crash_of_openvino_is_a_fault_of_the_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = network("2d")
+    crash = "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n"
+    monkeypatch.setattr(openvino_runtime, "_CHILD", crash + openvino_runtime._CHILD)
+    with pytest.raises(InputError, match=r"OpenVINO fails on this network \(exit code -11\)"):
+        prepare(model, x.shape, CPU, torch.float32, "openvino")
 
 
 @has_openvino

@@ -181,7 +181,7 @@ def test_csv_faults(tmp_path: Path) -> None:
     data = DataConfig(root=str(tmp_path), dataset="list.csv")
     with pytest.raises(InputError) as caught:
         collect(data)
-    for text in ("3 problems", "row 2 has no label", "gone.nii: no such file", "gone_label.nii: no such file"):
+    for text in ("3 problems", "line 2 has no label", "gone.nii: no such file", "gone_label.nii: no such file"):
         assert text in str(caught.value)
     save_csv(tmp_path, "id,picture\na,a.nii\n")
     with pytest.raises(InputError, match="no column of images among id, picture"):
@@ -204,7 +204,7 @@ def test_decathlon_list(tmp_path: Path) -> None:
     notes = [(note.severity, note.what) for note in find(data).problems]
     assert notes == [("note", "1 files here are not in the list: extra.nii.gz")]
     save_json(tmp_path, {"training": [entry, entry, {"image": "imagesTr/extra.nii.gz"}]})
-    with pytest.raises(InputError, match=r"(?s)2 problems.*names no label.*has the same id as"):
+    with pytest.raises(InputError, match=r"(?s)2 problems.*has the same id as training\[0\].*names no label"):
         collect(data)
 
 

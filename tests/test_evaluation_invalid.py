@@ -111,6 +111,15 @@ def test_an_old_prediction_of_a_failed_case_is_not_scored(tmp_path: Path) -> Non
         assert (scores.exit_code, scores.unpredicted) == (3, [])
 
 
+def test_failures_of_shards_are_those_of_the_predictions(tmp_path: Path) -> None:
+    predictions = folder(tmp_path / "p", MEANING, a=square(), c=square())
+    labels = folder(tmp_path / "t", a=square(), b=square(), c=square())
+    for number, case in ((1, "a"), (2, "b")):
+        (predictions / f"failures-{number}-of-2.tsv").write_text(f"case\tfile\twhat\tfix\n{case}\tx\tdamaged\tcopy\n")
+    failures = {failure.case: failure.what for failure in evaluate(predictions, labels).failures}
+    assert failures == dict.fromkeys("ab", "its prediction failed: damaged")
+
+
 def test_a_failed_case_is_known_by_the_source_that_bids_names(tmp_path: Path) -> None:
     for subject in ("01", "02"):
         anat = tmp_path / "derivatives" / f"sub-{subject}" / "anat"

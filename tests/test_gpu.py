@@ -72,6 +72,8 @@ def test_two_trainings_give_the_same_bits_and_learn(precision: torch.dtype):
 def test_memory_of_the_inferer_does_not_grow_with_depth(tmp_path: Path):
     model, peaks = network().cuda().eval(), []
     inferer = SlidingWindowInferer((24, 24, 24))
+    for _ in inferer.stream(model, np.zeros((1, 64, 48, 48), np.float32)):  # what the libraries take once
+        pass
     for depth in (64, 256):
         torch.cuda.reset_peak_memory_stats()
         source = np.zeros((1, depth, 48, 48), np.float32)
@@ -91,6 +93,8 @@ def test_networks_give_what_they_give_on_the_cpu(encoder: str, decoder: str, dim
     options = {"decoder_channels": 8} if decoder in ("fpn", "deeplabv3plus") else {}
     model = create_model(encoder, decoder, dims=dims, in_channels=2, width=8, seed=0, **options)
     x = torch.randn(2, 2, *(65, 70, 37)[:dims], generator=torch.Generator().manual_seed(0))
+    if decoder == "deconvnet":  # unpooling follows the places of maxima: in float32 those of near ties differ
+        model, x = model.double(), x.double()
     results = []
     for device in ("cpu", "cuda"):
         model.to(device).zero_grad()

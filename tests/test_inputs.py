@@ -34,7 +34,8 @@ def touch(root: Path, *names: str) -> Path:
 
 def found(data: dict, inputs: Sequence[object], root: Path, channels: int = 1) -> dict[str, Case]:
     config = Config(data=DataConfig.model_validate({"root": str(root), **data}))
-    return {case.id: case for case in find_inputs([str(one) for one in inputs], config, channels)}
+    numbered = [f"channel {number}" for number in range(channels)]
+    return {case.id: case for case in find_inputs([str(one) for one in inputs], config, numbered)}
 
 
 def names(case: Case) -> dict[str, str]:

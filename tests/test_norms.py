@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from densepred.models.layers import CHANNELS_LAST
-from densepred.models.norms import InstanceNorm, normalized_by_formula, normalized_by_sums
+from densepred.models.norms import InstanceNorm, normalized_by_formula, normalized_by_sums, normalized_in_passes
 
 Form = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-FORMS = [normalized_by_sums, normalized_by_formula]
+FORMS = [normalized_by_sums, normalized_by_formula, normalized_in_passes]
 EPS = 1e-5
 
 
@@ -60,6 +60,13 @@ def test_sums_are_exact_where_the_mean_is_ten_deviations(offset: float) -> None:
     torch.testing.assert_close(out.double(), exact(x, weight, bias), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("form", [normalized_by_formula, normalized_in_passes])
+def test_centred_forms_are_exact_where_the_mean_is_a_hundred_deviations(form: Form) -> None:
+    x, weight, bias = drawn((2, 8, 16, 16, 16), 100.0)
+    last = x.contiguous(memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(form(last, weight, bias, EPS).double(), exact(x, weight, bias), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("value", [0.0, 7.3, -1000.0])
 def test_a_constant_channel_gives_its_bias(form: Form, value: float) -> None:
@@ -67,6 +74,17 @@ def test_a_constant_channel_gives_its_bias(form: Form, value: float) -> None:
     out = form(torch.full((2, 4, 6, 7, 8), value, dtype=torch.bfloat16), weight, bias, EPS)
     limit = 1e-2 * max(1.0, abs(value) * EPS**-0.5 * 1e-4)
     torch.testing.assert_close(out.float(), bias.view(1, -1, 1, 1, 1).expand_as(out), rtol=0, atol=limit)
+
+
+def test_the_layer_without_gradients_keeps_channels_last_and_is_exact() -> None:
+    x, weight, bias = drawn((2, 8, 9, 10, 11), 3.0)
+    layer = InstanceNorm(8)
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    with torch.no_grad():
+        out = layer(x)
+    assert out.stride() == x.stride()
+    torch.testing.assert_close(out.double(), exact(x, weight, bias), rtol=1e-5, atol=1e-5)
 
 
 def test_the_layer_gives_a_compiler_the_formula_only_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,3 +221,28 @@ def test_bars_of_two_threads_live_side_by_side(monkeypatch: pytest.MonkeyPatch) 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(work, ["first", "second"]))
     assert sum(isinstance(item, Output) for item in screen.shown) == 1
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_many_images_are_as_one_by_one(run: Path, batch: int) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.normal(size=size).astype(np.float32) for size in ((16, 16), (9, 16), (40, 33), (16, 5), (12, 12))]
+    images[1][3, 4:7] = np.nan
+    predictor = load(run, [f"inference.batch={batch}"])
+    for image, found in zip(images, predictor.predict_many(images, ["labels", "logits"]), strict=True):
+        alone = predictor.predict(image, outputs=["labels", "logits"])
+        np.testing.assert_allclose(found["logits"].numpy(), alone["logits"].numpy(), rtol=1e-5, atol=1e-5)
+        assert found["labels"].classes == alone["labels"].classes
+        assert (found["labels"].numpy() == alone["labels"].numpy()).mean() > 0.99
+
+
+def test_small_images_share_calls_of_the_network(run: Path) -> None:
+    predictor, calls = load(run, ["inference.batch=4"]), []
+    images = [np.full((16, 16), number, np.float32) + np.eye(16, dtype=np.float32) for number in range(9)]
+    list(predictor.predict_many(images[:1]))  # the network is prepared
+    for ready in predictor._compute._ready.values():
+        made = ready.models[0]
+        runtime = made.runtime
+        object.__setattr__(made, "runtime", lambda x, runtime=runtime: calls.append(len(x)) or runtime(x))
+    assert len(list(predictor.predict_many(images))) == 9
+    assert calls == [4, 4, 4]

@@ -17,7 +17,7 @@ import pytest
 
 from densepred.errors import InputError, WorkersError
 from densepred.inference.batch import predict
-from densepred.inference.engines.cluster import RayCluster
+from densepred.inference.engines.cluster import RayCluster, _Pool
 from densepred.inference.manifest import Manifest
 from tests.acceptance.helpers import COMMAND, ROOT, cases_done, snapshot
 from tests.untrained_runs import image, noise, run_of
@@ -120,6 +120,59 @@ def test_the_loss_of_a_worker_is_made_good(
     assert len(killed) >= 2
     assert (result.done, list(result.failed)) == ([*"abdef"], ["c"])
     assert snapshot(out) == local
+    when(lambda: not actors())
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("who", ["helper", "owner"])
+def test_one_image_goes_to_two_workers_of_which_one_is_lost(
+    run: Path, inputs: list[Path], local: dict[str, bytes], tmp_path: Path, who: str
+):
+    """The helper predicts a range of its planes into a folder of its own; who takes its place has another."""
+    out, ranges, killed = tmp_path / "out", set(), []
+
+    def watch() -> None:
+        when(lambda: any((path / "labels").exists() for path in out.glob(".*.part.a.nii.gz")))
+        parts = {path.is_dir(): path for path in out.glob(".*.part.a.nii.gz")}
+        ranges.add(parts[True])
+        owner = int(parts[False].name.split(".")[1])
+        for process in actors():
+            if (process.pid == owner) == (who == "owner"):
+                process.kill()
+                killed.append(process.pid)
+        when(lambda: ranges.update(path for path in out.glob(".*.part.*") if path.is_dir()) or done.is_set())
+
+    done, watching = threading.Event(), threading.Thread(target=watch)
+    watching.start()
+    result = predict(run, inputs[:1], out, SLOW, engine=RayCluster(["cpu", "cpu"]))
+    done.set()
+    watching.join()
+    assert result.done == ["a"]
+    assert len(killed) == 1
+    assert len(ranges) == 2
+    assert (out / "a.nii.gz").read_bytes() == local["a.nii.gz"]
+    assert not list(out.glob(".*.part.*"))
+    when(lambda: not actors())
+
+
+@pytest.mark.usefixtures("cluster")
+def test_without_a_worker_for_a_range_one_does_all(
+    run: Path, inputs: list[Path], local: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+):
+    idle = _Pool.idle
+
+    def last_one_kept(self: _Pool) -> object:
+        actor = idle(self)
+        if actor is not None and not self._idle:
+            self.give_back(actor, False)
+            return None
+        return actor
+
+    monkeypatch.setattr(_Pool, "idle", last_one_kept)
+    monkeypatch.setattr("densepred.inference.engines.attempt.PATIENCE", 0.5)
+    assert predict(run, inputs[:1], tmp_path / "out", SLOW, engine=RayCluster(["cpu", "cpu"])).done == ["a"]
+    assert caplog.text.count("begins it again alone") == 1
+    assert (tmp_path / "out" / "a.nii.gz").read_bytes() == local["a.nii.gz"]
     when(lambda: not actors())
 
 

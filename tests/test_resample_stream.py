@@ -21,7 +21,8 @@ from densepred.cases.regrid import Regrid
 from densepred.cases.resample import resample, resampled_shape
 from densepred.config import Config, DataConfig, InferenceConfig, ModelConfig, PatchConfig
 from densepred.config.normalize import ZScore
-from densepred.inference.predictor import READ_AHEAD, Predictor
+from densepred.inference.compute import READ_AHEAD
+from densepred.inference.predictor import Predictor
 from densepred.inference.resample import Resampled, resample_slabs
 from densepred.models.build import build, initialize
 from densepred.volumes import Volume

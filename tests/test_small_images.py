@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,10 @@ def prepared(model: Model, batch: int, window: tuple[int, ...] = WINDOW) -> Prep
     return prepare(model, (batch, 2, *window), CPU, torch.float32)
 
 
+def predict(ready: Prepared, several: Iterable[Any], border: str = "constant") -> Iterator[Tensor]:
+    return predict_images(ready, ready.shape, several, border=border)
+
+
 def images(*sizes: tuple[int, ...]) -> list[Tensor]:
     torch.manual_seed(0)
     return [torch.randn(2, *size) for size in sizes]
@@ -39,7 +44,7 @@ def test_equal_to_the_inferer_one_by_one(border: str, batch: int) -> None:
     model = network()
     several = images((32, 40), (20, 40), (31, 33), (1, 7), (32, 40), (32, 39), (9, 9))
     inferer = SlidingWindowInferer(WINDOW, border=border)
-    for image, logits in zip(several, predict_images(prepared(model, batch), several, border=border), strict=True):
+    for image, logits in zip(several, predict(prepared(model, batch), several, border), strict=True):
         wanted = inferer(model, image)
         assert logits.dtype == torch.float32
         assert logits.is_contiguous()
@@ -49,7 +54,7 @@ def test_equal_to_the_inferer_one_by_one(border: str, batch: int) -> None:
 def test_volumes_too() -> None:
     model, several = network(3), images((8, 9, 10), (12, 12, 12), (5, 12, 3))
     inferer = SlidingWindowInferer((12, 12, 12))
-    for image, logits in zip(several, predict_images(prepared(model, 2, (12, 12, 12)), several), strict=True):
+    for image, logits in zip(several, predict(prepared(model, 2, (12, 12, 12)), several), strict=True):
         torch.testing.assert_close(logits, inferer(model, image), rtol=1e-5, atol=1e-5)
 
 
@@ -61,7 +66,7 @@ def test_no_more_than_a_batch_is_read_ahead_and_results_stand_alone() -> None:
             read.append(number)
             yield np.full((2, 32, 40), number, np.float32)
 
-    results = predict_images(prepared(network(), 4), source())
+    results = predict(prepared(network(), 4), source())
     first = next(results)
     assert read == [0, 1, 2, 3]
     assert first.untyped_storage().nbytes() == first.numel() * 4  # an image kept does not keep its batch
@@ -72,7 +77,7 @@ def test_what_does_not_fit_is_refused() -> None:
     ready = prepared(network(), 2)
     for wrong in (torch.zeros(2, 33, 40), torch.zeros(1, 32, 40), torch.zeros(32, 40)):
         with pytest.raises(ValueError, match="images must be"):
-            list(predict_images(ready, [wrong]))
+            list(predict(ready, [wrong]))
     with pytest.raises(ValueError, match="border must be one of"):
-        list(predict_images(ready, images((4, 4)), border="wrap"))
-    assert list(predict_images(ready, [])) == []
+        list(predict(ready, images((4, 4)), border="wrap"))
+    assert list(predict(ready, [])) == []

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,6 +101,17 @@ class TestBands:
         for kind, array in expected.items():
             assert np.array_equal(found[kind], array), kind
         assert within.report.invalid == 1
+
+    def test_workers_that_share_a_budget_have_a_part_each_of_what_the_program_leaves(self) -> None:
+        image, compute = image_pass((20, 33, 9)), compute_of(3)
+        (ready,) = compute.ready_for(image)
+        budget = budget_for(image, compute, 12)
+        alone = WithinMemory(image, compute, budget)
+        expected = whole(alone)
+        shared = WithinMemory(image_pass((20, 33, 9)), compute, ready.base + 3 * (budget - ready.base), sharing=3)
+        found = whole(shared)
+        assert (shared.report.allowed, shared.report.bands) == (alone.report.allowed, alone.report.bands) == (budget, 3)
+        assert np.array_equal(found["logits"], expected["logits"])
 
     def test_a_budget_without_room_for_a_line_is_refused_with_what_is_needed(self) -> None:
         within = WithinMemory(image_pass((20, 33, 9)), compute_of(3), 10_000_000)
@@ -316,6 +329,16 @@ class TestSpool:
         with Spool(tmp_path, (0, 2), (7, 5)) as spool, pytest.raises(DiskFullError):
             spool.write(0, (0, 7), {"a": np.zeros((1, 2, 7, 5))})
 
+    def test_what_one_keeps_another_adopts(self, tmp_path: Path) -> None:
+        array = np.random.default_rng(0).normal(size=(2, 9, 7, 5)).astype(np.float32)
+        with Spool(tmp_path / "kept", (3, 12), (7, 5), kept=True) as spool:
+            spool.write(3, (0, 7), {"a": array})
+        assert [path.name for path in (tmp_path / "kept").iterdir()] == ["a"]
+        with Spool(tmp_path, (3, 12), (7, 5)) as other:
+            other.adopt(tmp_path / "kept", spool.layout)
+            assert not list(tmp_path.iterdir())
+            assert np.array_equal(np.concatenate([arrays["a"] for *_, arrays in other.slabs()], 1), array)
+
 
 @pytest.mark.parametrize(
     ("text", "size"),
@@ -336,3 +359,46 @@ def test_the_peak_of_the_memory_is_seen() -> None:
         block = np.ones(40_000_000)  # 320 MB
         del block
         assert 250e6 < peak() < 600e6
+
+
+class TestResults:
+    """Kinds of result of any model, without a run directory."""
+
+    KINDS = ("labels", "probabilities", "logits", "regression", "entropy", "variance")
+
+    @staticmethod
+    def gathered(slabs: Iterator) -> dict[str, np.ndarray]:
+        parts = list(slabs)
+        return {kind: np.concatenate([arrays[kind] for *_, arrays in parts], 1) for kind in parts[0][2]}
+
+    @pytest.mark.parametrize("shape", [(30, 17, 9), (41, 30)])
+    def test_they_follow_from_the_logits(self, shape: tuple[int, ...]) -> None:
+        image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+        models = [small_net(len(shape)), nn.Sequential(small_net(len(shape)), nn.Tanh())]
+        inferer = SlidingWindowInferer((8,) * len(shape), mirror_axes=(0,))
+        logits = inferer([model.eval() for model in models], image).double().numpy()
+        found = self.gathered(inferer.results(models, image.numpy(), self.KINDS))
+        np.testing.assert_allclose(found["logits"], logits, rtol=0, atol=1e-6)
+        assert np.array_equal(found["regression"], found["logits"])
+        assert found["labels"].dtype == np.uint8
+        assert np.array_equal(found["labels"][0], found["logits"].argmax(0))
+        shares = scipy.special.softmax(logits, 0)
+        np.testing.assert_allclose(found["probabilities"], shares, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(found["entropy"][0], scipy.stats.entropy(shares, axis=0), rtol=0, atol=1e-5)
+        assert found["variance"].min() > 0
+
+    def test_a_budget_changes_no_bit(self) -> None:
+        image, model = torch.randn(1, 30, 40, 9), small_net(3)
+        inferer = SlidingWindowInferer((8, 8, 8))
+        whole_planes = self.gathered(inferer.results(model, image, self.KINDS[:3]))
+        within = budget_for(image_pass((30, 40, 9)), compute_of(3), 16)
+        in_bands = self.gathered(inferer.results(model, image, self.KINDS[:3], memory=within))
+        for kind, array in whole_planes.items():
+            assert np.array_equal(in_bands[kind], array), kind
+
+    def test_unknown_kinds_and_sizes_are_refused(self) -> None:
+        inferer = SlidingWindowInferer((8, 8, 8))
+        with pytest.raises(ValueError, match=r"outputs must be some of labels, .* got edges"):
+            inferer.results(small_net(3), torch.zeros(1, 8, 8, 8), ["edges"])
+        with pytest.raises(ValueError, match="no amount of memory"):
+            inferer.results(small_net(3), torch.zeros(1, 8, 8, 8), memory="much")

@@ -14,7 +14,7 @@ from densepred.config import DataConfig
 from densepred.errors import InputError, UnsafeError
 from densepred.volumes import companions, paired, split_part
 
-__all__ = ["Case", "Found", "Problem", "by_patterns", "collect", "find", "id_of", "raise_all"]
+__all__ = ["Case", "Found", "Problem", "by_patterns", "check_ids", "collect", "find", "id_of", "raise_all"]
 
 _SEVERAL = re.compile(r"\[(.+,\s*)?all\]$", re.IGNORECASE)
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
@@ -122,10 +122,10 @@ def find(data: DataConfig) -> Found:
         found = by_patterns(data.patterns(), data.labels, Path(data.root), data.planes())
     else:
         raise InputError("no images are named", "give data.images (a pattern) or data.dataset (a list)")
-    _check_ids(found)
+    check_ids(found)
     there = [case for case in sorted(found.cases, key=lambda case: case.id) if _files_exist(case, found)]
     found.cases = [one for case in there for one in _apart(case, data, found)]
-    _check_ids(found)
+    check_ids(found)
     return found
 
 
@@ -245,8 +245,12 @@ def raise_all(problems: Iterable[Problem]) -> None:
     raise InputError("\n  ".join([count, *lines]), "; ".join(fixes[:3]))
 
 
-def _check_ids(found: Found) -> None:
-    """Ids become file names: they must be plain, and differ in more than case."""
+def check_ids(found: Found) -> None:
+    """Ids become file names: they must be plain, and differ in more than case; the cases with others are left out.
+
+    Raises:
+        UnsafeError: one is a path.
+    """
     seen: dict[str, Case] = {}
     good: list[Case] = []
     for case in found.cases:
@@ -266,11 +270,21 @@ def _check_ids(found: Found) -> None:
 
 
 def _files_exist(case: Case, found: Found) -> bool:
-    files = dict.fromkeys(split_part(path)[0] for path in case.roles.values())
-    missing = [path for path in files if not (path.is_file() or is_store(path))]
-    for path in missing:
-        found.error(case.id, path, "no such file", "correct the list, or add the file")
+    missing = missing_files(case)
+    found.problems += missing
     return not missing
+
+
+def missing_files(case: Case, label: bool = True) -> list[Problem]:
+    """A problem for each of the files of a case that is not there.
+
+    Args:
+        case: its files.
+        label: look for that too.
+    """
+    files = dict.fromkeys(split_part(path)[0] for role, path in case.roles.items() if label or role != "label")
+    gone = [path for path in files if not (path.is_file() or is_store(path))]
+    return [Problem(case.id, "error", str(path), "no such file", "correct the list, or add the file") for path in gone]
 
 
 def _with_companions(paths: Iterable[Path]) -> tuple[Path, ...]:

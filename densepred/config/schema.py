@@ -122,7 +122,7 @@ class InferenceConfig(Section):
     batch: Positive = 1
     """Windows per forward pass; fewer where memory runs out."""
     memory: Memory | None = None
-    """The most memory to take, of the machine and of a GPU: `2GB`. By default most of what is free."""
+    """The most to take of the machine and of each GPU, by all workers there: `2GB`. By default most of what is free."""
     skip: Annotated[float, Field(ge=0)] | None = 0.0
     """Windows whose normalised values span at most so much are predicted once for all; 0 skips windows of one value."""
     mirror: Annotated[tuple[int, ...], Field(strict=False)] = ()

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 U = TypeVar("U")
 _LOOK = 0.2
-"""Seconds after which the thread looks whether it is still wanted."""
+"""Seconds after which one who waits looks whether to go on."""
 
 
 class Ahead(Generic[T, U]):
@@ -38,12 +38,15 @@ class Ahead(Generic[T, U]):
         finally:
             self._ended = True
 
-    def take(self) -> tuple[T, Future[U]] | None:
-        """The next item and what came of it; None when there is none left."""
-        taken = self._made.get()
-        if taken is None:
-            self._put(None)  # for the others who take
-        return taken
+    def take(self, watch: Callable[[], None]) -> tuple[T, Future[U]] | None:
+        """The next item and what came of it; None when there is none left. `watch` may raise to end the waiting."""
+        while True:
+            watch()
+            with contextlib.suppress(queue.Empty):
+                taken = self._made.get(timeout=_LOOK)
+                if taken is None:
+                    self._put(None)  # for the others who take
+                return taken
 
     def _run(self) -> None:
         for item in self._items:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,8 +36,8 @@ def predict(
 
     Args:
         run: the run directory (its config, plan and weights are used), or several whose mean is predicted.
-        inputs: files, folders or glob patterns. Where the model takes several channels from several files, folders, in
-            which the recipe's image patterns are looked up.
+        inputs: files, folders, glob patterns, lists (a CSV, a `dataset.json` of the Decathlon). Where the model takes
+            several channels from several files, folders, in which the recipe's image patterns are looked up, or lists.
         out: folder of the predictions, their manifest, the class names and, if cases failed, `failures.tsv`.
         overrides: `inference.key=value` texts.
         overwrite: replace files that were changed since they were written, or that some other program wrote; without
@@ -59,7 +60,7 @@ def predict(
     predictor = load(run, overrides, device=engine.device)
     if predictor.config.inference.cutout is not None:
         parse_region(predictor.config.inference.cutout)  # a slip of the pen is found before anything is read
-    cases = find_inputs([str(item) for item in inputs], predictor.config, len(predictor.plan.image_channels))
+    cases = find_inputs([str(item) for item in inputs], predictor.config, predictor.plan.image_channels)
     settings = predictor.config.inference
     layout: Layout = Plain(Path(out), settings.outputs)
     if bids:
@@ -102,9 +103,9 @@ def _check_safe(jobs: Sequence[Job], manifest: Manifest, overwrite: bool) -> Non
     Raises:
         UnsafeError: as above.
     """
-    inputs = {path.resolve() for job in jobs for path in job.case.inputs}
+    inputs = {os.path.realpath(path) for job in jobs for path in job.case.inputs}  # of a loop of links, too
     for job in jobs:
-        if inputs & {path.resolve() for path in (*job.files, *manifest.outputs(job.key))}:
+        if inputs & {os.path.realpath(path) for path in (*job.files, *manifest.outputs(job.key))}:
             what = "the output would replace the input"
             raise UnsafeError(what, "choose another --out folder", job.case.images[0], job.case.id)
     there = [path for job in jobs for path in job.files if path.exists()]

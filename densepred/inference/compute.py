@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
 import math
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from densepred.allocator import give_back
+from densepred.config import Config
 from densepred.device import is_exhausted, pick_precision
 from densepred.errors import ResourceError
 from densepred.inference import memory
@@ -25,7 +28,10 @@ from densepred.inference.sliding_window import Part, Progress, SlidingWindowInfe
 from densepred.inference.spool import Arrays, Spool
 from densepred.inference.volume_pass import VolumePass, Way
 from densepred.inference.windows import MAPS, WindowGrid
+from densepred.models.dense import Model as Network
 
+READ_AHEAD = 2
+"""Pieces of an image that are read before the network needs them."""
 _LOG = logging.getLogger(__name__)
 
 Reduce = Callable[[Predicted], Arrays]
@@ -38,13 +44,15 @@ class Ready:
     Attributes:
         inferer: for these windows.
         models: to call.
-        fixed: bytes that the program, or on a GPU the weights, and the network at work take.
+        base: bytes that the program takes, or on a GPU the weights.
+        fixed: bytes that these and the network at work take.
         logits: channels of the logits.
         backends: what runs each model.
     """
 
     inferer: SlidingWindowInferer
     models: Sequence[Model]
+    base: int
     fixed: int
     logits: int
     backends: tuple[str, ...]
@@ -91,6 +99,11 @@ class Compute:
                 self._ready[way.axis, window] = self._made(inferer, models, (inferer.batch, channels, *window), windows)
             return self._ready[way.axis, window]
 
+    def ready_for(self, image: VolumePass) -> list[Ready]:
+        """The network for each way through an image."""
+        windows = image.windows(self.inferer, Part.whole(image.result_shape))
+        return [self.ready(image.channels, way, windows) for way in image.ways]
+
     def _made(
         self, inferer: SlidingWindowInferer, models: Sequence[Model], shape: tuple[int, ...], windows: int
     ) -> Ready:
@@ -106,7 +119,7 @@ class Compute:
             for _, described in made:
                 if self.backend == "auto":
                     _LOG.info("%s", described)
-            return Ready(inferer, called, base + peak(), logits, tuple(described for _, described in made))
+            return Ready(inferer, called, base, base + peak(), logits, tuple(described for _, described in made))
 
     def _prepared(
         self, model: Model, shape: tuple[int, ...], precision: torch.dtype, windows: int, output: str | None
@@ -144,6 +157,7 @@ class Report:
     Attributes:
         windows: calls of the network, counted in windows.
         bands: in how many bands of lines.
+        ranges: in how many ranges of planes, by as many workers.
         batch: windows in a call.
         device: where.
         foretold: bytes of the device's memory that it was to take at most.
@@ -155,6 +169,7 @@ class Report:
 
     windows: int = 0
     bands: int = 0
+    ranges: int = 1
     batch: int = 0
     device: str = ""
     foretold: int = 0
@@ -180,13 +195,21 @@ class WithinMemory:
         compute: the network on its device.
         budget: bytes of RAM, or of a GPU's memory; by default most of what is free.
         scratch: folder for the lines of bands until all are there.
+        sharing: workers that share the budget.
         voxel: bytes of a voxel of all that `reduce` makes.
     """
 
     def __init__(
-        self, image: VolumePass, compute: Compute, budget: int | None, scratch: Path | None = None, voxel: int = 0
+        self,
+        image: VolumePass,
+        compute: Compute,
+        budget: int | None,
+        scratch: Path | None = None,
+        sharing: int = 1,
+        voxel: int = 0,
     ) -> None:
-        self.image, self.compute, self.budget, self.scratch, self.voxel = image, compute, budget, scratch, voxel
+        self.image, self.compute, self.budget, self.scratch = image, compute, budget, scratch
+        self.sharing, self.voxel = sharing, voxel
         self.report = Report()
         self._made: list[Ready] = []
         self._narrower = 1  # bands are so many times narrower than foretold
@@ -231,8 +254,7 @@ class WithinMemory:
         image, inferer, device, report = self.image, self.compute.inferer, self.compute.device, self.report
         report.bands, report.device = 0, str(device)
         lines, every = image.result_shape[1], Part.whole(image.result_shape)
-        windows = image.windows(inferer, every)
-        self._made = [self.compute.ready(image.channels, way, windows) for way in image.ways]
+        self._made = self.compute.ready_for(image)
         grids = [way.laid(inferer, [])[0].grid(way.model_shape) for way in image.ways]
         shape = (image.channels, *image.shape)
         fixed = max(ready.fixed for ready in self._made) + memory.shared(grids, shape)
@@ -246,7 +268,9 @@ class WithinMemory:
             return fixed + sum(one.bytes(width) for one in needs) + (spooled if width < lines else 0)
 
         used = torch.cuda.memory_allocated(device) if device.type == "cuda" else memory.resident()
+        base = min(ready.base for ready in self._made)
         allowed = self.budget or int(used + memory.SHARE * memory.available(device))
+        allowed = base + (allowed - base) // self.sharing
         widest = memory.widest(taken, lines, allowed) // self._narrower
         if widest < 1:
             raise MemoryError(f"{taken(1) / 1e9:.2f} GB of memory are needed, {allowed / 1e9:.2f} GB are allowed")
@@ -317,3 +341,40 @@ class WithinMemory:
         note = f"memory ran out on {self.report.device} ({reason}): went on with {done}"
         self.report.notes.append(note)
         _LOG.warning("%s: %s", self.image.name, note)
+
+
+def computing(models: Sequence[Network], config: Config, device: torch.device) -> Compute:
+    """The networks of a recipe on a device; where that was for us to choose, on the CPU if a GPU's memory is too small.
+
+    Args:
+        models: on the device.
+        config: the recipe, whose `inference` section is followed.
+        device: where to compute.
+    """
+    settings = config.inference
+    inferer = SlidingWindowInferer(
+        window=settings.window or config.patch.size,
+        overlap=settings.overlap,
+        blend=settings.blend,
+        batch=settings.batch,
+        device=device,
+        precision=str(pick_precision(settings.precision, device)).removeprefix("torch."),
+        mirror_axes=settings.mirror,
+        multiple=common_stride(models) if settings.blend == "none" else 1,
+        skip=settings.skip,
+        ahead=READ_AHEAD,
+    )
+
+    @cache  # for all images
+    def on_cpu() -> Compute:
+        cpu = torch.device("cpu")
+        return computing([copy.deepcopy(model).to(cpu) for model in models], config, cpu)
+
+    return Compute(
+        models, inferer, settings.backend, on_cpu if settings.device == "auto" and device.type != "cpu" else None
+    )
+
+
+def common_stride(models: Sequence[Network]) -> tuple[int, ...]:
+    """The least multiple of the coarsest strides of all, axis by axis."""
+    return tuple(math.lcm(*axis) for axis in zip(*(model.stride for model in models), strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -10,21 +10,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from densepred.inference.backends import Prepared
+from densepred.inference.forward import Model, pick
 from densepred.inference.windows import BORDERS, WindowGrid
 
 Image = Tensor | NDArray[np.float32]
 
 
 def predict_images(
-    prepared: Prepared, images: Iterable[Image], device: torch.device | None = None, border: str = "constant"
+    model: Model,
+    shape: Sequence[int],
+    images: Iterable[Image],
+    device: torch.device | None = None,
+    border: str = "constant",
 ) -> Iterator[Tensor]:
     """Logits of images no larger than a window, as the inferer makes them of one after the other.
 
-    As many as a call takes are read ahead, widened to the window and predicted together.
+    As many as a call takes are read ahead, widened to the window and predicted together; the last call is filled up
+    with zeros, so that every call is of the same shape.
 
     Args:
-        prepared: the network; the first number of its shape is how many images a call takes.
+        model: maps windows (B, C, *window) to logits (B, K, *window).
+        shape: (B, C, *window); B is how many images a call takes.
         images: (C, *spatial) float32 each, of any sizes up to the window.
         device: where the network is; by default the CPU.
         border: what small images are widened by: "constant" zeros, or "reflect".
@@ -36,22 +42,20 @@ def predict_images(
         ValueError: an image with other channels, or larger than the window, or an unknown border.
 
     Example:
-        >>> from densepred.inference.backends import prepare
-        >>> from densepred.models.build import create_model
-        >>> model = create_model(dims=2, channels=(4, 8)).eval()
-        >>> prepared = prepare(model, (4, 1, 32, 32), torch.device("cpu"), torch.float32)
-        >>> [tuple(logits.shape) for logits in predict_images(prepared, [np.zeros((1, 20, 32), np.float32)])]
-        [(3, 20, 32)]
+        >>> model = torch.nn.Conv2d(1, 3, kernel_size=3, padding=1)
+        >>> (logits,) = predict_images(model, (4, 1, 32, 32), [np.zeros((1, 20, 32), np.float32)])
+        >>> logits.shape
+        torch.Size([3, 20, 32])
     """
     if border not in BORDERS:
         raise ValueError(f"border must be one of {', '.join(BORDERS)}, got {border!r}")
-    most, channels, *window = prepared.shape
     order = iter(images)
-    while several := list(islice(order, most)):
-        batch = torch.zeros(len(several), channels, *window, device=device)
-        places = [_put(image, row, border) for image, row in zip(several, batch, strict=True)]
-        logits = prepared(batch)
-        for row, place in zip(logits, places, strict=True):
+    while several := list(islice(order, shape[0])):
+        batch = torch.zeros(*shape, device=device)
+        places = [_put(image, row, border) for image, row in zip(several, batch, strict=False)]
+        with torch.inference_mode():
+            logits = pick(model(batch), None)
+        for row, place in zip(logits, places, strict=False):
             # a copy, so that an image that is kept does not keep the batch
             yield row[(slice(None), *place)].to(torch.float32, memory_format=torch.contiguous_format, copy=True)
 

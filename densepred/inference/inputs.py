@@ -13,30 +13,32 @@ from densepred.cases.case import Case, Problem, confused, confusion, fault_of, p
 from densepred.cases.patterns import id_of, is_store, match, split_pattern
 from densepred.config import Config, DataConfig
 from densepred.errors import InputError, NothingDoneError
+from densepred.inference.listed import is_list, listed_cases
 from densepred.volumes import FORMATS, split_part
 
 _PLANES = ("mask", "weight")
 
 
-def find_inputs(inputs: Sequence[str], config: Config, channels: int) -> list[Case]:
-    """The cases that files, folders and patterns stand for, sorted by id.
+def find_inputs(inputs: Sequence[str], config: Config, channels: Sequence[str]) -> list[Case]:
+    """The cases that files, folders, patterns and lists stand for, sorted by id.
 
     The recipe's patterns tell which files belong together: channels, data-quality and weight planes, labels. They are
     looked up whole from the folder of the files and from those above it, then by their last parts in the folder. A file
     that they match as an image comes with the others of its case; labels and planes are no images where theirs is one.
     Files named `<id>_0000`, `<id>_0001`, ... make one case, as in nnU-Net, if the recipe has a list and the model as
-    many channels. Any other file is a case, with the planes that have its id in its folder.
+    many channels. Any other file is a case, with the planes that have its id in its folder. A CSV or a `dataset.json`
+    lists cases; planes that it does not name are looked up by the id, from its folder too.
 
     A case that lacks a file has no such plane, or a `fault`, so that it fails alone.
 
     Args:
-        inputs: files (with a part in brackets), folders, glob patterns.
+        inputs: files (with a part in brackets), folders, glob patterns, lists.
         config: the recipe.
-        channels: how many the images have.
+        channels: names of those that the images have.
 
     Raises:
         NothingDoneError: none is found.
-        InputError: a folder or pattern gives none, or two cases have one id.
+        InputError: a folder or pattern gives none, a list is faulty, or two cases have one id.
     """
     around = Around(config.data)
     cases: list[Case] = []
@@ -49,10 +51,15 @@ def find_inputs(inputs: Sequence[str], config: Config, channels: int) -> list[Ca
         empty += [] if there.cases or rest else [item]
         cases += there.cases
         files += rest
-    together, alone = around.of_files(list(dict.fromkeys(files)), channels)
-    cases = [around.with_planes(case) for case in dict.fromkeys((*cases, *together, *alone))]
-    others = {path for case in cases for path in (case.mask, case.weight, case.label) if path is not None}
+    lists = [path for path in dict.fromkeys(files) if is_list(path)]
+    listed = [
+        around.with_planes(case, path.parent) for path in lists for case in listed_cases(path, config.data, channels)
+    ]
+    together, alone = around.of_files([path for path in dict.fromkeys(files) if path not in lists], len(channels))
+    cases = [*listed, *(around.with_planes(case) for case in dict.fromkeys((*cases, *together, *alone)))]
+    others, said = _beside(cases), _beside(listed)
     taken = {case.images for case in alone if case.images[0] in others}
+    taken |= {case.images for case in cases[len(listed) :] if case.images[0] in said}
     cases = [replace(case, label=None) for case in cases if case.images not in taken]
     if not cases:
         fix = f"give files ending in {', '.join(FORMATS)}, or their folder"
@@ -119,13 +126,14 @@ class Around:
                 cases.append(case)
         return cases, alone
 
-    def with_planes(self, case: Case) -> Case:
-        """A case with those of its planes that have its id in the folder of its image."""
+    def with_planes(self, case: Case, folder: Path | None = None) -> Case:
+        """A case with those of its planes that have its id in a folder or else in that of its image."""
         image, part = split_part(case.images[0])
         found: dict[str, Path] = {}
         for role in _PLANES:
             if role in self._patterns and getattr(case, role) is None and case.fault is None:
-                tried = self._planes_in(image.parent, role)
+                folders = [image.parent] if folder is None else [folder, image.parent]
+                tried = [by_id for one in folders for by_id in self._planes_in(one, role)]
                 there = [[path for path in by_id.get(case.id, []) if _goes_with(path, image, part)] for by_id in tried]
                 found |= next(({role: paths[0]} for paths in there if len(paths) == 1), {})
         if confused(found, self._patterns):
@@ -176,6 +184,11 @@ class Around:
         images = tuple(path for role, path in one.items() if role in self._channels)
         fault = next(iter(faults), None)
         return Case(name, images, one.get("label"), None, one.get("mask"), one.get("weight"), fault)
+
+
+def _beside(cases: Sequence[Case]) -> set[Path]:
+    """What is not an image of theirs."""
+    return {path for case in cases for path in (case.mask, case.weight, case.label) if path is not None}
 
 
 def _tails(patterns: Sequence[str], root: str) -> list[str]:
@@ -260,7 +273,7 @@ def _by_id(cases: Sequence[Case]) -> list[Case]:
     by_id: dict[str, Case] = {}
     for case in cases:
         twin = by_id.setdefault(case.id, case)
-        if twin.images != case.images:
+        if (twin.images, twin.mask, twin.weight) != (case.images, case.mask, case.weight):
             what = f"two inputs have the id {case.id}: {twin.images[0]} and {case.images[0]}"
             raise InputError(what, "give the folder above them if the recipe has a pattern with {id}, or predict apart")
     return [by_id[key] for key in sorted(by_id)]

@@ -190,6 +190,26 @@ def bytes_of(kinds: Iterable[str], plan: Plan, head: HeadSpec) -> int:
     return sum(one.channels * one.dtype.itemsize for one in (contents(kind, plan, head) for kind in kinds))
 
 
+def gathered(
+    grid: Volume, held: Mapping[str, Contents], slabs: Iterable[tuple[int, int, Mapping[str, NDArray[Any]]]]
+) -> dict[str, Volume]:
+    """Finished planes as whole volumes in memory.
+
+    Args:
+        grid: of the result.
+        held: what each kind holds.
+        slabs: (z0, z1, kind -> (C, z1 - z0, *rest)), in order.
+    """
+    arrays = {kind: np.empty((one.channels, *grid.shape[1:]), one.dtype) for kind, one in held.items()}
+    for start, stop, found in slabs:
+        for kind, values in arrays.items():
+            values[:, start:stop] = found[kind]
+    volumes = {kind: grid.like(values, labels=kind == "labels") for kind, values in arrays.items()}
+    for kind, result in volumes.items():
+        result.classes, result.unit = dict(held[kind].names), held[kind].unit
+    return volumes
+
+
 class Outputs:
     """The files of one case, filled together; each is whole or not there.
 

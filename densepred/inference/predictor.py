@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
 import logging
-import math
-import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from functools import cache, cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -21,17 +16,29 @@ from torch import nn
 
 from densepred.cases.case import Case
 from densepred.cases.plan import Plan
-from densepred.cases.preprocess import check_image, normalized
+from densepred.cases.preprocess import NormalizedVolume, check_image, normalized
 from densepred.config import Config, ModelConfig
 from densepred.config.base import parse_size
-from densepred.device import pick_device, pick_precision
+from densepred.device import pick_device
 from densepred.errors import InputError
-from densepred.inference.compute import Compute, Reduce, Report, WithinMemory
+from densepred.inference.compute import Reduce, Report, WithinMemory, computing
 from densepred.inference.inputs import find_inputs
 from densepred.inference.loading import joint_hash, read_runs
-from densepred.inference.outputs import Outputs, Predicted, bytes_of, check_kinds, contents, default_kind, reduced
+from densepred.inference.many import counting, in_batches
+from densepred.inference.origin import Origin
+from densepred.inference.outputs import (
+    Outputs,
+    Predicted,
+    bytes_of,
+    check_kinds,
+    contents,
+    default_kind,
+    gathered,
+    reduced,
+)
+from densepred.inference.ranges import Helper, Range, together
 from densepred.inference.sliding_window import Progress, SlidingWindowInferer
-from densepred.inference.spool import Arrays
+from densepred.inference.spool import Arrays, Spool
 from densepred.inference.threads import Behind
 from densepred.inference.volume_pass import VolumePass
 from densepred.models.dense import Model
@@ -42,8 +49,6 @@ from densepred.volumes import Provenance, Volume
 from densepred.volumes.grid import Box, binned_like, cutout
 from densepred.volumes.region import parse_region
 
-READ_AHEAD = 2
-"""Pieces of an image that are read before the network needs them."""
 _LOG = logging.getLogger(__name__)
 Image: TypeAlias = "str | Path | Volume | NDArray[Any]"
 
@@ -111,14 +116,15 @@ class Predictor:
         overrides: Sequence[str] = (),
         others: Sequence[ModelConfig] = (),
     ) -> None:
-        self._overrides, self._others = tuple(overrides), tuple(others)
-        self._names = (name,) if isinstance(name, str) else tuple(name)
-        self.config, self.plan, self.weights_hash, self.name = config, plan, weights_hash, "+".join(self._names)
+        names = (name,) if isinstance(name, str) else tuple(name)
+        self.origin = Origin(names, weights_hash, config, plan, tuple(overrides), tuple(others))
+        self.config, self.plan = config, plan
         settings = config.inference
         self.device = pick_device(settings.device)
         models = [model] if isinstance(model, nn.Module) else list(model)
         self.models = tuple(to_channels_last(one.eval().to(self.device)) for one in models)
-        self._compute = self._computing(self.device)
+        self._compute = computing(self.models, config, self.device)
+        self.sharing = 1  # predictors that share the memory of the device
 
     @property
     def inferer(self) -> SlidingWindowInferer:
@@ -151,15 +157,20 @@ class Predictor:
             raise InputError(what, "set it to 0, which skips windows of one value and changes nothing")
         check_kinds(kinds, self.head, count, self.config.inference.bin)
 
-    @cached_property
+    @property
+    def name(self) -> str:
+        """Of the model, or of all."""
+        return self.origin.name
+
+    @property
+    def weights_hash(self) -> str:
+        """SHA-256 of the weights."""
+        return self.origin.weights_hash
+
+    @property
     def config_hash(self) -> str:
         """SHA-256 of what, besides the weights, decides on the values of a result."""
-        settings = self.config.inference.model_dump(
-            mode="json", exclude={"device", "memory", "outputs", "record_paths"}
-        )
-        parts = [settings, self.config.model.model_dump(mode="json"), self.plan.model_dump(mode="json")]
-        parts += [other.model_dump(mode="json") for other in self._others]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return self.origin.config_hash
 
     @overload
     def predict(
@@ -210,7 +221,7 @@ class Predictor:
         kinds = [outputs or default_kind(self.head)] if outputs is None or isinstance(outputs, str) else list(outputs)
         with ExitStack() as stack:
             if isinstance(source, str | Path):
-                (case,) = find_inputs([str(source)], self.config, len(self.plan.image_channels))
+                (case,) = find_inputs([str(source)], self.config, self.plan.image_channels)
                 volume = stack.enter_context(self.plan.reading.open_case(case, self._planes_required))
             elif isinstance(source, np.ndarray | Volume):
                 volume = self._volume(source, spacing)
@@ -226,27 +237,50 @@ class Predictor:
         planes = self.config.inference.slices is not None and source.ndim > 2
         return Volume.from_array(source, tuple(spacing) if spacing else (1.0,) * (3 if planes else self.plan.dims))
 
+    def predict_many(
+        self, images: Iterable[Volume | NDArray[Any]], outputs: Sequence[str] = ("labels",)
+    ) -> Iterator[dict[str, Volume]]:
+        """Predict images in their order, those that fit in a window `inference.batch` at a time.
+
+        Args:
+            images: as for `predict`, in memory or opened.
+            outputs: kinds, as for `predict`.
+
+        Yields:
+            Kind -> Volume for each image, as `predict`, whose numbers may differ in their last digits.
+
+        Raises:
+            InputError: as `predict`.
+        """
+        self._check(outputs)
+        compute = self._compute.giving_variance() if "variance" in outputs else self._compute
+        each = ((volume, self._image(volume)) for volume in (self._volume(image, None) for image in images))
+        for volume, planes in in_batches(each, compute, partial(self.stream, variance="variance" in outputs)):
+            counted: list[int] = []
+            slabs = ((part.start, part.stop, self._reduced(outputs)(part)) for part in counting(planes, counted))
+            yield self._gathered(volume, outputs, slabs)
+            self._tell_invalid(volume, sum(counted))
+
     def _predicted(self, volume: Volume, kinds: Sequence[str], progress: Progress | None) -> dict[str, Volume]:
         self._check(kinds)
-        grid, held = self.grid(volume), {kind: contents(kind, self.plan, self.head) for kind in kinds}
-        arrays = {kind: np.empty((one.channels, *grid.shape[1:]), one.dtype) for kind, one in held.items()}
         within = self._within(volume, kinds)
         with closing(within.slabs(self._reduced(kinds), progress)) as slabs:
-            for start, stop, found in slabs:
-                for kind, values in arrays.items():
-                    values[:, start:stop] = found[kind]
-        self._tell_invalid(volume, within.report)
-        volumes = {kind: grid.like(values, labels=kind == "labels") for kind, values in arrays.items()}
-        for kind, result in volumes.items():
-            result.classes, result.unit = dict(held[kind].names), held[kind].unit
-        return volumes
+            found = self._gathered(volume, kinds, slabs)
+        self._tell_invalid(volume, within.report.invalid)
+        return found
 
-    def _tell_invalid(self, volume: Volume, report: Report) -> None:
-        if report.invalid:
-            name, value = volume.path or "image", self.plan.invalid
+    def _gathered(
+        self, volume: Volume, kinds: Sequence[str], slabs: Iterator[tuple[int, int, Arrays]]
+    ) -> dict[str, Volume]:
+        return gathered(self.grid(volume), {kind: contents(kind, self.plan, self.head) for kind in kinds}, slabs)
+
+    def _tell_invalid(self, volume: Volume, count: int) -> None:
+        if count:
             blocks = self.config.inference.bin > 1
-            what = "left out of the means of their blocks" if blocks else f"labelled {value}"
-            _LOG.warning("%s: %d pixels do not count (NaN, infinite or masked): %s", name, report.invalid, what)
+            what = "left out of the means of their blocks" if blocks else f"labelled {self.plan.invalid}"
+            _LOG.warning(
+                "%s: %d pixels do not count (NaN, infinite or masked): %s", volume.path or "image", count, what
+            )
 
     def reduce(self, planes: Predicted, kind: str) -> NDArray[Any]:
         """Finished planes of `stream` as a kind of output, (C, n, *rest), as of `predict`.
@@ -263,6 +297,7 @@ class Predictor:
         paths: Mapping[str, Path],
         progress: Progress | None = None,
         before_placing: Callable[[], None] | None = None,
+        others: Sequence[Helper] = (),
     ) -> None:
         """Predict one case from its files to files, slab by slab; each appears whole or not at all.
 
@@ -271,6 +306,7 @@ class Predictor:
             paths: "labels", "probabilities" ... -> the file for them.
             progress: called with windows done and all windows; what it raises ends the case, and no file is left.
             before_placing: called when all is predicted, before the first file is put in its place.
+            others: have nothing else to do, and predict ranges of its planes where that pays; the bytes are the same.
 
         Raises:
             InputError: as `predict`.
@@ -281,14 +317,33 @@ class Predictor:
             for volume in images:
                 with volume:
                     outputs.begin(self.grid(volume))
-                    within = self._within(volume, paths, next(iter(paths.values())).parent)
-                    slabs = within.slabs(self._reduced(paths), progress)
+                    seen, scratch = self._seen(volume), next(iter(paths.values()))
+                    within = self._within(volume, paths, scratch.parent, seen)
+                    asked = Range(case, tuple(paths), seen.fitted, scratch)
+                    slabs = together(within, self._reduced(paths), asked, others if count == 1 else (), progress)
                     with closing(slabs), Behind(outputs.write) as write:
                         for _, _, arrays in slabs:
                             write(arrays)
-                    self._tell_invalid(volume, within.report)
+                    self._tell_invalid(volume, within.report.invalid)
             if before_placing is not None:
                 before_placing()
+
+    def prepare(self, image: VolumePass, variance: bool) -> None:
+        """Get ready for the windows of an image: where workers share the memory, before any of them fills it."""
+        if self.sharing > 1:
+            compute = self._compute if not variance else self._compute.giving_variance()
+            compute.ready_for(image)
+
+    def predict_range(self, asked: Range, progress: Progress, spool: Spool) -> Report:
+        """Predict a range of the planes of a case into a spool, from files of its own."""
+        with self.plan.reading.open_case(asked.case, self._planes_required) as volume:
+            seen = NormalizedVolume(volume, asked.fitted, self.plan.reading.validity)
+            within = self._within(volume, asked.kinds, asked.scratch.parent, seen)
+            every = (0, spool.rest[0])
+            with closing(within.slabs(self._reduced(asked.kinds), progress, spool.planes)) as slabs:
+                for start, _, arrays in slabs:
+                    spool.write(start, every, arrays)
+            return within.report
 
     @property
     def _planes_required(self) -> bool:
@@ -313,21 +368,7 @@ class Predictor:
 
     def made(self, case: Case) -> Provenance:
         """How the result of a case comes about."""
-        settings = self.config.inference
-        said = {role: str(path) if settings.record_paths else path.name for role, path in case.roles.items()}
-        names = " ".join(dict.fromkeys(name for role, name in said.items() if role != "label"))
-        typed = [name for role, name in said.items() if role.startswith("image")]
-        others = [word for name in self._names[1:] for word in ("--with", name)]
-        return Provenance(
-            model=self.name,
-            model_sha=self.weights_hash,
-            config_sha=self.config_hash,
-            source=names,
-            window="x".join(map(str, settings.window or self.config.patch.size)),
-            overlap=settings.overlap,
-            device=self.device.type,
-            command=shlex.join(["predict", self._names[0], *typed, *self._overrides, *others]),
-        )
+        return self.origin.of(case, self.device.type)
 
     def stream(self, volume: Volume, progress: Progress | None = None, variance: bool = False) -> Iterator[Predicted]:
         """Yield finished planes, of what `grid` says, as soon as no later window can change them.
@@ -355,43 +396,33 @@ class Predictor:
             logits, (invalid,) = torch.from_numpy(arrays["logits"]), arrays["invalid"]
             spread = torch.from_numpy(arrays["variance"]) if variance else None
             yield Predicted(start, stop, logits, invalid if invalid.any() else None, spread)
-        self._tell_invalid(volume, within.report)
+        self._tell_invalid(volume, within.report.invalid)
 
-    def _within(self, volume: Volume, kinds: Collection[str], scratch: Path | None = None) -> WithinMemory:
+    def _seen(self, volume: Volume) -> NormalizedVolume:
+        """What the network sees of an image, which is read for that once."""
+        check_image(volume, self.plan, sliced=self.config.inference.slices is not None)
+        return normalized(volume, self.plan)
+
+    def _within(
+        self, volume: Volume, kinds: Collection[str], scratch: Path | None = None, seen: NormalizedVolume | None = None
+    ) -> WithinMemory:
         """An image on its way, within the memory that is allowed."""
-        settings = self.config.inference
-        check_image(volume, self.plan, sliced=settings.slices is not None)
-        seen, box, name = normalized(volume, self.plan), self._box(volume), str(volume.path or "image")
-        source = seen if box is None else seen.cutout(box)
-        slices = settings.slices if volume.dims > self.plan.dims else None
-        image = VolumePass(source, volume.spacing, self.plan.spacing, settings.bin, slices, name)
+        image, settings = self._image(volume, seen), self.config.inference
         budget = None if settings.memory is None else parse_size(settings.memory)
         compute = self._compute.giving_variance() if "variance" in kinds else self._compute
-        return WithinMemory(image, compute, budget, scratch, bytes_of(kinds, self.plan, self.head))
+        voxel = bytes_of(kinds, self.plan, self.head)
+        return WithinMemory(image, compute, budget, scratch, self.sharing, voxel)
+
+    def _image(self, volume: Volume, seen: NormalizedVolume | None = None) -> VolumePass:
+        """An image, normalised, and how it is gone through."""
+        settings, box, name = self.config.inference, self._box(volume), str(volume.path or "image")
+        seen = seen or self._seen(volume)
+        source = seen if box is None else seen.cutout(box)
+        slices = settings.slices if volume.dims > self.plan.dims else None
+        return VolumePass(source, volume.spacing, self.plan.spacing, settings.bin, slices, name)
 
     def _reduced(self, kinds: Iterable[str]) -> Reduce:
         return lambda planes: {kind: reduced(kind, planes, self.plan, self.head) for kind in kinds}
-
-    def _computing(self, device: torch.device) -> Compute:
-        """The network on a device; if that was for us to choose, on the CPU where a GPU's memory does not suffice."""
-        settings, auto = self.config.inference, self.config.inference.device == "auto"
-        strides = zip(*(one.stride for one in self.models), strict=True)
-        inferer = SlidingWindowInferer(
-            window=settings.window or self.config.patch.size,
-            overlap=settings.overlap,
-            blend=settings.blend,
-            batch=settings.batch,
-            device=device,
-            precision=str(pick_precision(settings.precision, device)).removeprefix("torch."),
-            mirror_axes=settings.mirror,
-            multiple=[math.lcm(*axis) for axis in strides] if settings.blend == "none" else 1,
-            skip=settings.skip,
-            ahead=READ_AHEAD,
-        )
-        models = [one if device == self.device else copy.deepcopy(one).to(device) for one in self.models]
-        cpu = torch.device("cpu")
-        fallback = cache(lambda: self._computing(cpu)) if auto and device.type != "cpu" else None
-        return Compute(models, inferer, settings.backend, fallback)
 
 
 __all__ = ["Predictor", "load"]

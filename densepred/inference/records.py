@@ -88,7 +88,7 @@ def write_failures(
 ) -> None:
     """Write `failures.tsv`, or that of a shard; rows of earlier runs stay for cases that this run did not touch.
 
-    Without shards it takes the place of those of all shards.
+    The rows are in the order of the cases. Without shards it takes the place of those of all shards.
     """
     own, touched = folder / record_of(FAILURES, shard), {*succeeded, *failed}
     rows: dict[str, tuple[str, ...]] = {case: (case, str(e.file or ""), e.what, e.fix) for case, e in failed.items()}
@@ -115,7 +115,8 @@ def _write_rows(path: Path, rows: Mapping[str, tuple[str, ...]]) -> None:
     if not rows:
         path.unlink(missing_ok=True)
         return
-    lines = ("\t".join(" ".join(cell.split()) for cell in row) for row in (_COLUMNS, *rows.values()))
+    ordered = (_COLUMNS, *(rows[case] for case in sorted(rows)))
+    lines = ("\t".join(" ".join(cell.split()) for cell in row) for row in ordered)
     text = "\n".join(lines) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         atomic_write(path, text)

@@ -1,19 +1,13 @@
-"""The ways to run a network on windows of one shape: torch as it is, torch compiled, and OpenVINO.
+"""The ways to run a network on windows of one shape: torch as it is, and torch compiled; OpenVINO has its own module.
 
 Each takes windows (B, C, *window) float32 and gives logits (B, K, *window), from weights of its own.
 """
 
 from __future__ import annotations
 
-import importlib
-import sys
-import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +19,11 @@ from densepred.models.folding import fold_batch_norms
 from densepred.models.layers import CONVOLUTIONS, to_channels_last
 
 Runtime = Callable[[Tensor], Tensor]
-HINTS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
 @dataclass(frozen=True)
 class Task:
-    """What an runtime is made for.
+    """What a runtime is made for.
 
     Args:
         shape: of a batch of windows, (B, C, *window).
@@ -78,116 +71,13 @@ class CompiledRuntime(TorchRuntime):
     def __init__(self, model: nn.Module, task: Task) -> None:
         super().__init__(model, task)
         self.model.compile(dynamic=False)
-        with _making("torch.compile cannot compile the network"):
+        with making("torch.compile cannot compile the network"):
             self(torch.zeros(task.shape, device=task.device))
 
 
-class OpenVinoRuntime:
-    """OpenVINO on CPUs, with as many threads as torch; windows and logits are handed over without a copy.
-
-    Threads may share it: calls take turns, each with all cores.
-
-    Raises:
-        InputError: it is not installed, does not compute on this device or in this precision, or not this network.
-    """
-
-    def __init__(self, model: nn.Module, task: Task) -> None:
-        self.library = openvino()
-        if task.device.type != "cpu":
-            what = f"backend openvino computes on CPUs, not on {task.device.type}"
-            raise InputError(what, "use inference.device=cpu or another backend")
-        program = _converted(model, task)
-        settings = {
-            "INFERENCE_PRECISION_HINT": HINTS[task.precision],
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "NUM_STREAMS": 1,
-            "ENABLE_CPU_PINNING": False,  # several processes would be pinned to the same cores
-        }
-        compiled = self.library.Core().compile_model(program, "CPU", settings)
-        computes = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        if computes != HINTS[task.precision]:
-            what = f"OpenVINO computes in {computes} on this CPU, not in {HINTS[task.precision]}"
-            raise InputError(what, "use inference.precision=float32 or inference.backend=torch")
-        self.shape = tuple(compiled.output(0).shape)
-        self.request = compiled.create_infer_request()
-        self.lock = threading.Lock()
-
-    def __call__(self, windows: Tensor) -> Tensor:
-        """(B, C, *window) -> (B, K, *window) float32."""
-        logits = torch.empty(self.shape)
-        given = self.library.Tensor(windows.contiguous().numpy(), shared_memory=True)
-        with self.lock:
-            self.request.set_input_tensor(given)
-            self.request.set_output_tensor(self.library.Tensor(logits.numpy(), shared_memory=True))
-            self.request.start_async()
-            self.request.wait()
-        return logits
-
-
-def openvino() -> ModuleType:
-    """The package openvino.
-
-    On import and on every conversion it reports to its makers through the package openvino_telemetry, without asking.
-    That package is therefore hidden while it is imported here, for which openvino is prepared.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    if "openvino" in sys.modules:
-        return sys.modules["openvino"]
-    reporting: Any = sys.modules.get("openvino_telemetry")
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-    try:
-        importlib.import_module("openvino.frontend.pytorch.ts_decoder")
-        return importlib.import_module("openvino")
-    except ModuleNotFoundError as error:
-        if error.name != "openvino":
-            raise
-        raise InputError("openvino is not installed", "pip install 'densepred[openvino]'") from error
-    finally:
-        del sys.modules["openvino_telemetry"]
-        if reporting is not None:
-            sys.modules["openvino_telemetry"] = reporting
-
-
-class _Picked(nn.Module):
-    """A network with one output."""
-
-    def __init__(self, model: nn.Module, output: str | None) -> None:
-        super().__init__()
-        self.model, self.output = model, output
-
-    def forward(self, windows: Tensor) -> Tensor:
-        """(B, C, *window) -> (B, K, *window)."""
-        return pick(self.model(windows), self.output)
-
-
-def _converted(model: nn.Module, task: Task) -> Any:
-    """The network as OpenVINO's program, traced once in float32.
-
-    Not by `openvino.convert_model`, which runs the network several times, and reports where someone else imported it.
-
-    Raises:
-        InputError: it does something that OpenVINO cannot.
-    """
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-
-    with _making("OpenVINO cannot convert the network"):
-        with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a trace is right for the one shape it is made for
-            example = torch.zeros(task.shape)
-            traced = torch.jit.trace(_Picked(model, task.output), example, check_trace=False)
-            frontend = FrontEndManager().load_by_framework("pytorch")
-            decoder = TorchScriptPythonDecoder(traced, example_input=(example,))  # needed until it is converted
-            program = frontend.convert(frontend.load(decoder))
-        program.reshape(list(task.shape))
-    return program
-
-
 @contextmanager
-def _making(fault: str) -> Iterator[None]:
-    """Tells why an runtime cannot be made: the makers' exceptions are of many classes, some of them plain ones.
+def making(fault: str) -> Iterator[None]:
+    """Tells why a runtime cannot be made: the makers' exceptions are of many classes, some of them plain ones.
 
     Raises:
         InputError: it cannot.
@@ -204,10 +94,3 @@ def _making(fault: str) -> Iterator[None]:
                 raise InputError("backend compiled needs a C++ compiler, there is none", fix) from error
             reason = " ".join(str(error).split())[-300:]
             raise InputError(f"{fault} ({type(error).__name__}: {reason})", "use inference.backend=torch") from error
-
-
-RUNTIMES: dict[str, Callable[[nn.Module, Task], Runtime]] = {
-    "torch": TorchRuntime,
-    "compiled": CompiledRuntime,
-    "openvino": OpenVinoRuntime,
-}

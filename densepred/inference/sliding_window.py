@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from densepred.device import PRECISIONS, pick_precision
 from densepred.inference import windows
 from densepred.inference.forward import Forward, Model
+from densepred.inference.spool import Arrays
 from densepred.inference.window_pass import Part, Progress, Slab, Source, WindowPass, as_float
 from densepred.inference.windows import WindowGrid
 
@@ -132,6 +133,45 @@ class SlidingWindowInferer:
             ResourceError: NaN or infinite logits although the image is finite.
         """
         return self.passing(model, source, part).slabs(progress)
+
+    def results(
+        self,
+        model: Model | Sequence[Model],
+        source: Source,
+        outputs: Sequence[str] = ("labels",),
+        memory: int | str | None = None,
+        progress: Progress | None = None,
+    ) -> Generator[tuple[int, int, Arrays], None, None]:
+        """Kinds of result slab by slab along axis 0, each reduced on the device and given as an array.
+
+        Args:
+            model: as for `stream`.
+            source: as for `stream`.
+            outputs: some of "labels" (the number of the largest logit), "probabilities" (softmax), "logits",
+                "regression" (the same), "entropy" (in nats), "variance" (of the probabilities over models and mirrored
+                views, the mean over the classes).
+            memory: the most to take, such as "2GB", of the machine or of a GPU; by default most of what is free. Where
+                whole planes take more, bands of lines are predicted one after the other and wait on disk.
+            progress: as for `stream`.
+
+        Yields:
+            (z0, z1, kind -> array (C, z1 - z0, *rest)), in order.
+
+        Raises:
+            ValueError: as `stream`; an unknown kind, or no amount of memory.
+            InputError: as `stream`.
+            ResourceError: as `stream`; or the memory does not suffice.
+
+        Example:
+            >>> inferer = SlidingWindowInferer(window=(16, 16, 16))
+            >>> model = torch.nn.Conv3d(1, 2, kernel_size=3, padding=1)
+            >>> found = inferer.results(model, torch.zeros(1, 20, 20, 12), outputs=["labels", "entropy"])
+            >>> [(z0, z1, arrays["labels"].shape) for z0, z1, arrays in found]
+            [(0, 4, (1, 4, 20, 12)), (4, 20, (1, 16, 20, 12))]
+        """
+        from densepred.inference import direct  # which is built on this module
+
+        return direct.results(self, model, source, outputs, memory, progress)
 
     def passing(self, model: Model | Sequence[Model], source: Source, part: Part | None = None) -> WindowPass:
         """The way of one image through the network, before its first step; see `stream`."""

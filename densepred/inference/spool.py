@@ -14,11 +14,13 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from densepred.files import needing_space
+from densepred.files import needing_space, remove
 
 _BLOCK = 1 << 24  # bytes that are read at a time
 
 Arrays = Mapping[str, NDArray[Any]]
+Layout = Mapping[str, tuple[int, str]]
+"""Kind of result -> channels and the type of the values."""
 
 
 class Spool:
@@ -28,11 +30,15 @@ class Spool:
         folder: where they lie; by default where the system puts temporary files.
         planes: from which to which plane of the result.
         rest: spatial shape of a plane.
+        kept: the files have names, in a folder that is made for them, and stay there for another to `adopt`.
     """
 
-    def __init__(self, folder: Path | None, planes: tuple[int, int], rest: Sequence[int]) -> None:
-        self.folder = folder or Path(tempfile.gettempdir())
+    def __init__(self, folder: Path | None, planes: tuple[int, int], rest: Sequence[int], kept: bool = False) -> None:
+        self.folder, self._kept = folder or Path(tempfile.gettempdir()), kept
         self.planes, self.rest = planes, tuple(rest)
+        if kept:
+            with needing_space(self.folder):
+                self.folder.mkdir()
         self._files: dict[str, tuple[IO[bytes], int, np.dtype]] = {}
         self._stack = ExitStack()
 
@@ -67,12 +73,30 @@ class Spool:
             stop = min(start + most, self.planes[1])
             yield start, stop, {kind: self._read(kind, start, stop) for kind in self._files}
 
+    @property
+    def layout(self) -> Layout:
+        """What is in the files."""
+        return {kind: (channels, dtype.str) for kind, (_, channels, dtype) in self._files.items()}
+
+    def adopt(self, folder: Path, layout: Layout) -> None:
+        """Take over what another spool, of the same planes, has kept; the folder is removed."""
+        for kind, (channels, dtype) in layout.items():
+            file = open(folder / kind, "rb")  # noqa: SIM115 - closed by the stack
+            self._files[kind] = self._stack.enter_context(file), channels, np.dtype(dtype)
+        remove(folder)
+
     def _file(self, kind: str, array: NDArray[Any]) -> tuple[IO[bytes], int, np.dtype]:
         if kind not in self._files:
             with needing_space(self.folder / "temporary files"):
-                file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - closed by the stack
+                file = self._opened(kind)
             self._files[kind] = self._stack.enter_context(file), len(array), array.dtype
         return self._files[kind]
+
+    def _opened(self, kind: str) -> IO[bytes]:
+        if not self._kept:
+            return tempfile.TemporaryFile(dir=self.folder)
+        part = self.folder / kind
+        return open(part, "w+b")
 
     def _read(self, kind: str, start: int, stop: int) -> NDArray[Any]:
         file, channels, dtype = self._files[kind]

@@ -25,6 +25,7 @@ from densepred.errors import (
 )
 from densepred.files import remove, sha256, stamps
 from densepred.inference.ahead import Ahead
+from densepred.inference.crew import Crew
 from densepred.inference.engines import Worker
 from densepred.inference.faults import LESS_MEMORY, fault_of, retried
 from densepred.inference.layouts import Layout
@@ -89,6 +90,10 @@ class Work:
         shard: the share of the batch this is.
     """
 
+    _stop: StopSignals
+    _advance: Advance
+    _total: int
+
     def __init__(
         self,
         predictor: Predictor,
@@ -107,13 +112,15 @@ class Work:
         """Do the jobs, one at a time by each of the workers; the files of the next ones are hashed meanwhile."""
         self._total = len(jobs) + len(self.result.failed)
         ahead = Ahead(jobs, self._look, len(workers))
+        self._new = {job.key for job in jobs if self._looks_new(job)}
+        self._crew = Crew(workers, len(self._new))
         with StopSignals() as stop, progress(len(jobs), "predicting") as advance, ahead.running():
             self._stop, self._advance = stop, advance
             try:
                 if len(workers) == 1:
-                    self._serve(workers[0], ahead)
+                    self._serve(ahead)
                 else:
-                    self._serve_all(workers, ahead)
+                    self._serve_all(len(workers), ahead)
             except BaseException:
                 with contextlib.suppress(DiskFullError):  # which says less than what ends the batch
                     self._record(jobs)
@@ -121,22 +128,25 @@ class Work:
             self._record(jobs)
         return self.result
 
-    _stop: StopSignals
-    _advance: Advance
-    _total: int
+    _crew: Crew
+    _new: set[str]
 
-    def _serve_all(self, workers: Sequence[Worker], ahead: Ahead[Job, Seen]) -> None:
+    def _looks_new(self, job: Job) -> bool:
+        """Whether there is something to do, as far as can be told without looking into its files."""
+        return not self.manifest.outputs(job.key) or not all(path.exists() for path in job.files)
+
+    def _serve_all(self, count: int, ahead: Ahead[Job, Seen]) -> None:
         """A thread for each worker; this one waits, and so receives the signals. The first fault ends all of them."""
 
-        def serve(worker: Worker) -> None:
+        def serve() -> None:
             try:
-                self._serve(worker, ahead)
+                self._serve(ahead)
             except BaseException as error:
                 with self._lock:
                     if self._fault is None or isinstance(self._fault, StoppedError):
                         self._fault = error
 
-        threads = [threading.Thread(target=serve, args=(worker,), daemon=True) for worker in workers]
+        threads = [threading.Thread(target=serve, daemon=True) for _ in range(count)]
         try:
             for thread in threads:
                 thread.start()
@@ -148,18 +158,19 @@ class Work:
         if self._fault is not None:
             raise self._stopped() if isinstance(self._fault, StoppedError) else self._fault
 
-    def _serve(self, worker: Worker, ahead: Ahead[Job, Seen]) -> None:
-        while (taken := ahead.take()) is not None:
+    def _serve(self, ahead: Ahead[Job, Seen]) -> None:
+        while (taken := ahead.take(self._watch)) is not None:
             job, seen = taken
-            self._watch(0, 0)
+            if job.key in self._new:
+                self._crew.begun()
             with failing(job.case, self.result):
-                done = self._do(job, seen, worker)
+                done = self._do(job, seen)
                 (self.result.done if done else self.result.skipped).append(job.case.id)
             del seen, taken  # a fault among them holds frames
             with self._lock:
                 self._advance(1, case=job.case.id)
 
-    def _watch(self, done: int, windows: int) -> None:
+    def _watch(self, done: int = 0, windows: int = 0) -> None:
         """Go on, unless the batch is stopped or at its end."""
         if self._fault is not None or self._stop.signal is not None:
             raise self._stopped()
@@ -171,7 +182,7 @@ class Work:
         what = f"stopped by a signal: {self.result}, {self._total} in all"
         return StoppedError(what, self._stop.exit_code, "run the same command again to go on")
 
-    def _do(self, job: Job, seen: Future[Seen], worker: Worker) -> bool:
+    def _do(self, job: Job, seen: Future[Seen]) -> bool:
         """Do a case; False if it was done before.
 
         Raises:
@@ -194,8 +205,9 @@ class Work:
                 manifest.begin(entry, job.files)
             else:
                 begin = self._begins(job, seen.result())
-                with needing_memory(LESS_MEMORY):
-                    retried(lambda: worker.predict_file(job.case, job.results, self._watch, begin), job.case)
+                with needing_memory(LESS_MEMORY), self._crew.team() as (worker, others):
+                    self._watch(0, 0)
+                    retried(lambda: worker.predict_file(job.case, job.results, self._watch, begin, others), job.case)
             for path in stale:
                 remove(path)
             self.layout.finish(job.case, job.results)

@@ -18,7 +18,7 @@ from densepred.models.layers import CONVOLUTIONS, TRANSPOSED, Network
 from densepred.models.norms import BatchNorm
 
 _LOG = logging.getLogger(__name__)
-_NORMS = (BatchNorm, nn.BatchNorm2d, nn.BatchNorm3d)
+_FORWARDS = (BatchNorm.forward, _BatchNorm.forward)
 
 
 def fold_batch_norms(model: Network, shape: Sequence[int]) -> Network:
@@ -49,14 +49,14 @@ def fold_batch_norms(model: Network, shape: Sequence[int]) -> Network:
 
 def _pairs(model: nn.Module, shape: Sequence[int]) -> list[tuple[str, str]]:
     """Names of convolutions and of the norms to fold into them."""
-    names = [name for name, layer in model.named_modules() if _is_plain(layer, _NORMS) and _is_fixed(layer)]
+    names = [name for name, layer in model.named_modules() if _is_fixed_norm(layer)]
     if not names:
         return []
     blank = copy.deepcopy(model).to("meta")
     seen = _Seen()
     hooks = []
     for name, layer in blank.named_modules():
-        if _is_plain(layer, CONVOLUTIONS):
+        if type(layer) in CONVOLUTIONS and not _has_hooks(layer):
             hooks.append(layer.register_forward_hook(seen.made_by(name)))
         elif name in names:
             hooks.append(layer.register_forward_pre_hook(seen.taken_by(name)))
@@ -70,14 +70,15 @@ def _pairs(model: nn.Module, shape: Sequence[int]) -> list[tuple[str, str]]:
     return seen.pairs()
 
 
-def _is_plain(layer: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Whether it is one of these and no more: subclasses may have activations inside, hooks may change the weights."""
-    return type(layer) in kinds and not layer._forward_pre_hooks and not layer._forward_hooks
+def _is_fixed_norm(layer: nn.Module) -> bool:
+    """A batch norm and no more (subclasses may have an activation inside), which goes by what it learnt."""
+    plain = isinstance(layer, _BatchNorm) and type(layer).forward in _FORWARDS and not _has_hooks(layer)
+    return plain and layer.running_mean is not None and layer.running_var is not None
 
 
-def _is_fixed(norm: nn.Module) -> bool:
-    """Whether it normalises by what it learnt and not by its input."""
-    return norm.running_mean is not None and norm.running_var is not None
+def _has_hooks(layer: nn.Module) -> bool:
+    """Whether something runs with it, which may change weights or results."""
+    return bool(layer._forward_pre_hooks or layer._forward_hooks)
 
 
 class _Seen(TorchFunctionMode):
@@ -149,6 +150,3 @@ def _fold(conv: nn.Module, norm: _BatchNorm) -> None:
         transpose=isinstance(conv, TRANSPOSED),
     )
     conv.weight, conv.bias = weight.requires_grad_(False), bias.requires_grad_(False)
-
-
-__all__ = ["fold_batch_norms"]

@@ -33,7 +33,7 @@ class Engine:
         for state in (AcceleratorState, PartialState, GradientState):  # kept for the process; each run needs its own
             state._reset_state()
         if device.type == "cuda":
-            torch.cuda.set_device(device)
+            torch.cuda.set_device(device.index or 0)
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         mixed = "bf16" if precision == torch.bfloat16 else "no"
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")

@@ -50,7 +50,7 @@ def on_arrays(task: Task, tool: Any, setting: Setting, arguments: argparse.Names
         return labels, wait(task.device) - start, windows - start
 
     if not arguments.memory:
-        run(image if task.device.startswith("cuda") else image[(slice(None), *_corner(task))])
+        run(image[(slice(None), *_corner(task))])
     if task.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(task.device)
     labels, seconds, windows = run(image)
@@ -60,9 +60,9 @@ def on_arrays(task: Task, tool: Any, setting: Setting, arguments: argparse.Names
 
 
 def _corner(task: Task) -> tuple[slice, ...]:
-    """A corner of the image of four windows, or of as many as there are: batches of four are warmed up by it."""
+    """A corner of the image of four windows, on GPUs of eight, if it is so large: batches of as many are warmed up."""
     first, *others = task.window
-    return slice(first), *(slice(size + 1) for size in others)
+    return slice(first + task.device.startswith("cuda")), *(slice(size + 1) for size in others)
 
 
 def on_files(task: Task, tool: Any, setting: Setting, arguments: argparse.Namespace) -> dict[str, float]:

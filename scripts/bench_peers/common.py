@@ -24,16 +24,18 @@ from densepred.models.build import build
 
 @dataclass(frozen=True)
 class Setting:
-    """How a tool is run: `precision` by autocast; `blend` and `spacing` are options of ours alone."""
+    """How a tool is run: `precision` by autocast; `blend`, `spacing` and `backend` are options of ours alone."""
 
     precision: str = "float32"
     batch: int = 1
     compiled: bool = False
     blend: str = "gaussian"
     spacing: str = "even"
+    backend: str = "torch"
 
     def __str__(self) -> str:
         parts = [self.precision, *([f"batch {self.batch}"] if self.batch > 1 else []), *(["compiled"] * self.compiled)]
+        parts += [self.backend] * (self.backend != "torch")
         if (self.blend, self.spacing) != ("gaussian", "even"):
             parts.append(f"{self.blend}, {self.spacing} windows")
         return ", ".join(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
 
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from bench_peers.common import Setting, Task
+from densepred.device import pick_precision
+from densepred.inference.backends import prepare as prepared
 from densepred.inference.sliding_window import SlidingWindowInferer
-from densepred.models.layers import to_channels_last
 
 REQUIRES: tuple[str, ...] = ()
 ON_DEVICE = True
@@ -22,26 +24,27 @@ FORMATS = (".nii.gz", ".fits")
 
 def settings(device: str, compiled: bool) -> list[Setting]:
     batches = (4, 8) if device.startswith("cuda") else (4,)
-    return [Setting("auto"), *(Setting("auto", batch) for batch in batches), Setting("float32")]
+    found = [Setting("auto"), *(Setting("auto", batch) for batch in batches)]
+    if not device.startswith("cuda") and find_spec("openvino"):
+        found.append(Setting("auto", backend="openvino"))
+    if compiled:
+        found.append(Setting("auto", backend="compiled"))
+    return [*found, Setting("float32")]
 
 
 def prepare(task: Task, setting: Setting) -> Callable[[Tensor], Tensor]:
     """Labels, reduced slab by slab as `Predictor` does."""
-    model = to_channels_last(task.network())
+    device = torch.device(task.device)
+    precision, shape = pick_precision(setting.precision, device), (setting.batch, task.channels, *task.window)
+    model = prepared(task.network(), shape, device, precision, setting.backend)
     inferer = SlidingWindowInferer(
-        task.window,
-        task.overlap,
-        setting.blend,
-        setting.batch,
-        task.device,
-        setting.precision,
-        setting.spacing,
+        task.window, task.overlap, setting.blend, setting.batch, device, spacing=setting.spacing, skip=0.0
     )
 
     def labels(image: Tensor) -> Tensor:
         out = torch.empty(image.shape[1:], dtype=torch.uint8, device=image.device)
         for start, stop, slab in inferer.stream(model, image):
-            out[start:stop] = slab.max(0).indices
+            out[start:stop] = slab.max(0).indices.to(torch.uint8)
         return out
 
     return labels
@@ -56,6 +59,7 @@ def prepare_files(task: Task, setting: Setting) -> Callable[[Path, Path], None]:
         "batch": setting.batch,
         "precision": setting.precision,
         "device": task.device,
+        "backend": setting.backend,
     }
     overrides = [f"inference.{key}={value}" for key, value in options.items()]
 

@@ -1,7 +1,7 @@
 """What computes the cases of a batch: the devices of this machine, or workers on several.
 
 The batch decides what is to be done and writes the records; an engine gives it workers, and each computes one case at a
-time in a thread of the batch. Ranges of one huge volume would be further methods of a worker.
+time in a thread of the batch, or helps another with a range of the planes of its case.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from densepred.errors import InputError
 
@@ -28,8 +28,12 @@ class Worker(Protocol):
         paths: Mapping[str, Path],
         progress: Callable[[int, int], None],
         before_placing: Callable[[], None],
+        others: Sequence[Any],
     ) -> None:
-        """As `Predictor.predict_file`; it calls `progress` now and then, which may raise to end the case."""
+        """As `Predictor.predict_file`; it calls `progress` now and then, which may raise to end the case.
+
+        The others are workers of the same engine, which may be given ranges of the case.
+        """
 
 
 class Engine(Protocol):

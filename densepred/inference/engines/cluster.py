@@ -7,7 +7,6 @@ asks the driver, which first notes that in the manifest: a worker whose driver i
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
@@ -18,19 +17,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from densepred.errors import InputError, ResourceError, WorkersError
+from densepred.errors import InputError, WorkersError
 from densepred.files import sweep_parts
 from densepred.inference.engines.actor import Actor, Identity
+from densepred.inference.engines.attempt import ATTEMPTS, Attempt, NoWorkerError, lost_too_often
 
 if TYPE_CHECKING:
     from densepred.cases.case import Case
     from densepred.inference.predictor import Predictor
 
 _LOG = logging.getLogger(__name__)
-ATTEMPTS = 3
-"""How often a case is given to a worker, if that is lost each time."""
-_GRACE = 20.0
-"""Seconds in which a worker ends a case that is no longer wanted."""
 _STORE = 100 * 2**20
 """Bytes of Ray's store of objects on this machine: only messages go through it."""
 
@@ -154,14 +150,22 @@ class _Pool:
         said = time.monotonic()
         while True:
             watch()
-            with self._lock:
-                self._look()
-                if self._idle:
-                    return self._idle.pop()
+            if (actor := self.idle()) is not None:
+                return actor
             if time.monotonic() - said > 30:
                 said = time.monotonic()
                 _LOG.warning("waiting for a worker: %d are not up yet", len(self._starting))
             time.sleep(0.05)
+
+    def idle(self) -> Any:
+        """An actor without work; None if there is none now.
+
+        Raises:
+            WorkersError: as `take`.
+        """
+        with self._lock:
+            self._look()
+            return self._idle.pop() if self._idle else None
 
     def give_back(self, actor: Any, lost: bool) -> None:
         """One whose case has ended; one that was lost starts anew."""
@@ -215,56 +219,27 @@ class _Remote:
         paths: Mapping[str, Path],
         progress: Callable[[int, int], None],
         before_placing: Callable[[], None],
+        others: Sequence[_Remote],
     ) -> None:
-        """As `Predictor.predict_file`; a case whose worker is lost is given to another.
+        """As `Predictor.predict_file`; a case, or a range of it, whose worker is lost is given to another.
 
         Raises:
             ResourceError: it was lost each time.
         """
         there = {kind: path.absolute() for kind, path in paths.items()}
-        for _ in range(ATTEMPTS):
+        losses, helpers = 0, len(others)
+        while losses < ATTEMPTS:
             actor, lost = self._pool.take(lambda: progress(0, 0)), False
             try:
-                return self._once(actor, case, there, progress, before_placing)
+                return Attempt(self._ray, self._pool, actor, case).run(there, helpers, progress, before_placing)
+            except NoWorkerError:
+                helpers = 0
+                _LOG.warning("%s: no worker is left for its ranges, so one begins it again alone", case.id)
             except self._ray.exceptions.RayError as error:
-                lost = True
+                lost, losses = True, losses + 1
                 _LOG.warning("%s: lost its worker (%s)", case.id, type(error).__name__)
                 for path in there.values():
                     sweep_parts(path.parent, {path.name})
             finally:
                 self._pool.give_back(actor, lost)
-        what = f"its worker was lost {ATTEMPTS} times, as happens when the machine has no memory left"
-        raise ResourceError(what, "use fewer workers, or look into the logs of Ray", case.images[0])
-
-    def _once(
-        self,
-        actor: Any,
-        case: Case,
-        paths: Mapping[str, Path],
-        progress: Callable[[int, int], None],
-        before_placing: Callable[[], None],
-    ) -> None:
-        ticket = os.urandom(8).hex()
-        done, asks = actor.predict.remote(ticket, case, paths), actor.asks.remote(ticket)
-        waiting = [done, asks]
-        try:
-            while True:
-                ready, _ = self._ray.wait(waiting, timeout=0.2)
-                if done in ready:
-                    fault = self._ray.get(done)
-                    if fault is not None:
-                        raise fault
-                    return
-                if asks in ready:
-                    waiting = [done]
-                    if self._ray.get(asks):
-                        before_placing()
-                        self._ray.get(actor.answer.remote(ticket, True))
-                progress(0, 0)
-        except self._ray.exceptions.RayError:
-            raise
-        except BaseException:
-            with contextlib.suppress(self._ray.exceptions.RayError):
-                actor.answer.remote(ticket, False)
-                self._ray.wait([done], timeout=_GRACE)
-            raise
+        raise lost_too_often(case)

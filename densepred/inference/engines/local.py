@@ -33,11 +33,14 @@ class Local:
     def workers(
         self, runs: Sequence[Path], overrides: Sequence[str], predictor: Predictor
     ) -> Iterator[Sequence[Predictor]]:
-        """The batch's own copy is the first."""
+        """The batch's own copy is the first. The memory of a device is shared by the workers on it."""
         from densepred.inference.predictor import load
 
         self._check_threads()
-        yield [predictor, *(load(runs, overrides, device=device) for device in self._devices[1:])]
+        found = [predictor, *(load(runs, overrides, device=device) for device in self._devices[1:])]
+        for each in found:
+            each.sharing = sum(other.device == each.device for other in found)
+        yield found
 
     def _check_threads(self) -> None:
         import torch
