@@ -148,7 +148,7 @@ class TestInterrupted:
         assert predict(run, [one.images[0]], tmp_path / "plain").done == ["x"]
         watch = Work._watch
 
-        def struck(self: Work, done: int, windows: int) -> None:
+        def struck(self: Work, done: int = 0, windows: int = 0) -> None:
             for _ in range(times if done > 60 else 0):
                 signal.raise_signal(signal.SIGINT)
             watch(self, done, windows)
