@@ -38,6 +38,15 @@ def test_starts_cover_the_axis_once_each(size: int, window: int, overlap: float,
     assert np.all((steps >= 1) & (steps <= window))
 
 
+@given(st.integers(1, 200), st.integers(1, 8), st.integers(1, 8), st.floats(0, 0.95))
+def test_windows_at_multiples_overlap_as_wished(size: int, parts: int, multiple: int, overlap: float) -> None:
+    (axis,) = WindowGrid.plan((size,), parts * multiple, overlap, multiple=multiple).axes
+    steps = np.diff(axis.starts)
+    assert all(start % multiple == 0 for start in axis.starts)
+    assert axis.starts[-1] + axis.window == axis.padded
+    assert np.all((steps >= 1) & (steps <= max(np.ceil(axis.window * (1 - overlap)), multiple)))
+
+
 @pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.75])
 def test_weights_over_a_voxel_add_up_to_one(overlap: float) -> None:
     axis = WindowGrid.plan((101,), 24, overlap).axes[0]

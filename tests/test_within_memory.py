@@ -133,6 +133,20 @@ class TestBands:
         assert within.report.batch == 2
         assert [note.rpartition("on with ")[2] for note in within.report.notes] == ["batch 2"]
 
+    def test_whole_planes_that_come_together_on_disk_are_counted(self) -> None:
+        shape, compute = (20, 33, 9), compute_of(3)
+        image = image_pass(shape)
+        budget = budget_for(image, compute, 12)
+        plane = 33 * 9
+        within = WithinMemory(image, compute, budget + memory.SPOOLED * 4 * plane, voxel=4)
+        assert whole(within)["logits"].shape[1:] == shape
+        assert within.report.bands == 3
+        assert within.report.allowed - memory.SPOOLED * 4 * plane <= within.report.foretold <= within.report.allowed
+        with pytest.raises(ResourceError, match=r"are needed"):
+            whole(WithinMemory(image, compute, budget, voxel=400_000))
+        all_lines = WithinMemory(image, compute, budget_for(image, compute, 33), voxel=400_000)
+        assert whole(all_lines)["logits"].shape[1:] == shape  # which need no disk
+
     def test_the_foretold_memory_and_the_bands_are_said(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "densepred")
         image, compute = image_pass((20, 33, 9)), compute_of(3)
@@ -204,6 +218,15 @@ class TestExhausted:
         assert within.report.bands >= 3
         assert all("narrower bands" in note for note in within.report.notes)
         assert len(within.report.notes) == 2
+
+    def test_what_is_smaller_is_prepared_once(self) -> None:
+        compute = compute_of(3, Failing(3, most=3), batch=8)
+        for _ in range(2):
+            whole(WithinMemory(image_pass((20, 17, 9)), compute, None))
+        smaller = compute.smaller()
+        assert smaller is not None
+        assert smaller is compute.smaller()
+        assert len(smaller.smaller()._ready) == 1  # type: ignore[union-attr]
 
     def test_then_the_cpu(self, caplog: pytest.LogCaptureFixture) -> None:
         expected = whole(WithinMemory(image_pass((20, 17, 9)), compute_of(3), None))

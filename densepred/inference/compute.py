@@ -9,6 +9,7 @@ import math
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -73,6 +74,7 @@ class Compute:
     backend: str = "torch"
     fallback: Callable[[], Compute] | None = None
     _with_variance: Compute | None = None
+    _smaller: Compute | None = None
     _ready: dict[tuple[int | None, tuple[int, ...]], Ready] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -138,11 +140,14 @@ class Compute:
             return self._with_variance
 
     def smaller(self) -> Compute | None:
-        """The same with half as many windows in a call."""
+        """The same with half as many windows in a call; the same one each time."""
         if self.inferer.batch == 1:
             return None
-        batch = self.inferer.batch // 2
-        return Compute(self.models, replace(self.inferer, batch=batch), self.backend, self.fallback)
+        with self._lock:
+            if self._smaller is None:
+                halved = replace(self.inferer, batch=self.inferer.batch // 2)
+                self._smaller = Compute(self.models, halved, self.backend, self.fallback)
+            return self._smaller
 
 
 @dataclass
@@ -191,12 +196,20 @@ class WithinMemory:
         budget: bytes of RAM, or of a GPU's memory; by default most of what is free.
         scratch: folder for the lines of bands until all are there.
         sharing: workers that share the budget.
+        voxel: bytes of a voxel of all that `reduce` makes.
     """
 
     def __init__(
-        self, image: VolumePass, compute: Compute, budget: int | None, scratch: Path | None = None, sharing: int = 1
+        self,
+        image: VolumePass,
+        compute: Compute,
+        budget: int | None,
+        scratch: Path | None = None,
+        sharing: int = 1,
+        voxel: int = 0,
     ) -> None:
-        self.image, self.compute, self.budget, self.scratch, self.sharing = image, compute, budget, scratch, sharing
+        self.image, self.compute, self.budget, self.scratch = image, compute, budget, scratch
+        self.sharing, self.voxel = sharing, voxel
         self.report = Report()
         self._made: list[Ready] = []
         self._narrower = 1  # bands are so many times narrower than foretold
@@ -249,8 +262,10 @@ class WithinMemory:
         fixed += sum(memory.buffers(grid, shape, logits) for grid, logits in laid)
         needs = [self._needs(grid, logits) for grid, logits in laid]
 
+        spooled = 0 if device.type == "cuda" else memory.SPOOLED * self.voxel * math.prod(image.result_shape[1:])
+
         def taken(width: int) -> int:
-            return fixed + sum(one.bytes(width) for one in needs)
+            return fixed + sum(one.bytes(width) for one in needs) + (spooled if width < lines else 0)
 
         used = torch.cuda.memory_allocated(device) if device.type == "cuda" else memory.resident()
         base = min(ready.base for ready in self._made)
@@ -350,6 +365,7 @@ def computing(models: Sequence[Network], config: Config, device: torch.device) -
         ahead=READ_AHEAD,
     )
 
+    @cache
     def on_cpu() -> Compute:
         cpu = torch.device("cpu")
         return computing([copy.deepcopy(model).to(cpu) for model in models], config, cpu)

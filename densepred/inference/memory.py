@@ -19,6 +19,8 @@ from densepred.inference.windows import WindowGrid
 SHARE = 0.8
 """Of the memory that is free, used where no budget is given."""
 _FLOAT = 4
+SPOOLED = 5
+"""Whole planes of the result in memory, where they were put together from bands: read, waiting and being written."""
 _PLANES = 6  # of logits that are handed out, resampled and reduced at a time, where one has more than SLAB_BYTES
 _GROUP_FILES = ("memory.max", "memory.current", "inactive_file")
 _OLD_GROUP_FILES = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
@@ -169,8 +171,13 @@ def shared(grids: Sequence[WindowGrid], image: Sequence[int]) -> int:
 
 
 def widest(bytes_of: Callable[[int], int], lines: int, budget: int) -> int:
-    """The lines of the widest band that fits a budget, of at most `lines`; 0 if none does."""
-    low, high = 0, lines
+    """The lines of the widest band that fits a budget, of at most `lines`; 0 if none does.
+
+    Of fewer lines than all, more take more; all may take less than most of them, which come together on disk.
+    """
+    if bytes_of(lines) <= budget:
+        return lines
+    low, high = 0, max(lines - 1, 0)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if bytes_of(middle) <= budget else (low, middle - 1)

@@ -205,6 +205,11 @@ def gathered(
     return volumes
 
 
+def bytes_of(kinds: Iterable[str], plan: Plan, head: HeadSpec) -> int:
+    """The bytes of a voxel of several kinds."""
+    return sum(one.channels * one.dtype.itemsize for one in (contents(kind, plan, head) for kind in kinds))
+
+
 class Outputs:
     """The files of one case, filled together; each is whole or not there.
 

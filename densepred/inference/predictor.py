@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,16 @@ from densepred.inference.inputs import find_inputs
 from densepred.inference.loading import joint_hash, read_runs
 from densepred.inference.many import counting, in_batches
 from densepred.inference.origin import Origin
-from densepred.inference.outputs import Outputs, Predicted, check_kinds, contents, default_kind, gathered, reduced
+from densepred.inference.outputs import (
+    Outputs,
+    Predicted,
+    bytes_of,
+    check_kinds,
+    contents,
+    default_kind,
+    gathered,
+    reduced,
+)
 from densepred.inference.ranges import Helper, Range, together
 from densepred.inference.sliding_window import Progress, SlidingWindowInferer
 from densepred.inference.spool import Arrays, Spool
@@ -254,7 +263,7 @@ class Predictor:
 
     def _predicted(self, volume: Volume, kinds: Sequence[str], progress: Progress | None) -> dict[str, Volume]:
         self._check(kinds)
-        within = self._within(volume, "variance" in kinds)
+        within = self._within(volume, kinds)
         with closing(within.slabs(self._reduced(kinds), progress)) as slabs:
             found = self._gathered(volume, kinds, slabs)
         self._tell_invalid(volume, within.report.invalid)
@@ -309,7 +318,7 @@ class Predictor:
                 with volume:
                     outputs.begin(self.grid(volume))
                     seen, scratch = self._seen(volume), next(iter(paths.values()))
-                    within = self._within(volume, "variance" in paths, scratch.parent, seen)
+                    within = self._within(volume, paths, scratch.parent, seen)
                     asked = Range(case, tuple(paths), seen.fitted, scratch)
                     slabs = together(within, self._reduced(paths), asked, others if count == 1 else (), progress)
                     with closing(slabs), Behind(outputs.write) as write:
@@ -329,7 +338,7 @@ class Predictor:
         """Predict a range of the planes of a case into a spool, from files of its own."""
         with self.plan.reading.open_case(asked.case, self._planes_required) as volume:
             seen = NormalizedVolume(volume, asked.fitted, self.plan.reading.validity)
-            within = self._within(volume, "variance" in asked.kinds, asked.scratch.parent, seen)
+            within = self._within(volume, asked.kinds, asked.scratch.parent, seen)
             every = (0, spool.rest[0])
             with closing(within.slabs(self._reduced(asked.kinds), progress, spool.planes)) as slabs:
                 for start, _, arrays in slabs:
@@ -382,7 +391,7 @@ class Predictor:
             invalid = np.zeros(planes.logits.shape[1:], bool) if planes.invalid is None else planes.invalid
             return arrays | {"invalid": invalid[np.newaxis]}
 
-        within = self._within(volume, variance)
+        within = self._within(volume, ("logits", "variance") if variance else ("logits",))
         for start, stop, arrays in within.slabs(whole, progress):
             logits, (invalid,) = torch.from_numpy(arrays["logits"]), arrays["invalid"]
             spread = torch.from_numpy(arrays["variance"]) if variance else None
@@ -395,13 +404,18 @@ class Predictor:
         return normalized(volume, self.plan)
 
     def _within(
-        self, volume: Volume, variance: bool, scratch: Path | None = None, seen: NormalizedVolume | None = None
+        self,
+        volume: Volume,
+        kinds: Collection[str],
+        scratch: Path | None = None,
+        seen: NormalizedVolume | None = None,
     ) -> WithinMemory:
         """An image on its way, within the memory that is allowed."""
         image, settings = self._image(volume, seen), self.config.inference
         budget = None if settings.memory is None else parse_size(settings.memory)
-        compute = self._compute if not variance else self._compute.giving_variance()
-        return WithinMemory(image, compute, budget, scratch, self.sharing)
+        compute = self._compute.giving_variance() if "variance" in kinds else self._compute
+        voxel = bytes_of(kinds, self.plan, self.head)
+        return WithinMemory(image, compute, budget, scratch, self.sharing, voxel)
 
     def _image(self, volume: Volume, seen: NormalizedVolume | None = None) -> VolumePass:
         """An image, normalised, and how it is gone through."""

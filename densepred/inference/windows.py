@@ -22,10 +22,12 @@ def even_starts(size: int, window: int, overlap: float, multiple: int = 1) -> tu
     """Starts spread evenly from the first to the last voxel, with at least the wished overlap (nnU-Net's rule).
 
     There are ceil((size - window) / (window (1 - overlap))) + 1 of them; a step is never below one voxel. All but the
-    last are rounded to a `multiple`.
+    last are rounded to a `multiple`, of which then the largest step is one, too.
     """
-    room = max(size - window, 0)
-    steps = math.ceil(room / max(window * (1 - overlap), 1) - 1e-9)  # 1 - 0.8 is a little below 0.2
+    room, step = max(size - window, 0), window * (1 - overlap)
+    if multiple > 1:  # else rounding would let two be further apart than wished, or than a window is long
+        step = math.floor(step / multiple + 1e-9) * multiple
+    steps = math.ceil(room / max(step, multiple) - 1e-9)  # 1 - 0.8 is a little below 0.2
     starts = (round(room / steps * i / multiple) * multiple for i in range(steps))
     return (*dict.fromkeys(start for start in starts if start < room), room)
 
