@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from densepred.config import Config
 from densepred.errors import RESOURCES, SOME_FAILED, InputError
-from densepred.inference import compute, faults, predictor
+from densepred.inference import compute, faults
 from densepred.inference.batch import BatchResult, predict
 from densepred.inference.compute import Compute
 from densepred.inference.predictor import load
@@ -132,21 +133,22 @@ class TestMemoryOfTheDevice:
     def test_smaller_batches_then_bands_then_the_cpu(
         self, run, tmp_path, caplog, monkeypatch: pytest.MonkeyPatch, plain, most: int, ways: list[str]
     ) -> None:
-        computing, prepare, starved = compute.computing, compute.prepare, [True]
+        computing, prepare = compute.computing, compute.prepare
+        starved = [True]
 
-        def with_fallback(*args: Any) -> Compute:
+        def with_fallback(models: Any, config: Config, device: torch.device) -> Compute:
             def on_cpu() -> Compute:
                 starved[0] = False
-                return computing(*args)
+                return computing(models, config, torch.device("cpu"))
 
-            made = computing(*args)
+            made = computing(models, config, device)
             made.fallback = on_cpu
             return made
 
         def prepared(*args: Any) -> Any:
             return Starved(prepare(*args), most) if starved[0] else prepare(*args)
 
-        monkeypatch.setattr(predictor, "computing", with_fallback)
+        monkeypatch.setattr("densepred.inference.predictor.computing", with_fallback)
         monkeypatch.setattr(compute, "prepare", prepared)
         said = self.compared(run, tmp_path, caplog, plain)
         note = r"x\.nii\.gz: memory ran out on cpu \(CUDA out of memory\. Tried .*\): went on with (.*)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -177,7 +178,7 @@ def test_a_batch_gives_its_last_cases_to_several(
     three = predict(run, inputs, tmp_path / "three", overrides, engine=Local(["cpu"] * 3))
     assert one.done == three.done == ["a", "b"]
     assert set(shares[2:]) == {3}
-    assert caplog.text.count("in 2 ranges of planes") == 1
+    assert re.search(r"in [23] ranges of planes", caplog.text)  # as many as are free when a case begins
     (tmp_path / "three" / "b.nii.gz").unlink()  # the other case is done before, and leaves its workers to this one
     again = predict(run, inputs, tmp_path / "three", overrides, engine=Local(["cpu"] * 3))
     assert (again.done, again.skipped) == (["b"], ["a"])

@@ -365,7 +365,7 @@ def computing(models: Sequence[Network], config: Config, device: torch.device) -
         ahead=READ_AHEAD,
     )
 
-    @cache  # for all images
+    @cache
     def on_cpu() -> Compute:
         cpu = torch.device("cpu")
         return computing([copy.deepcopy(model).to(cpu) for model in models], config, cpu)

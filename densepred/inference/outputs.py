@@ -185,11 +185,6 @@ def contents(kind: str, plan: Plan, head: HeadSpec) -> Contents:
     return Contents(np.dtype(np.float32), channels, names, unit)
 
 
-def bytes_of(kinds: Iterable[str], plan: Plan, head: HeadSpec) -> int:
-    """The bytes of a voxel of several kinds."""
-    return sum(one.channels * one.dtype.itemsize for one in (contents(kind, plan, head) for kind in kinds))
-
-
 def gathered(
     grid: Volume, held: Mapping[str, Contents], slabs: Iterable[tuple[int, int, Mapping[str, NDArray[Any]]]]
 ) -> dict[str, Volume]:
@@ -208,6 +203,11 @@ def gathered(
     for kind, result in volumes.items():
         result.classes, result.unit = dict(held[kind].names), held[kind].unit
     return volumes
+
+
+def bytes_of(kinds: Iterable[str], plan: Plan, head: HeadSpec) -> int:
+    """The bytes of a voxel of several kinds."""
+    return sum(one.channels * one.dtype.itemsize for one in (contents(kind, plan, head) for kind in kinds))
 
 
 class Outputs:

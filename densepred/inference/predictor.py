@@ -404,7 +404,11 @@ class Predictor:
         return normalized(volume, self.plan)
 
     def _within(
-        self, volume: Volume, kinds: Collection[str], scratch: Path | None = None, seen: NormalizedVolume | None = None
+        self,
+        volume: Volume,
+        kinds: Collection[str],
+        scratch: Path | None = None,
+        seen: NormalizedVolume | None = None,
     ) -> WithinMemory:
         """An image on its way, within the memory that is allowed."""
         image, settings = self._image(volume, seen), self.config.inference
