@@ -17,7 +17,7 @@ from torch import nn
 from densepred.config.base import parse_size
 from densepred.errors import DiskFullError
 from densepred.inference import memory
-from densepred.inference.sliding_window import SlidingWindowInferer
+from densepred.inference.sliding_window import Part, SlidingWindowInferer
 from densepred.inference.spool import Spool
 from densepred.inference.windows import WindowGrid
 from tests.test_inferer import small_net
@@ -72,6 +72,17 @@ class TestWhatCanBeHad:
         assert memory.buffers(few, (1, 10, 80, 80), 2) <= (3 * 2 + 6) * 4 * 10 * 80 * 80
         assert memory.shared([grid, grid], (1, 100, 8000, 8000)) >= 64 * plane
         assert memory.shared([grid], (1, 100, 8000, 8000)) == 0
+        thin = WindowGrid.plan((48, 800, 800), 256, 0.5)  # all planes are read at once, and no more than these are held
+        assert memory.shared([thin, thin], (1, 48, 800, 800)) == 4 * 48 * 800 * 800
+        assert memory.buffers(thin, (1, 48, 800, 800), 2) <= 3 * (1 << 26) + 3 * 4 * 48 * 800 * 800
+
+    def test_whole_planes_do_not_wait_where_bands_see_few_lines(self) -> None:
+        image = torch.zeros(1, 48, 64, 8)
+        inferer = SlidingWindowInferer((64, 8, 8), 0.5)  # deeper than the image, which is widened
+        one = inferer.passing(nn.Conv3d(1, 2, 1), image, Part((0, 48), (16, 20)))
+        ((_, block),) = one._blocks()
+        assert block.shape == (1, 64, one.stop - one.begin, 8)
+        assert block.untyped_storage().nbytes() == 4 * block.numel()
 
 
 class TestSpool:

@@ -160,13 +160,14 @@ def buffers(grid: WindowGrid, image: Sequence[int], logits: int) -> int:
     voxels, (depth, *rest) = math.prod(spatial), (axis.size for axis in grid.axes)
     plane, most = max(math.prod(rest), voxels // spatial[0]), max(depth * math.prod(rest), voxels)
     read = min(max(READ_BYTES, _FLOAT * channels * read_at_once(grid, channels) * plane), _FLOAT * channels * most)
-    return 3 * min(SLAB_BYTES, _FLOAT * logits * most) + 6 * read
+    at_once = 3 if read == _FLOAT * channels * most else 6  # being read; and waiting, where it is not all there is
+    return 3 * min(SLAB_BYTES, _FLOAT * logits * most) + at_once * read
 
 
 def shared(grids: Sequence[WindowGrid], image: Sequence[int]) -> int:
     """The bytes of an image's planes that are held from the slowest of several ways to the fastest; see `buffers`."""
     channels, *spatial = image
-    ahead = max(grid.axes[0].window * spatial[0] / grid.axes[0].size for grid in grids)
+    ahead = max(min(grid.axes[0].window / grid.axes[0].size, 1) * spatial[0] for grid in grids)
     return 0 if len(grids) == 1 else math.ceil(_FLOAT * channels * ahead * math.prod(spatial[1:]))
 
 

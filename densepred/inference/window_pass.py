@@ -143,7 +143,7 @@ class WindowPass:
             if block.shape != (channels, end - start, *rest):
                 expected = (channels, end - start, *rest)
                 raise ValueError(f"source[:, {start}:{end}] must have shape {expected}, got {tuple(block.shape)}")
-            yield start, self._on_device(self._widen(block)[:, :, self.begin : self.stop])
+            yield start, self._on_device(self._widen(self._cut_lines(block)))
             start = end
 
     def _on_device(self, block: Tensor) -> Tensor:
@@ -163,6 +163,12 @@ class WindowPass:
             start, block = next(blocks)
             self.image.write(start, block)
             self.loaded = start + block.shape[1]
+
+    def _cut_lines(self, block: Tensor) -> Tensor:
+        """Of planes (C, n, *rest) the lines that are seen, as a copy, so that whole planes do not wait to be used."""
+        if self.stop - self.begin == self.grid.axes[1].padded:
+            return block
+        return block[:, :, self.begin : self.stop].clone()
 
     def _widen(self, block: Tensor) -> Tensor:
         """Adds the border to planes (C, n, *rest) of an image smaller than the window."""
