@@ -2,54 +2,35 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from densepred.cases.case import Case
-from densepred.cases.plan import Plan
-from densepred.cases.preprocess import NormalizedVolume, check_image, normalized
-from densepred.config import Config, ModelConfig
-from densepred.config.base import parse_size
-from densepred.device import pick_device
-from densepred.errors import InputError
-from densepred.inference.compute import Reduce, Report, WithinMemory, computing
+from densepred.cases.preprocess import NormalizedVolume
+from densepred.inference.compute import Report
+from densepred.inference.image_predictor import ImagePredictor
 from densepred.inference.inputs import find_inputs
 from densepred.inference.loading import joint_hash, read_runs
 from densepred.inference.many import counting, in_batches
-from densepred.inference.origin import Origin
 from densepred.inference.outputs import (
     Outputs,
-    Predicted,
-    bytes_of,
-    check_kinds,
     contents,
     default_kind,
     gathered,
-    reduced,
 )
 from densepred.inference.ranges import Helper, Range, together
-from densepred.inference.sliding_window import Progress, SlidingWindowInferer
+from densepred.inference.sliding_window import Progress
 from densepred.inference.spool import Arrays, Spool
 from densepred.inference.threads import Behind
-from densepred.inference.volume_pass import VolumePass
-from densepred.models.dense import Model
-from densepred.models.heads import HeadSpec, Segmentation
-from densepred.models.layers import to_channels_last
 from densepred.progress import counted
 from densepred.volumes import Provenance, Volume
-from densepred.volumes.grid import Box, binned_like, cutout
-from densepred.volumes.region import parse_region
 
-_LOG = logging.getLogger(__name__)
 Image: TypeAlias = "str | Path | Volume | NDArray[Any]"
 
 
@@ -93,69 +74,11 @@ def load(
     )
 
 
-class Predictor:
-    """Predicts label maps, probabilities and the like on the grid of the input.
+class Predictor(ImagePredictor):
+    """Predicts label maps, probabilities and the like on the grid of the input; files to files too.
 
-    Args:
-        model: maps (B, C, *spatial) to logits (B, K, *spatial); several are averaged.
-        config: the recipe; its `inference` section is used.
-        plan: normalisation, spacing, classes and channels fixed in training.
-        weights_hash: SHA-256 of the weights' file, for the records.
-        name: of the model, or of each, for the records.
-        overrides: the `inference.key=value` texts that are in `config`, for the records.
-        others: the recipes of the models but the first, for the records.
+    Args: as of `ImagePredictor`.
     """
-
-    def __init__(
-        self,
-        model: Model | Sequence[Model],
-        config: Config,
-        plan: Plan,
-        weights_hash: str,
-        name: str | Sequence[str] = "",
-        overrides: Sequence[str] = (),
-        others: Sequence[ModelConfig] = (),
-    ) -> None:
-        names = (name,) if isinstance(name, str) else tuple(name)
-        self.origin = Origin(names, weights_hash, config, plan, tuple(overrides), tuple(others))
-        self.config, self.plan = config, plan
-        settings = config.inference
-        self.device = pick_device(settings.device)
-        models = [model] if isinstance(model, nn.Module) else list(model)
-        self.models = tuple(to_channels_last(one.eval().to(self.device)) for one in models)
-        self._compute = computing(self.models, config, self.device)
-        self.sharing = 1  # predictors that share the memory of the device
-
-    @property
-    def inferer(self) -> SlidingWindowInferer:
-        """Windows, batch and device."""
-        return self._compute.inferer
-
-    @property
-    def model(self) -> Model:
-        """The network; of several the first."""
-        return self.models[0]
-
-    @property
-    def head(self) -> HeadSpec:
-        """What is predicted for each voxel: of several the first; by a model that does not tell, the plan's classes.
-
-        Raises:
-            InputError: all heads are for whole images.
-        """
-        if not hasattr(self.model, "specs"):  # a module of another make
-            return Segmentation(len(self.plan.classes))
-        dense = [spec for spec in self.model.specs.values() if spec.dense]
-        if not dense:
-            raise InputError("the model predicts nothing for each voxel", "give one with a dense head")
-        return dense[0]
-
-    def _check(self, kinds: Sequence[str]) -> None:
-        count = len(self.models) << len(set(self.config.inference.mirror))
-        if self.config.inference.skip and not (isinstance(self.head, Segmentation) and not self.head.regions):
-            what = "inference.skip above 0 is held to by comparing class probabilities, of which the model has none"
-            raise InputError(what, "set it to 0, which skips windows of one value and changes nothing")
-        check_kinds(kinds, self.head, count, self.config.inference.bin)
 
     @property
     def name(self) -> str:
@@ -231,12 +154,6 @@ class Predictor:
             found = self._predicted(volume, kinds, hook)
         return found if isinstance(outputs, list | tuple) else found[kinds[0]]
 
-    def _volume(self, source: Volume | NDArray[Any], spacing: Sequence[float] | None) -> Volume:
-        if isinstance(source, Volume):
-            return source
-        planes = self.config.inference.slices is not None and source.ndim > 2
-        return Volume.from_array(source, tuple(spacing) if spacing else (1.0,) * (3 if planes else self.plan.dims))
-
     def predict_many(
         self, images: Iterable[Volume | NDArray[Any]], outputs: Sequence[str] = ("labels",)
     ) -> Iterator[dict[str, Volume]]:
@@ -260,36 +177,6 @@ class Predictor:
             slabs = ((part.start, part.stop, self._reduced(outputs)(part)) for part in counting(planes, counted))
             yield self._gathered(volume, outputs, slabs)
             self._tell_invalid(volume, sum(counted))
-
-    def _predicted(self, volume: Volume, kinds: Sequence[str], progress: Progress | None) -> dict[str, Volume]:
-        self._check(kinds)
-        within = self._within(volume, kinds)
-        with closing(within.slabs(self._reduced(kinds), progress)) as slabs:
-            found = self._gathered(volume, kinds, slabs)
-        self._tell_invalid(volume, within.report.invalid)
-        return found
-
-    def _gathered(
-        self, volume: Volume, kinds: Sequence[str], slabs: Iterator[tuple[int, int, Arrays]]
-    ) -> dict[str, Volume]:
-        return gathered(self.grid(volume), {kind: contents(kind, self.plan, self.head) for kind in kinds}, slabs)
-
-    def _tell_invalid(self, volume: Volume, count: int) -> None:
-        if count:
-            blocks = self.config.inference.bin > 1
-            what = "left out of the means of their blocks" if blocks else f"labelled {self.plan.invalid}"
-            _LOG.warning(
-                "%s: %d pixels do not count (NaN, infinite or masked): %s", volume.path or "image", count, what
-            )
-
-    def reduce(self, planes: Predicted, kind: str) -> NDArray[Any]:
-        """Finished planes of `stream` as a kind of output, (C, n, *rest), as of `predict`.
-
-        Raises:
-            InputError: the model does not predict that kind.
-        """
-        self._check([kind])
-        return reduced(kind, planes, self.plan, self.head)
 
     def predict_file(
         self,
@@ -328,12 +215,6 @@ class Predictor:
             if before_placing is not None:
                 before_placing()
 
-    def prepare(self, image: VolumePass, variance: bool) -> None:
-        """Get ready for the windows of an image: where workers share the memory, before any of them fills it."""
-        if self.sharing > 1:
-            compute = self._compute if not variance else self._compute.giving_variance()
-            compute.ready_for(image)
-
     def predict_range(self, asked: Range, progress: Progress, spool: Spool) -> Report:
         """Predict a range of the planes of a case into a spool, from files of its own."""
         with self.plan.reading.open_case(asked.case, self._planes_required) as volume:
@@ -345,88 +226,32 @@ class Predictor:
                     spool.write(start, every, arrays)
             return within.report
 
-    @property
-    def _planes_required(self) -> bool:
-        return self.config.inference.planes == "required"
-
-    def grid(self, volume: Volume) -> Volume:
-        """What has the grid of a result: the image, or its cut-out, or the blocks of that."""
-        settings = self.config.inference
-        box = self._box(volume)
-        like = volume if box is None else cutout(volume, box)
-        if settings.bin == 1:
-            return like
-        left = [size % settings.bin for size in like.shape[-2:]]
-        if any(left):
-            what = f"blocks of {settings.bin} leave out the last {left[0]} rows and {left[1]} columns"
-            _LOG.warning("%s: %s", volume.path or "image", what)
-        return binned_like(like, settings.bin)
-
-    def _box(self, volume: Volume) -> Box | None:
-        region = self.config.inference.cutout
-        return None if region is None else parse_region(region).resolve(volume)
-
     def made(self, case: Case) -> Provenance:
         """How the result of a case comes about."""
         return self.origin.of(case, self.device.type)
 
-    def stream(self, volume: Volume, progress: Progress | None = None, variance: bool = False) -> Iterator[Predicted]:
-        """Yield finished planes, of what `grid` says, as soon as no later window can change them.
+    def _volume(self, source: Volume | NDArray[Any], spacing: Sequence[float] | None) -> Volume:
+        if isinstance(source, Volume):
+            return source
+        planes = self.config.inference.slices is not None and source.ndim > 2
+        return Volume.from_array(source, tuple(spacing) if spacing else (1.0,) * (3 if planes else self.plan.dims))
 
-        The volume is read forward: for what normalisation needs (and its checksum), then for the windows. Who wants no
-        more planes closes the generator, or lets go of it.
-
-        Args:
-            volume: the image.
-            progress: called with windows done and all windows.
-            variance: the planes have that too.
-
-        Raises:
-            InputError: dimensions or channels other than the model's, too few valid pixels, or a damaged file.
-        """
-
-        def whole(planes: Predicted) -> Arrays:
-            arrays = {"logits": planes.logits.cpu().numpy()}
-            arrays |= {} if planes.variance is None else {"variance": planes.variance.cpu().numpy()}
-            invalid = np.zeros(planes.logits.shape[1:], bool) if planes.invalid is None else planes.invalid
-            return arrays | {"invalid": invalid[np.newaxis]}
-
-        within = self._within(volume, ("logits", "variance") if variance else ("logits",))
-        for start, stop, arrays in within.slabs(whole, progress):
-            logits, (invalid,) = torch.from_numpy(arrays["logits"]), arrays["invalid"]
-            spread = torch.from_numpy(arrays["variance"]) if variance else None
-            yield Predicted(start, stop, logits, invalid if invalid.any() else None, spread)
+    def _predicted(self, volume: Volume, kinds: Sequence[str], progress: Progress | None) -> dict[str, Volume]:
+        self._check(kinds)
+        within = self._within(volume, kinds)
+        with closing(within.slabs(self._reduced(kinds), progress)) as slabs:
+            found = self._gathered(volume, kinds, slabs)
         self._tell_invalid(volume, within.report.invalid)
+        return found
 
-    def _seen(self, volume: Volume) -> NormalizedVolume:
-        """What the network sees of an image, which is read for that once."""
-        check_image(volume, self.plan, sliced=self.config.inference.slices is not None)
-        return normalized(volume, self.plan)
+    def _gathered(
+        self, volume: Volume, kinds: Sequence[str], slabs: Iterator[tuple[int, int, Arrays]]
+    ) -> dict[str, Volume]:
+        return gathered(self.grid(volume), {kind: contents(kind, self.plan, self.head) for kind in kinds}, slabs)
 
-    def _within(
-        self,
-        volume: Volume,
-        kinds: Collection[str],
-        scratch: Path | None = None,
-        seen: NormalizedVolume | None = None,
-    ) -> WithinMemory:
-        """An image on its way, within the memory that is allowed."""
-        image, settings = self._image(volume, seen), self.config.inference
-        budget = None if settings.memory is None else parse_size(settings.memory)
-        compute = self._compute.giving_variance() if "variance" in kinds else self._compute
-        voxel = bytes_of(kinds, self.plan, self.head)
-        return WithinMemory(image, compute, budget, scratch, self.sharing, voxel)
-
-    def _image(self, volume: Volume, seen: NormalizedVolume | None = None) -> VolumePass:
-        """An image, normalised, and how it is gone through."""
-        settings, box, name = self.config.inference, self._box(volume), str(volume.path or "image")
-        seen = seen or self._seen(volume)
-        source = seen if box is None else seen.cutout(box)
-        slices = settings.slices if volume.dims > self.plan.dims else None
-        return VolumePass(source, volume.spacing, self.plan.spacing, settings.bin, slices, name)
-
-    def _reduced(self, kinds: Iterable[str]) -> Reduce:
-        return lambda planes: {kind: reduced(kind, planes, self.plan, self.head) for kind in kinds}
+    @property
+    def _planes_required(self) -> bool:
+        return self.config.inference.planes == "required"
 
 
 __all__ = ["Predictor", "load"]
