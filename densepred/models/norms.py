@@ -33,8 +33,7 @@ class InstanceNorm(GroupNorm):
     to contiguous first: exact, and faster backward (11 ms against 67 ms at 2x32x40x56x40 in bfloat16).
 
     Without gradients, channels-last float32 on CPUs takes `normalized_in_passes`, half precision on GPUs
-    `normalized_by_sums`, and a compiler is given the formula: all keep the memory format, which torch's kernel for GPUs
-    does not, and the parameters may stay float32.
+    `normalized_by_sums`, and a compiler the formula: all keep the memory format; the parameters may stay float32.
     """
 
     def __init__(self, channels: int) -> None:
