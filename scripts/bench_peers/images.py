@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from bench_peers.common import Setting, Task, steady, wait
 from densepred.device import pick_precision
-from densepred.inference.sliding_window import SlidingWindowInferer
+from densepred.inference.backends import Prepared, prepare
+from densepred.inference.images import predict_images
 from densepred.models.build import create_model
 from densepred.models.layers import to_channels_last
 
@@ -37,19 +38,20 @@ def measure_bare(task: Task, size: int, seconds: float) -> dict[str, float]:
     return found
 
 
-def labels_of(model: nn.Module, images: Sequence[Tensor], device: str) -> Iterator[Tensor]:
-    """Ours: labels (*spatial) of images (C, *spatial) in the memory of the host, one after the other."""
-    inferer = SlidingWindowInferer(tuple(images[0].shape[1:]), device=device, precision="auto")
-    for image in images:
-        yield inferer(model, image).max(0).indices
+def labels_of(run: Prepared, images: Sequence[Tensor], device: str) -> Iterator[Tensor]:
+    """Ours: labels (*spatial) of images (C, *spatial) in the memory of the host, as `Predictor.predict_many` makes them."""
+    for logits in predict_images(run, run.shape, images, torch.device(device)):
+        yield logits.max(0).indices.to(torch.uint8).cpu()
 
 
 def measure_ours(task: Task, count: int, size: int) -> float:
     """Images a second, from arrays in the memory of the host to labels there."""
-    model, distinct = network(task.device), torch.randn(min(DISTINCT, count), CHANNELS, size, size)
-    images = [distinct[index % len(distinct)] for index in range(count)]
-    for _ in labels_of(model, images[:DISTINCT] if task.device.startswith("cuda") else images[:2], task.device):
+    distinct, device = torch.randn(min(DISTINCT, count), CHANNELS, size, size), torch.device(task.device)
+    images, batch = [distinct[index % len(distinct)] for index in range(count)], 32 if device.type == "cuda" else 4
+    shape, precision = (batch, CHANNELS, size, size), pick_precision("auto", device)
+    run = prepare(network(task.device), shape, device, precision, "torch")
+    for _ in labels_of(run, images[:batch], task.device):
         pass
     start = wait(task.device)
-    done = sum(1 for _ in labels_of(model, images, task.device))
+    done = sum(1 for _ in labels_of(run, images, task.device))
     return done / (wait(task.device) - start)
