@@ -39,7 +39,7 @@ def measure_bare(task: Task, size: int, seconds: float) -> dict[str, float]:
 
 
 def labels_of(run: Prepared, images: Sequence[Tensor], device: str) -> Iterator[Tensor]:
-    """Ours: labels (*spatial) of images (C, *spatial) in the memory of the host, as `Predictor.predict_many` makes them."""
+    """Ours: labels (*spatial) of images (C, *spatial) in the memory of the host, as `predict_many` makes them."""
     for logits in predict_images(run, run.shape, images, torch.device(device)):
         yield logits.max(0).indices.to(torch.uint8).cpu()
 
