@@ -148,7 +148,7 @@ class TestMemoryOfTheDevice:
         def prepared(*args: Any) -> Any:
             return Starved(prepare(*args), most) if starved[0] else prepare(*args)
 
-        monkeypatch.setattr("densepred.inference.predictor.computing", with_fallback)
+        monkeypatch.setattr("densepred.inference.image_predictor.computing", with_fallback)
         monkeypatch.setattr(compute, "prepare", prepared)
         said = self.compared(run, tmp_path, caplog, plain)
         note = r"x\.nii\.gz: memory ran out on cpu \(CUDA out of memory\. Tried .*\): went on with (.*)"

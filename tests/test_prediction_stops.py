@@ -14,7 +14,7 @@ import pytest
 
 from densepred.cases.case import Case
 from densepred.errors import RESOURCES, DiskFullError, StoppedError
-from densepred.inference import predictor
+from densepred.inference import image_predictor
 from densepred.inference.batch import predict
 from densepred.inference.outputs import Outputs, reduced
 from densepred.inference.predictor import Predictor, load
@@ -114,7 +114,7 @@ class TestInterrupted:
                 raise ArithmeticError("odd")
             return reduced(*args)
 
-        monkeypatch.setattr(predictor, "reduced", odd)
+        monkeypatch.setattr(image_predictor, "reduced", odd)
         with pytest.raises(ArithmeticError, match="odd"):
             ended(lambda: predictor_.predict_file(one, {"labels": path}))
         assert not list(path.parent.iterdir())

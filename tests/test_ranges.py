@@ -172,7 +172,7 @@ def test_a_batch_gives_its_last_cases_to_several(
         "_within",
         lambda self, *given: shares.append(self.sharing) or plain(self, *given),  # type: ignore[func-returns-value]
     )
-    overrides = ["inference.outputs=[labels, probabilities]", "inference.memory=2GB"]
+    overrides = ["inference.outputs=[labels, probabilities]", "inference.memory=20GB"]
     one = predict(run, inputs, tmp_path / "one", overrides)
     assert shares == [1, 1]
     three = predict(run, inputs, tmp_path / "three", overrides, engine=Local(["cpu"] * 3))
