@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from densepred.config import ModelConfig
 from densepred.device import pick_precision
+from densepred.inference.forward import pick
 from densepred.models.build import build
 
 
@@ -67,7 +68,7 @@ class Task:
         """The network with its weights, in evaluation mode, on the device."""
         model: nn.Module = build(ModelConfig.model_validate(self.model), self.channels, self.classes)
         model.load_state_dict(safetensors.torch.load_file(self.folder / "weights.safetensors"))
-        model = model.eval().requires_grad_(False).to(self.device)
+        model = First(model).eval().requires_grad_(False).to(self.device)
         return torch.compile(model) if compiled else model
 
     def image(self) -> Tensor:
@@ -78,6 +79,18 @@ class Task:
         """Autocast in the precision of a setting."""
         dtype = pick_precision(setting.precision, torch.device(self.device))
         return torch.autocast(torch.device(self.device).type, dtype, enabled=dtype != torch.float32)
+
+
+class First(nn.Module):
+    """A network that gives one tensor: of several outputs, as with deep supervision, the first."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *window) -> (B, K, *window)."""
+        return pick(self.model(x), None)
 
 
 def wait(device: str) -> float:
