@@ -119,7 +119,10 @@ class Compute:
             for _, described in made:
                 if self.backend == "auto":
                     _LOG.info("%s", described)
-            return Ready(inferer, called, base, base + peak(), logits, tuple(described for _, described in made))
+            # a freed block that nothing else fits into may stay beside the next: the largest is that of the logits
+            kept = 0 if device.type == "cuda" else 4 * shape[0] * logits * math.prod(shape[2:])
+            fixed = base + peak() + kept
+            return Ready(inferer, called, base, fixed, logits, tuple(described for _, described in made))
 
     def _prepared(
         self, model: Model, shape: tuple[int, ...], precision: torch.dtype, windows: int, output: str | None
