@@ -19,13 +19,7 @@ from densepred.inference.sliding_window import Part, SlidingWindowInferer
 from densepred.inference.threads import Behind, ahead
 from tests.test_inferer import layouts, noise, small_net
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class TestParts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -26,13 +25,7 @@ from densepred.inference.volume_pass import VolumePass
 from densepred.volumes import Volume
 from tests.test_inferer import small_net
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def image_pass(shape: tuple[int, ...], spacing: tuple[float, ...] | None = None, blocks: int = 1) -> VolumePass:
