@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.prediction_faults import Ask
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,3 +33,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def ask() -> Iterator[Ask]:
+    """A child process in which predictions are made that may harm the one they run in."""
+    from tests.prediction_faults import asking
+
+    with asking() as asked:
+        yield asked
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """No thread of a prediction is left behind."""
+    from tests.prediction_faults import leaving_no_thread
+
+    with leaving_no_thread():
+        yield

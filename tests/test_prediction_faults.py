@@ -7,7 +7,6 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from densepred.inference.compute import Compute
 from densepred.inference.predictor import load
 from densepred.volumes import Volume, open_volume
 from densepred.volumes.streams import PlainBytes
-from tests.prediction_faults import Ask, asking, contents, ended, leaving_no_thread
+from tests.prediction_faults import Ask, contents, ended
 from tests.untrained_runs import image, noise, run_of
 
 WIDE = ["inference.window=[64, 64]", "inference.overlap=0.25"]
@@ -33,18 +32,6 @@ WIDE = ["inference.window=[64, 64]", "inference.overlap=0.25"]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_of(tmp_path_factory.mktemp("flat"), ".nii.gz", {0: "sky", 1: "star"})
-
-
-@pytest.fixture(scope="module")
-def ask() -> Iterator[Ask]:
-    with asking() as asked:
-        yield asked
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    with leaving_no_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import errno
 import re
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +19,13 @@ from densepred.inference.outputs import Outputs, reduced
 from densepred.inference.predictor import Predictor, load
 from densepred.inference.work import Work
 from tests.disk_faults import available
-from tests.prediction_faults import Ask, asking, contents, ended, leaving_no_thread
+from tests.prediction_faults import Ask, contents, ended
 from tests.untrained_runs import image, noise, run_of
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_of(tmp_path_factory.mktemp("flat"), ".nii.gz", {0: "sky", 1: "star"})
-
-
-@pytest.fixture(scope="module")
-def ask() -> Iterator[Ask]:
-    with asking() as asked:
-        yield asked
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    with leaving_no_thread():
-        yield
 
 
 @pytest.fixture(scope="module")
