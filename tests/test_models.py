@@ -65,6 +65,24 @@ def test_any_size_comes_back_at_its_own_size(encoder: str, size: tuple[int, ...]
     assert max(float(p.grad.abs().max()) for p in model.parameters() if p.grad is not None) > 0
 
 
+@pytest.mark.parametrize("planes", [5, 7])
+def test_the_gradient_of_a_wide_kernel_on_few_planes_is_exact(planes: int) -> None:
+    torch.manual_seed(0)
+    layer = conv(3, 3, 8, 7, 2)
+    x = torch.randn(1, 3, planes, 9, 9).contiguous(memory_format=torch.channels_last_3d)
+    weight = layer.weight.detach().double().requires_grad_()
+    exact = nn.functional.conv3d(x.double(), weight, layer.bias.detach().double(), 2, 3)
+    exact.square().sum().backward()
+    found = layer(x)
+    torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=1e-5)
+    for _ in range(20):  # what is not written would be what was there before
+        layer.weight.grad = None
+        for count in (100, 500, 2000, 4116, 8232, 65536) * 9:
+            torch.full((count,), torch.nan)
+        layer(x).square().sum().backward()
+        torch.testing.assert_close(layer.weight.grad.double(), weight.grad, atol=1e-3, rtol=1e-4)
+
+
 def test_strides_and_kernels_per_axis() -> None:
     options = {"strides": (1, (1, 2, 2), 2), "kernels": ((1, 3, 3), (1, 3, 3), 3)}
     model = create_model(channels=SMALL, **options)

@@ -73,7 +73,24 @@ def conv(
     if padding == "same" and any(k % 2 == 0 for k in sizes):
         raise ValueError(f"kernel must be odd along each axis, got {kernel!r}")
     margin = tuple(dilation * (k // 2) if padding == "same" else 0 for k in sizes)
-    return _CONV[dims](in_channels, out_channels, sizes, steps, margin, dilation=dilation, groups=groups, bias=bias)
+    kind = _ShallowConv3d if dims == 3 and margin[0] > 2 and steps[0] > 1 else _CONV[dims]
+    return kind(in_channels, out_channels, sizes, steps, margin, dilation=dilation, groups=groups, bias=bias)
+
+
+class _ShallowConv3d(nn.Conv3d):
+    """Pads a shallow volume itself where a gradient is wanted.
+
+    oneDNN 3.12 writes beyond its arrays in the weights' gradient of a strided convolution that it pads in depth, where
+    the volume is less deep than kernel and stride together (7, stride 2: up to 7 planes): NaN, other values or a crash.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, Z, Y, X) -> (B, K, *ceil(size / stride))."""
+        depth, reach = self.padding[0], self.dilation[0] * (self.kernel_size[0] - 1) + self.stride[0]
+        if not torch.is_grad_enabled() or torch.compiler.is_exporting() or x.shape[2] > reach:
+            return super().forward(x)
+        x, margin = F.pad(x, (0, 0, 0, 0, int(depth), int(depth))), (0, *self.padding[1:])
+        return F.conv3d(x, self.weight, self.bias, self.stride, margin, self.dilation, self.groups)
 
 
 class _Patches(nn.Module):
