@@ -73,7 +73,9 @@ def conv(
     if padding == "same" and any(k % 2 == 0 for k in sizes):
         raise ValueError(f"kernel must be odd along each axis, got {kernel!r}")
     margin = tuple(dilation * (k // 2) if padding == "same" else 0 for k in sizes)
-    kind = _ShallowConv3d if dims == 3 and margin[0] > 2 and steps[0] > 1 else _CONV[dims]
+    kind: Callable[..., nn.Module] = _CONV[dims]
+    if dims == 3 and margin[0] > 2 and steps[0] > 1:
+        kind = _ShallowConv3d
     return kind(in_channels, out_channels, sizes, steps, margin, dilation=dilation, groups=groups, bias=bias)
 
 
