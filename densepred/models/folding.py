@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 
-from densepred.models.layers import CONVOLUTIONS, TRANSPOSED, Network
+from densepred.models.layers import CONVOLUTIONS, TRANSPOSED, Network, ShallowConv3d
 from densepred.models.norms import BatchNorm
 
 _LOG = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def _pairs(model: nn.Module, shape: Sequence[int]) -> list[tuple[str, str]]:
     seen = _Seen()
     hooks = []
     for name, layer in blank.named_modules():
-        if type(layer) in CONVOLUTIONS and not _has_hooks(layer):
+        if type(layer) in (*CONVOLUTIONS, ShallowConv3d) and not _has_hooks(layer):
             hooks.append(layer.register_forward_hook(seen.made_by(name)))
         elif name in names:
             hooks.append(layer.register_forward_pre_hook(seen.taken_by(name)))

@@ -75,11 +75,11 @@ def conv(
     margin = tuple(dilation * (k // 2) if padding == "same" else 0 for k in sizes)
     kind: Callable[..., nn.Module] = _CONV[dims]
     if dims == 3 and margin[0] > 2 and steps[0] > 1:
-        kind = _ShallowConv3d
+        kind = ShallowConv3d
     return kind(in_channels, out_channels, sizes, steps, margin, dilation=dilation, groups=groups, bias=bias)
 
 
-class _ShallowConv3d(nn.Conv3d):
+class ShallowConv3d(nn.Conv3d):
     """Pads a shallow volume itself where a gradient is wanted.
 
     oneDNN 3.12 writes beyond its arrays in the weights' gradient of a strided convolution that it pads in depth, where
