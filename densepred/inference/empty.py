@@ -38,15 +38,18 @@ class EmptyWindows:
         self.skipped = 0
         self._known: dict[tuple[float, ...], Tensor] = {}
 
-    def values(self, image: Ring, corners: Sequence[Sequence[int]]) -> list[tuple[float, ...] | None]:
-        """For each window the value of each channel if it is empty, else None; one wait for the device in all."""
-        lows, highs = [], []
-        axes = tuple(range(1, len(self.window) + 1))
-        for corner in corners:
-            parts = [part for part, _ in image.views(corner, self.window)]
-            lows.append(torch.stack([part.amin(axes) for part in parts]).amin(0))
-            highs.append(torch.stack([part.amax(axes) for part in parts]).amax(0))
-        both = torch.stack([torch.stack(lows), torch.stack(highs)]).cpu().double()
+    def values(self, image: Ring, starts: Sequence[Sequence[int]]) -> list[tuple[float, ...] | None]:
+        """For each window of a row the value of each channel if it is empty, else None; one wait for the device in all.
+
+        Args:
+            image: the planes that all windows of the row hold.
+            starts: where windows begin along each axis behind the first, of which they are all combinations.
+        """
+        low, high = image.planes.amin(1), image.planes.amax(1)
+        for axis, (size, begins) in enumerate(zip(self.window[1:], starts, strict=True), start=1):
+            low = torch.stack([low.narrow(axis, begin, size).amin(axis) for begin in begins], axis)
+            high = torch.stack([high.narrow(axis, begin, size).amax(axis) for begin in begins], axis)
+        both = torch.stack([low.flatten(1).T, high.flatten(1).T]).cpu().double()
         return [self._value(low.tolist(), high.tolist()) for low, high in zip(*both, strict=True)]
 
     def _value(self, low: Sequence[float], high: Sequence[float]) -> tuple[float, ...] | None:

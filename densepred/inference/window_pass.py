@@ -187,7 +187,9 @@ class WindowPass:
         indices = list(self.grid.row(row, self.columns))
         values: Sequence[tuple[float, ...] | None] = [None] * len(indices)
         if self.empty is not None:
-            values = self.empty.values(self.image, [self._seen(index) for index in indices])
+            _, second, *rest = self.grid.axes
+            lines = [second.starts[column] - self.begin for column in self.columns]
+            values = self.empty.values(self.image, [lines, *(axis.starts for axis in rest)])
         sums: list[Tensor] = []
         for batch in self._batches([_Window(*each) for each in zip(indices, values, strict=True)]):
             sums.append(self._add(batch, self._logits(batch)))
