@@ -188,7 +188,7 @@ def test_exit_codes_and_messages(monkeypatch, capsys, raised: BaseException, cod
     def fail(*_: object) -> None:
         raise raised
 
-    monkeypatch.setattr(cli, "_show", fail)
+    monkeypatch.setattr(cli.about, "show", fail)
     monkeypatch.setattr(sys, "argv", ["densepred", "schema"])
     with pytest.raises(SystemExit) as stop:
         cli.main()

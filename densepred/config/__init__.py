@@ -1,19 +1,14 @@
 """Recipes: the schema of the YAML, and how it is read and checked. Knows nothing of torch."""
 
+from densepred.config.augment import AugmentConfig, RandomConfig
 from densepred.config.base import Section
 from densepred.config.data import ChannelConfig, DataConfig, ValidityConfig
+from densepred.config.inference import InferenceConfig
 from densepred.config.loading import check, dump, load
+from densepred.config.loss import LossConfig
 from densepred.config.model import ModelConfig
-from densepred.config.schema import (
-    AugmentConfig,
-    Config,
-    InferenceConfig,
-    LossConfig,
-    OptimizerConfig,
-    PatchConfig,
-    RandomConfig,
-    TrainingConfig,
-)
+from densepred.config.schema import Config, PatchConfig
+from densepred.config.training import OptimizerConfig, TrainingConfig
 
 __all__ = [
     "AugmentConfig",

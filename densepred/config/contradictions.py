@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from densepred.models import catalog
 
 if TYPE_CHECKING:
+    from densepred.config.data import DataConfig
     from densepred.config.model import ModelConfig
-    from densepred.config.schema import Config, DataConfig
+    from densepred.config.schema import Config
 
 Rule = tuple[bool, str, str]
 """Is it broken, the path, and what to say."""

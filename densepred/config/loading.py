@@ -11,8 +11,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from densepred.config.augment import AugmentConfig, RandomConfig
 from densepred.config.contradictions import contradictions, nearest
-from densepred.config.schema import AugmentConfig, Config, DataConfig, RandomConfig
+from densepred.config.data import DataConfig
+from densepred.config.schema import Config
 from densepred.errors import InputError
 from densepred.yamlfile import read_yaml, set_path, value_of
 

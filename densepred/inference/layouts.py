@@ -9,7 +9,7 @@ from typing import Protocol
 from densepred.bids import BidsFile, Derivatives
 from densepred.cases.case import Case
 from densepred.cases.plan import Plan
-from densepred.config.schema import InferenceConfig
+from densepred.config.inference import InferenceConfig
 from densepred.errors import InputError
 from densepred.files import writable_folder
 from densepred.inference.outputs import names_of

@@ -1,0 +1,79 @@
+"""Commands that predict, and judge predictions."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from densepred.allocator import tune_allocator
+from densepred.cli.base import Checking, Checksum, app, say, show
+from densepred.errors import InputError
+
+
+class Engine(StrEnum):
+    local = "local"
+    ray = "ray"
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="folder of a training", metavar="RUN")],
+    words: Annotated[
+        list[str], typer.Argument(metavar="INPUT", help="files, folders, globs, lists; inference.KEY=...")
+    ],
+    out: Annotated[Path, typer.Option(help="folder for the predictions")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace files changed or not made here")] = False,
+    cutout: Annotated[str | None, typer.Option(help="the part to predict: y0:y1,x0:x1 or ra,dec,size")] = None,
+    bins: Annotated[int, typer.Option("--bin", min=1, help="average over blocks of so many pixels a side")] = 1,
+    bids: Annotated[bool, typer.Option("--bids", help="name the results as BIDS derivatives")] = False,
+    others: Annotated[list[Path] | None, typer.Option("--with", help="another training, to average with")] = None,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="do a share of the cases, such as 3/8")] = None,
+    devices: Annotated[str | None, typer.Option(help="spread cases, or one, over 0,1 (GPUs) or cpu*4")] = None,
+    engine: Annotated[Engine, typer.Option(help="compute here, or on the workers of Ray")] = Engine.local,
+    address: Annotated[str | None, typer.Option(help="of a Ray cluster, or auto; else Ray starts here")] = None,
+) -> None:
+    """Segment files; what is done already stays as it is."""
+    from densepred.inference.engines import engine_of
+    from densepred.inference.shards import Shard
+
+    share, computing = None if shard is None else Shard.parse(shard), engine_of(engine, devices, address)
+    tune_allocator()
+    from densepred.inference import batch
+
+    overrides = [word for word in words if re.match(r"[a-z_]+\.[\w.]+=", word) and not Path(word).exists()]
+    inputs = [word for word in words if word not in overrides]
+    if cutout is not None:
+        quoted = cutout.replace("'", "''")
+        overrides.append(f"inference.cutout='{quoted}'")
+    overrides += [] if bins == 1 else [f"inference.bin={bins}"]
+    result = batch.predict([run, *(others or ())], inputs, out, overrides, overwrite, bids, share, computing)
+    for error in result.failed.values():
+        say(str(error))
+    show(str(result))
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[str, typer.Argument(help="folder of the predicted labels, or a pattern with {id}")],
+    labels: Annotated[
+        str, typer.Argument(help="folder of the true labels, or a pattern such as 'dir/{id}_seg.nii.gz'")
+    ],
+    out: Annotated[Path, typer.Option(help="folder for the scores and pictures")],
+    images: Annotated[Path | None, typer.Option(help="folder of the images, to draw under the contours")] = None,
+    axes: Annotated[str | None, typer.Option(help="axes of the labels where open: zyx, xyzt ...")] = None,
+    checksum: Checksum = Checking.verify,
+) -> None:
+    """Score predictions and draw the worst and the median case."""
+    from densepred import evaluation
+
+    scores = evaluation.evaluate(predictions, labels, out, axes=axes, checksum=checksum)
+    pictures = evaluation.draw_cases(scores, out, images)
+    for failure in scores.failures:
+        say(str(InputError(failure.what, failure.fix, failure.file, failure.case)))
+    show(scores.table(), *map(str, pictures))
+    raise typer.Exit(scores.exit_code)
