@@ -1,6 +1,7 @@
 """The command line: one command per verb. Each parses, calls and prints; what it does lives elsewhere."""
 
-# isort: off  (the help lists commands in this order)
+# isort: off
+# the help lists commands in this order
 from densepred.cli import data
 from densepred.cli import training
 from densepred.cli import prediction
