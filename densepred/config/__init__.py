@@ -8,6 +8,7 @@ from densepred.config.loading import check, dump, load
 from densepred.config.loss import LossConfig
 from densepred.config.model import ModelConfig
 from densepred.config.schema import Config, PatchConfig
+from densepred.config.tasks import HeadConfig, TargetConfig
 from densepred.config.training import OptimizerConfig, TrainingConfig
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "ChannelConfig",
     "Config",
     "DataConfig",
+    "HeadConfig",
     "InferenceConfig",
     "LossConfig",
     "ModelConfig",
@@ -22,6 +24,7 @@ __all__ = [
     "PatchConfig",
     "RandomConfig",
     "Section",
+    "TargetConfig",
     "TrainingConfig",
     "ValidityConfig",
     "check",

@@ -12,6 +12,7 @@ from densepred.config.data import DataConfig
 from densepred.config.inference import InferenceConfig
 from densepred.config.loss import LossConfig
 from densepred.config.model import ModelConfig
+from densepred.config.tasks import HeadConfig
 from densepred.config.training import OptimizerConfig, TrainingConfig
 
 
@@ -34,6 +35,8 @@ class Config(Section):
     patch: PatchConfig = PatchConfig()
     augment: AugmentConfig = AugmentConfig()
     loss: LossConfig = LossConfig()
+    heads: dict[str, HeadConfig] = Field(default_factory=dict)
+    """Of `segmentation`, and of each of `data.targets`, how it is predicted; may be left out."""
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     inference: InferenceConfig = InferenceConfig()
