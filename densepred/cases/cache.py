@@ -27,7 +27,7 @@ CACHE_VERSION = 2
 MAX_LOCATIONS = 10_000
 """Voxels kept per class to centre patches on."""
 META, ARRAYS = "meta.json", ("image", "label", "locations")
-_SETTINGS = {"dims", "label_map", "ignore", "spacing", "normalize", "reading"}
+_SETTINGS = {"dims", "label_map", "ignore", "spacing", "normalize", "reading", "instances", "targets"}
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def prepare(
 
 
 def _prepare(case: Case, plan: Plan, folder: Path, known: dict[tuple[str, int, int], str]) -> CachedCase:
-    if case.label is None:
+    if case.label is None and plan.classes:
         raise InputError("no label", "add the label or leave the case out", case.images[0], case.id)
     files = [_stamp(path, known) for path in case.files]
     divided = {role: split_part(path) for role, path in case.roles.items()}
@@ -132,7 +132,8 @@ def _prepare(case: Case, plan: Plan, folder: Path, known: dict[tuple[str, int, i
 def _build(case: Case, plan: Plan, entry: Path, key: str) -> dict[str, Any]:
     """Write the arrays; returns what `meta.json` says of them."""
     image, label = preprocess(case, plan)
-    assert label is not None
+    if label is None:  # nothing to tell apart
+        label = np.zeros(image.shape[1:], np.int16)
     locations = _locations(label, key)
     entry.mkdir(exist_ok=True)
     sweep_parts(entry)

@@ -13,6 +13,7 @@ from densepred.cases.normalize import Fitted, fit
 from densepred.cases.plan import Plan
 from densepred.cases.quantiles import slab_thickness
 from densepred.cases.resample import resample, resample_labels, resampled_shape
+from densepred.cases.targets import read_maps
 from densepred.config import ValidityConfig
 from densepred.errors import DensepredError, InputError
 from densepred.volumes import GEOMETRY_TOLERANCE, Volume, corner_offset
@@ -184,7 +185,8 @@ def preprocess(case: Case, plan: Plan) -> tuple[np.ndarray, np.ndarray | None]:
         plan: how to read them.
 
     Returns:
-        The image, float32 `(C, *spatial)`, invalid voxels 0; the label, int16 `(*spatial)` with -1 where there is no
+        The image, float32 `(C, *spatial)`, invalid voxels 0, and after it the maps of targets, where the case has any
+        (see `densepred.cases.targets`); the label, int16 `(*spatial)` with -1 where there is no
         truth or where any channel is invalid, or None if the case has none.
 
     Raises:
@@ -192,8 +194,9 @@ def preprocess(case: Case, plan: Plan) -> tuple[np.ndarray, np.ndarray | None]:
     """
     try:
         with open_image(case, plan) as volume:
-            label = _read_label(case, plan, volume) if case.label else None
-            image = _read_image(volume, plan, label)
+            label = _read_label(case, plan, volume) if case.label and plan.classes else None
+            maps = read_maps(case, plan, volume) if case.maps and plan.maps else None
+            image = _read_image(volume, plan, label, maps)
             spacing = volume.spacing
     except DensepredError as error:
         raise error.of_case(case.id) from error
@@ -201,7 +204,18 @@ def preprocess(case: Case, plan: Plan) -> tuple[np.ndarray, np.ndarray | None]:
         shape = resampled_shape(image.shape[1:], spacing, plan.spacing)
         image = resample(image, shape)
         label = None if label is None else resample_labels(label, shape)
-    return image, label
+        maps = None if maps is None else _resample_maps(maps, shape)
+    return image if maps is None else np.concatenate([image, maps]), label
+
+
+def _resample_maps(maps: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers and where they are known, `(2 T, *spatial)`: means of what is known, where that is more than half."""
+    out = resample(maps, shape)
+    numbers, share = out[0::2], out[1::2]
+    known = share > 0.5
+    out[0::2] = np.divide(numbers, share, out=np.zeros_like(numbers), where=known)
+    out[1::2] = known
+    return out
 
 
 def foreground(case: Case, plan: Plan, channel: int) -> Iterator[np.ndarray]:
@@ -219,8 +233,8 @@ def foreground(case: Case, plan: Plan, channel: int) -> Iterator[np.ndarray]:
         raise error.of_case(case.id) from error
 
 
-def _read_image(volume: Volume, plan: Plan, label: np.ndarray | None) -> np.ndarray:
-    """Normalised voxels; `label` is set to -1 where they are invalid."""
+def _read_image(volume: Volume, plan: Plan, label: np.ndarray | None, maps: np.ndarray | None = None) -> np.ndarray:
+    """Normalised voxels; where they are invalid `label` is set to -1, and `maps` to 0, which is unknown."""
     source = normalized(volume, plan)
     image = np.empty(source.shape, np.float32)
     thickness = slab_thickness(volume.shape)
@@ -229,6 +243,8 @@ def _read_image(volume: Volume, plan: Plan, label: np.ndarray | None) -> np.ndar
         image[:, start:stop], valid = source.read((slice(None), slice(start, stop)))
         if label is not None and valid is not None:
             label[start:stop][~valid] = IGNORE
+        if maps is not None and valid is not None:
+            maps[:, start:stop][:, ~valid] = 0
     return image
 
 

@@ -206,17 +206,18 @@ def _of_ranges(config: Config) -> Iterator[Rule]:
 
 def _of_outputs(config: Config) -> Iterator[Rule]:
     settings, path = config.inference, "inference.outputs"
-    numbers = "regression" in settings.outputs and not any(t.file for t in config.data.targets.values())
+    outputs = settings.outputs or ()
+    numbers = "regression" in outputs and not any(t.file for t in config.data.targets.values())
     yield numbers, path, "regression writes maps of numbers, and data.targets has none with a file"
     maps = [*([SEGMENTATION] if config.data.segments else []), *(n for n, t in config.data.targets.items() if t.file)]
     unknown = f"no map is called so{nearest(settings.head or '', maps)}; there are {', '.join(maps) or 'none'}"
     yield settings.head is not None and settings.head not in maps, "inference.head", unknown
-    apart = [kind for kind in settings.outputs if kind in ("logits", "variance")]
+    apart = [kind for kind in outputs if kind in ("logits", "variance")]
     wrong = bool(apart) and settings.bin > 1
     yield wrong, path, f"{apart} of blocks of pixels (inference.bin) are not known: probabilities are averaged"
     solid = settings.slices is not None and config.model.dims != 2
     yield solid, "inference.slices", f"slices are for 2D models, and model.dims is {config.model.dims}"
-    yield len(set(settings.outputs)) < len(settings.outputs), path, "each kind stands once"
+    yield len(set(outputs)) < len(outputs), path, "each kind stands once"
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -10,6 +10,8 @@ from densepred.config.base import Axes, Section, Share
 from densepred.config.normalize import Normalize, ZScore
 from densepred.config.tasks import TargetConfig
 
+TARGET = "target "
+"""Begins the role of a file that is a target's truth."""
 Bits = Annotated[tuple[Annotated[int, Field(gt=0)] | str, ...], Field(strict=False)]
 """Flags of a data-quality plane: their values (1, 2, 4 ...), or names that `validity.flags` gives to such."""
 
@@ -103,6 +105,10 @@ class DataConfig(Section):
         """Of `mask` and `weight`, the patterns that are given."""
         found = {"mask": self.validity.mask, "weight": self.validity.weight}
         return {name: pattern for name, pattern in found.items() if pattern is not None}
+
+    def maps(self) -> dict[str, str]:
+        """Role of each target that is a map, `target NAME` -> its pattern."""
+        return {f"{TARGET}{name}": target.file for name, target in self.targets.items() if target.file is not None}
 
     @property
     def segments(self) -> bool:

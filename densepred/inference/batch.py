@@ -13,6 +13,7 @@ from densepred.inference.engines.local import Local
 from densepred.inference.inputs import find_inputs
 from densepred.inference.layouts import Bids, Layout, Plain
 from densepred.inference.manifest import Manifest
+from densepred.inference.outputs import default_kind
 from densepred.inference.predictor import load
 from densepred.inference.records import FAILURES, write_meaning
 from densepred.inference.shards import Shard, held, record_of
@@ -62,7 +63,7 @@ def predict(
         parse_region(predictor.config.inference.cutout)  # a slip of the pen is found before anything is read
     cases = find_inputs([str(item) for item in inputs], predictor.config, predictor.plan.image_channels)
     settings = predictor.config.inference
-    layout: Layout = Plain(Path(out), settings.outputs)
+    layout: Layout = Plain(Path(out), settings.outputs or (default_kind(predictor.head),))
     if bids:
         layout = Bids(Path(out), cases[0].images[0], predictor.name, predictor.plan, settings)
     layout.prepare()
