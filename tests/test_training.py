@@ -182,7 +182,7 @@ def test_a_skipped_step_leaves_no_trace_in_running_statistics(root: Path, monkey
             batch.image[0, 0, 3, 3, 3] = np.inf
         return batch
 
-    monkeypatch.setattr("densepred.training.trainer.PatchSampler.batch", poisoned)
+    monkeypatch.setattr("densepred.cases.patches.PatchSampler.batch", poisoned)
     run = train(load(root, "model.norm=batch", "training.epochs=1"), root / "run")
     assert np.isfinite(run.rows[0]["dice_mean"])
     assert (root / "run" / "nonfinite.json").exists()

@@ -15,22 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from densepred import metrics
-from densepred.augment.volume import Augmenter
 from densepred.cases.cache import CachedCase
-from densepred.cases.patches import Batch, PatchSampler
 from densepred.device import needing_memory, pick_device, pick_precision
 from densepred.errors import DiskFullError, InputError, ResourceError, StoppedError
 from densepred.files import atomic_write
-from densepred.inference.sliding_window import SlidingWindowInferer
-from densepred.losses import SegmentationLoss
-from densepred.models.build import build
 from densepred.progress import progress
 from densepred.signals import StopSignals
 from densepred.training import checkpoint
 from densepred.training.engine import Engine, seeded
 from densepred.training.finetune import start_from_pretrained
 from densepred.training.logging import EventLog
+from densepred.training.objective import Drawn, make_objective
 from densepred.training.optim import MovingAverage, learning_rate, make_optimizer
 from densepred.training.prefetch import prefetch
 from densepred.training.run import BEST, Run
@@ -54,17 +49,12 @@ class Trainer:
         self.run, self.config, self.validation = run, config, validation
         self.device = pick_device(config.training.device)
         self.precision = pick_precision(config.training.precision, self.device)
-        self.model = build(config.model, len(plan.channels), len(plan.classes), config.training.seed)
+        self.objective = make_objective(config, plan, train, self.device, self.precision)
+        self.model = self.objective.network()
         if config.model.pretrained and not any(run.checkpoints.glob("step-*")):
             start_from_pretrained(self.model, run)
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.average = MovingAverage(self.model, config.optimizer.ema)
-        self.criterion = SegmentationLoss(config.loss)
-        self.augment = Augmenter(config.augment, len(plan.classes), plan.typical_spacing, plan.flag_channels)
-        patch = config.patch
-        self.sampler = PatchSampler(
-            train, patch.size, patch.batch, patch.foreground, config.training.seed, config.training.steps
-        )
         self.total = config.training.epochs * config.training.steps
         self.data_hash = hashlib.sha256(" ".join(sorted(case.key for case in train)).encode()).hexdigest()
         self.state: dict[str, Any] = {"step": 0, "losses": [], "norms": [], "skipped": 0, "best": None, "seconds": 0.0}
@@ -79,7 +69,7 @@ class Trainer:
         self.average.state = {name: value.to(self.device) for name, value in self.average.state.items()}
         first, steps = self.state["step"], self.config.training.steps
         order = ((step // steps, step % steps) for step in range(first, self.total))
-        batches = prefetch(self.sampler.batch, order, self.config.training.workers)
+        batches = prefetch(self.objective.draw, order, self.config.training.workers)
         log = EventLog(self.run.path, first, self.config.training.tensorboard)
         with self.stop, log, progress(self.total, "training", done=first) as advance:
             if len(self.run.rows) < first // steps:  # stopped while this epoch was validated
@@ -107,16 +97,14 @@ class Trainer:
         fix = f"go on with densepred train --resume {self.run.path}"
         raise StoppedError(f"stopped by a signal; {state}", self.stop.exit_code, fix)
 
-    def _step(self, step: int, batch: Batch, log: EventLog) -> None:
+    def _step(self, step: int, batch: Drawn, log: EventLog) -> None:
         """One step; a non-finite loss or gradient skips the update."""
         config = self.config.optimizer
         torch.manual_seed(seeded(self.config.training.seed, step))
-        image = torch.from_numpy(batch.image).to(self.device, non_blocking=True)
-        label = torch.from_numpy(batch.label).to(self.device, non_blocking=True).long()
-        image, label = self.augment(image, label, batch.seeds)
+        image, targets = self.objective.tensors(batch, slice(None), self.device)
         rate = learning_rate(config, step, self.total)
         buffers = [buffer.clone() for buffer in self.model.buffers()]
-        loss, norm = self.engine.gradient(image, lambda outputs: self.criterion(outputs, label), config.clip)
+        loss, norm = self.engine.gradient(image, lambda outputs: self.objective.loss(outputs, targets), config.clip)
         if step == 0:
             self._check_first(loss)
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -132,13 +120,13 @@ class Trainer:
         log.scalars(step, {"loss": loss, "lr": rate, "grad_norm": norm})
 
     def _check_first(self, loss: float) -> None:
-        expected = self.criterion.at_chance(len(self.run.plan.classes))
+        expected = self.objective.at_chance
         if math.isfinite(loss) and loss > 3 * expected:
             _LOG.warning(
                 "the first loss is %.2f where chance gives %.2f: check the labels and the normalisation", loss, expected
             )
 
-    def _nonfinite(self, step: int, batch: Batch, loss: float, norm: float) -> None:
+    def _nonfinite(self, step: int, batch: Drawn, loss: float, norm: float) -> None:
         self.engine.discard()
         self.state["skipped"] += 1
         record = {
@@ -179,47 +167,24 @@ class Trainer:
             log.scalars(self.state["step"], scores)
         self.run.rows.append(row | scores)
         self.state |= {"losses": [], "norms": []}
-        mean = scores.get("dice_mean", math.nan)
-        better = math.isfinite(mean) and (self.state["best"] is None or mean > self.state["best"])
+        merit = self.objective.merit(scores)
+        better = math.isfinite(merit) and (self.state["best"] is None or merit > self.state["best"])
         if better and self._write("best weights", lambda: self.run.save_weights(self._weights(), BEST)):
-            self.state["best"] = mean
+            self.state["best"] = merit
         self._publish()
         self._save()
-        return {"dice": mean} if math.isfinite(mean) else {}
+        return {"score": merit} if math.isfinite(merit) else {}
 
     def _validate(self, saved: bool) -> dict[str, float]:
-        """Dice per class on whole volumes, the mean over the cases that have it in truth or prediction."""
-        config, classes = self.config.inference, self.run.plan.classes
+        """The scores of the validation cases, with the weights that would be kept."""
         model = copy.deepcopy(self.model)
         model.load_state_dict(self._weights())
-        window = config.window or self.config.patch.size
-        precision = str(self.precision).removeprefix("torch.")
-        inferer = SlidingWindowInferer(
-            window,
-            config.overlap,
-            config.blend,
-            config.batch,
-            self.device,
-            precision,
-            mirror_axes=config.mirror,
-            multiple=self.model.stride if config.blend == "none" else 1,
-        )
 
         def watch(done: int, total: int) -> None:
             if self.stop.signal is not None:
                 self._stopped(saved)
 
-        dice = []
-        for case in self.validation:
-            counts = np.zeros((len(classes),) * 2, np.int64)
-            for start, stop, logits in inferer.stream(model, case.image, watch):
-                labels = logits.max(0).indices.cpu().numpy()
-                counts += metrics.confusion(case.label[start:stop], labels, len(classes))
-            dice.append(metrics.dice(counts)[1:])
-        known = np.isfinite(dice)
-        mean = np.divide(np.nansum(dice, 0), known.sum(0), out=np.full(len(classes) - 1, np.nan), where=known.any(0))
-        named = {f"dice_{name}": float(value) for name, value in zip(classes[1:], mean, strict=True)}
-        return named | {"dice_mean": float(np.nanmean(mean)) if known.any() else math.nan}
+        return self.objective.scores([self.objective.judge(model, case, watch) for case in self.validation])
 
     def _weights(self) -> dict[str, Tensor]:
         """The weights to validate and keep: the moving average if there is one."""
