@@ -27,7 +27,7 @@ from densepred.errors import DensepredError, InputError
 from densepred.files import atomic_write
 
 FORMAT_VERSION = 3
-"""2: `reading`, and `normalize` for each channel. 3: `targets`, `covariates`, `regions`, `instances`; maybe no classes."""
+"""2: `reading`, and `normalize` for each channel. 3: `targets`, `covariates`, `regions`, `instances`; no classes."""
 
 
 class Plan(Section):
@@ -100,7 +100,7 @@ class Plan(Section):
 
     @property
     def truth_channels(self) -> tuple[int, ...]:
-        """The channels of a prepared case that follow the image's: of each map the numbers, and where they are known."""
+        """The channels of a prepared case after the image's: of each map the numbers, and where they are known."""
         return tuple(range(len(self.channels), len(self.channels) + 2 * len(self.maps)))
 
     @property

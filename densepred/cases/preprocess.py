@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from types import EllipsisType
 
 import numpy as np
@@ -13,7 +14,7 @@ from densepred.cases.normalize import Fitted, fit
 from densepred.cases.plan import Plan
 from densepred.cases.quantiles import slab_thickness
 from densepred.cases.resample import resample, resample_labels, resampled_shape
-from densepred.cases.targets import read_maps
+from densepred.cases.targets import Maps, open_maps, settled
 from densepred.config import ValidityConfig
 from densepred.errors import DensepredError, InputError
 from densepred.volumes import GEOMETRY_TOLERANCE, Volume, corner_offset
@@ -186,8 +187,8 @@ def preprocess(case: Case, plan: Plan) -> tuple[np.ndarray, np.ndarray | None]:
 
     Returns:
         The image, float32 `(C, *spatial)`, invalid voxels 0, and after it the maps of targets, where the case has any
-        (see `densepred.cases.targets`); the label, int16 `(*spatial)` with -1 where there is no
-        truth or where any channel is invalid, or None if the case has none.
+        (see `densepred.cases.targets`); the label, int16 `(*spatial)` with -1 where there is no truth or where any
+        channel is invalid, or None if the case has none.
 
     Raises:
         DensepredError: files that are damaged, do not belong together or do not fit the plan; it names the case.
@@ -195,27 +196,16 @@ def preprocess(case: Case, plan: Plan) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         with open_image(case, plan) as volume:
             label = _read_label(case, plan, volume) if case.label and plan.classes else None
-            maps = read_maps(case, plan, volume) if case.maps and plan.maps else None
-            image = _read_image(volume, plan, label, maps)
+            with open_maps(case, plan, volume) if case.maps else nullcontext() as maps:
+                image = _read_image(volume, plan, label, maps)
             spacing = volume.spacing
     except DensepredError as error:
         raise error.of_case(case.id) from error
     if plan.spacing is not None:
         shape = resampled_shape(image.shape[1:], spacing, plan.spacing)
-        image = resample(image, shape)
+        image = settled(resample(image, shape), len(plan.maps) if case.maps else 0)
         label = None if label is None else resample_labels(label, shape)
-        maps = None if maps is None else _resample_maps(maps, shape)
-    return image if maps is None else np.concatenate([image, maps]), label
-
-
-def _resample_maps(maps: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Numbers and where they are known, `(2 T, *spatial)`: means of what is known, where that is more than half."""
-    out = resample(maps, shape)
-    numbers, share = out[0::2], out[1::2]
-    known = share > 0.5
-    out[0::2] = np.divide(numbers, share, out=np.zeros_like(numbers), where=known)
-    out[1::2] = known
-    return out
+    return image, label
 
 
 def foreground(case: Case, plan: Plan, channel: int) -> Iterator[np.ndarray]:
@@ -233,18 +223,19 @@ def foreground(case: Case, plan: Plan, channel: int) -> Iterator[np.ndarray]:
         raise error.of_case(case.id) from error
 
 
-def _read_image(volume: Volume, plan: Plan, label: np.ndarray | None, maps: np.ndarray | None = None) -> np.ndarray:
-    """Normalised voxels; where they are invalid `label` is set to -1, and `maps` to 0, which is unknown."""
+def _read_image(volume: Volume, plan: Plan, label: np.ndarray | None, maps: Maps | None) -> np.ndarray:
+    """Normalised voxels, and the maps after them; where they are invalid `label` is set to -1."""
     source = normalized(volume, plan)
-    image = np.empty(source.shape, np.float32)
+    channels = source.shape[0]
+    image = np.empty((channels + (2 * len(plan.maps) if maps else 0), *source.shape[1:]), np.float32)
     thickness = slab_thickness(volume.shape)
     for start in range(0, volume.shape[1], thickness):
         stop = min(start + thickness, volume.shape[1])
-        image[:, start:stop], valid = source.read((slice(None), slice(start, stop)))
+        image[:channels, start:stop], valid = source.read((slice(None), slice(start, stop)))
         if label is not None and valid is not None:
             label[start:stop][~valid] = IGNORE
-        if maps is not None and valid is not None:
-            maps[:, start:stop][:, ~valid] = 0
+        if maps is not None:
+            image[channels:, start:stop] = maps.planes(start, stop, valid)
     return image
 
 

@@ -8,7 +8,8 @@ moved with it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,6 +19,7 @@ from pydantic import Field
 
 from densepred.cases.case import Case
 from densepred.cases.lists import csv_rows
+from densepred.cases.quantiles import slab_thickness
 from densepred.config import Config, DataConfig, Section, TargetConfig
 from densepred.config.data import TARGET
 from densepred.config.tasks import kind_of
@@ -95,7 +97,8 @@ class Table:
         try:
             return float(text) if text else math.nan
         except ValueError:
-            raise InputError(f"{column} is {text!r}, which is no number", "correct the table", self.path, case) from None
+            what = f"{column} is {text!r}, which is no number"
+            raise InputError(what, "correct the table", self.path, case) from None
 
 
 def read_table(data: DataConfig) -> Table | None:
@@ -141,7 +144,8 @@ def make_targets(config: Config, plan: Plan, cases: Sequence[Case]) -> dict[str,
         if target.standardize:
             sums = _Moments()
             for case in cases:
-                sums.add(_numbers(name, target, table, case, plan))
+                for part in _numbers(name, target, table, case, plan):
+                    sums.add(part)
             mean, deviation = sums.standard(name)
             if name in config.heads and config.heads[name].positive:
                 mean, deviation = 0.0, math.hypot(mean, deviation)  # zero stays where it is
@@ -190,7 +194,7 @@ def covariates_of(plan: Plan, table: Table | None, case: str) -> np.ndarray:
 
 
 def truth_of(data: DataConfig, plan: Plan, name: str, table: Table, case: str) -> float:
-    """The truth of a target of whole images: the index of a class, -1 if not known; a standard number, NaN if not known.
+    """The truth of a target of whole images: the index of a class, or a standard number; -1 or NaN if not known.
 
     Raises:
         InputError: no such row, a class that training did not know, or no number.
@@ -205,42 +209,83 @@ def truth_of(data: DataConfig, plan: Plan, name: str, table: Table, case: str) -
     return float(target.classes.index(text)) if text else -1.0
 
 
-def read_maps(case: Case, plan: Plan, image: Volume) -> np.ndarray:
-    """The maps of a case as they follow the image's channels, float32 `(2 T, *spatial)`: numbers, known, numbers ...
+class Maps:
+    """The maps of an opened case, which follow the image's channels: numbers, where they are known, numbers ...
 
-    Numbers are standard, and 0 where they are not known.
+    Args:
+        opened: name -> its map, on the grid of the image, in the order of `plan.maps`.
+        plan: makes numbers standard.
+    """
+
+    def __init__(self, opened: Mapping[str, Volume], plan: Plan) -> None:
+        self._opened, self._plan = opened, plan
+
+    def planes(self, start: int, stop: int, valid: np.ndarray | None) -> np.ndarray:
+        """float32 `(2 T, n, *rest)`; numbers are 0 where they are not known, or the image `(n, *rest)` is not valid."""
+        out = []
+        for name, volume in self._opened.items():
+            values, target = volume[:, start:stop][0], self._plan.targets[name]
+            known = np.isfinite(values) if valid is None else np.isfinite(values) & valid
+            out += [np.where(known, (values - target.mean) / target.deviation, 0), known]
+        return np.stack(out).astype(np.float32)
+
+
+def settled(planes: np.ndarray, maps: int) -> np.ndarray:
+    """Resampled planes `(C + 2 T, *any)`, in which numbers are known where more than half of what made them was.
+
+    Args:
+        planes: changed in place.
+        maps: T.
+
+    Example:
+        >>> settled(np.array([[5.0, 5.0], [1.5, 0.1], [0.75, 0.25]]), 1).tolist()
+        [[5.0, 5.0], [2.0, 0.0], [1.0, 0.0]]
+    """
+    for at in range(len(planes) - 2 * maps, len(planes), 2):
+        numbers, share = planes[at], planes[at + 1]
+        known = share > 0.5
+        planes[at] = np.divide(numbers, share, out=np.zeros_like(numbers), where=known)
+        planes[at + 1] = known
+    return planes
+
+
+@contextmanager
+def open_maps(case: Case, plan: Plan, image: Volume) -> Iterator[Maps]:
+    """Open the maps of a case.
 
     Raises:
-        InputError: a map is missing, or does not lie on the image's grid.
+        InputError: one is missing, or does not lie on the image's grid.
     """
-    names = plan.maps
-    out = np.empty((2 * len(names), *image.shape[1:]), np.float32)
-    for number, name in enumerate(names):
-        values, target = _read_map(case, name, plan, image), plan.targets[name]
-        known = np.isfinite(values)
-        out[2 * number] = np.where(known, (values - target.mean) / target.deviation, 0)
-        out[2 * number + 1] = known
-    return out
-
-
-def _read_map(case: Case, name: str, plan: Plan, image: Volume | None = None) -> np.ndarray:
     from densepred.cases.preprocess import grid_fault
 
+    with ExitStack() as stack:
+        opened = {}
+        for name in plan.maps:
+            path = _map_of(case, name)
+            opened[name] = stack.enter_context(plan.reading.open_plane(path))
+            fault = grid_fault(image, opened[name])
+            if fault is not None:
+                what, fix = (text.replace("label", "map") for text in fault)
+                raise InputError(what, fix, path, case.id)
+        yield Maps(opened, plan)
+
+
+def _map_of(case: Case, name: str) -> Path:
     path = dict(case.maps).get(f"{TARGET}{name}")
     if path is None:
         raise InputError(f"no map of {name}", "add it or leave the case out", case.images[0], case.id)
-    with plan.reading.open_plane(path) as volume:
-        fault = None if image is None else grid_fault(image, volume)
-        if fault is not None:
-            raise InputError(fault[0].replace("label", "map"), fault[1].replace("label", "map"), path, case.id)
-        return volume.numpy()[0]
+    return path
 
 
-def _numbers(name: str, target: TargetConfig, table: Table | None, case: Case, plan: Plan) -> np.ndarray:
+def _numbers(name: str, target: TargetConfig, table: Table | None, case: Case, plan: Plan) -> Iterator[np.ndarray]:
+    """The numbers of a case, part by part."""
     if target.column is not None:
         assert table is not None
-        return np.array([table.number(case.id, target.column)])
-    return _read_map(case, name, plan)
+        yield np.array([table.number(case.id, target.column)])
+        return
+    with plan.reading.open_plane(_map_of(case, name)) as volume:
+        for _, _, slab in volume.slabs(slab_thickness(volume.shape)):
+            yield slab
 
 
 class _Moments:

@@ -61,12 +61,14 @@ def _of_targets(config: Config) -> Iterator[Rule]:
         yield taken, path, f"names are letters, digits and _, and not {SEGMENTATION}, which is that of data.labels"
         one = (target.file is None) != (target.column is None)
         yield not one, path, "give either file (a pattern with {id}) or column (of data.table)"
-        yield "{id}" not in (target.file or "{id}"), f"{path}.file", "the pattern needs {id}, the place of the image's id"
+        lacks = "{id}" not in (target.file or "{id}")
+        yield lacks, f"{path}.file", "the pattern needs {id}, the place of the image's id"
         mapped = target.file is not None and target.classes is not None
         yield mapped, f"{path}.classes", "maps of classes are labels: give data.labels and data.classes"
         yield target.classes is not None and bool(target.unit), f"{path}.unit", "classes have no unit"
     columns = bool(data.covariates) or any(target.column for target in data.targets.values())
-    yield columns and data.tabular is None, "data.table", "columns need a table: give data.table, a CSV with a column id"
+    lost = columns and data.tabular is None
+    yield lost, "data.table", "columns need a table: give data.table, a CSV with a column id"
     whole = any(target.column for target in data.targets.values())
     useless = bool(data.covariates) and not whole
     yield useless, "data.covariates", "only targets that are columns use covariates, and there is none"
@@ -87,7 +89,8 @@ def _of_heads(config: Config) -> Iterator[Rule]:
     kinds |= {SEGMENTATION: SEGMENTATION} if data.segments else {}
     for name, head in config.heads.items():
         path, kind = f"heads.{name}", kinds.get(name)
-        yield kind is None, path, f"nothing is to be predicted of this name{nearest(name, list(kinds))}: {', '.join(kinds)}"
+        close = nearest(name, list(kinds))
+        yield kind is None, path, f"nothing of this name is to be predicted{close}; there are {', '.join(kinds)}"
         if kind is None:
             continue
         allowed = LOSSES[kind]
@@ -97,8 +100,8 @@ def _of_heads(config: Config) -> Iterator[Rule]:
         yield bool(head.loss) and not any(head.loss.values()), f"{path}.loss", "every term has weight 0"
         numbers = kind in ("regression", "scalar")
         yield (head.positive or head.variance) and not numbers, path, "only numbers can be positive or have a variance"
-        noise = (head.variance and set(head.loss) - {"gaussian_nll"}) or (not head.variance and "gaussian_nll" in head.loss)
-        yield bool(noise), f"{path}.loss", "gaussian_nll goes with variance: true, and nothing else does"
+        mixed = any((term == "gaussian_nll") != head.variance for term in head.loss)
+        yield mixed and numbers, f"{path}.loss", "gaussian_nll goes with variance: true, and nothing else does"
     silent = bool(kinds) and all(name in config.heads and not config.heads[name].weight for name in kinds)
     yield silent, "heads", "every head has weight 0"
 

@@ -72,7 +72,7 @@ class DataConfig(Section):
     regions: dict[str, Annotated[tuple[str, ...], Field(strict=False, min_length=1)]] = Field(default_factory=dict)
     """Instead of exclusive classes predict regions, which may overlap: name -> the classes it is made of."""
     targets: dict[str, TargetConfig] = Field(default_factory=dict)
-    """What is to be predicted besides, or instead of, the classes: name -> maps of numbers, or a column of the table."""
+    """What is to be predicted besides or instead of the classes: name -> maps of numbers, or a column of the table."""
     table: str | None = None
     """CSV with a column id, and of each image targets and covariates; by default `dataset` where that is a CSV."""
     covariates: Annotated[tuple[str, ...], Field(strict=False)] = ()

@@ -30,7 +30,7 @@ class HeadConfig(Section):
     weight: Annotated[float, Field(ge=0)] = 1.0
     """Of its loss in the sum over all heads."""
     loss: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
-    """Weights of its terms: mean_squared, mean_absolute, huber, cross_entropy; by default the usual ones of its kind."""
+    """Weights of its terms: mean_squared, mean_absolute, huber, gaussian_nll or cross_entropy; by default the usual."""
     positive: bool = False
     """Numbers above zero only."""
     variance: bool = False

@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 
 from densepred.models.forms import Form, in_form, set_form
 
+Inputs = Tensor | tuple[Tensor, ...]
+"""An image, or an image and covariates."""
 Outputs = Tensor | Mapping[str, Tensor]
 
 
@@ -42,13 +44,14 @@ class Engine:
         self.model: nn.Module = set_form(prepared[0], form, device)
         self.optimizer: Optimizer = prepared[1]
 
-    def gradient(self, image: Tensor, loss_of: Callable[[Outputs], Tensor], clip: float) -> tuple[float, float]:
-        """Loss and gradient norm of a batch (B, C, *spatial); the gradients stay in the parameters.
+    def gradient(self, inputs: Inputs, loss_of: Callable[[Outputs], Tensor], clip: float) -> tuple[float, float]:
+        """Loss and gradient norm of a batch (B, C, *spatial), maybe with covariates (B, F).
 
-        Their norm is clipped to `clip`, unless that is 0.
+        The gradients stay in the parameters. Their norm is clipped to `clip`, unless that is 0.
         """
         self.model.train()
-        loss = loss_of(self.model(in_form(image, self.form)))
+        image, *others = (inputs,) if isinstance(inputs, Tensor) else inputs
+        loss = loss_of(self.model(in_form(image, self.form), *others))
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), clip or float("inf"))
         return float(loss.detach()), float(norm)

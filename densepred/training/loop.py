@@ -95,7 +95,7 @@ def _fit(run: Run, cases: list[Case]) -> Run:
     train_cases, val_cases = split(cases, run.config.data)
     cached = {case.id: case for case in _prepare(run, [*train_cases, *val_cases])}
     seen = {index for case in train_cases for index in cached[case.id].classes}
-    if not seen:
+    if not seen and run.plan.classes:
         raise InputError(
             "no training case has a voxel of any class but the background", "check data.classes and labels"
         )
