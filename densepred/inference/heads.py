@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,11 +30,12 @@ def specs_of(config: Config, plan: Plan) -> dict[str, HeadSpec]:
         specs[SEGMENTATION] = Segmentation(regions or len(plan.classes), regions=bool(regions))
     for name, target in plan.targets.items():
         head, covariates = config.heads.get(name, HeadConfig()), len(plan.covariates)
-        numbers = {"unit": target.unit, "positive": head.positive, "variance": head.variance}
+        numbers: dict[str, Any] = {"unit": target.unit, "positive": head.positive, "variance": head.variance}
+        numbers |= {"mean": target.mean, "deviation": target.deviation}
         if target.kind == "regression":
-            specs[name] = Regression(**numbers)  # type: ignore[arg-type]
+            specs[name] = Regression(**numbers)
         elif target.kind == "scalar":
-            specs[name] = Scalar(**numbers, covariates=covariates, hidden=head.hidden)  # type: ignore[arg-type]
+            specs[name] = Scalar(**numbers, covariates=covariates, hidden=head.hidden)
         else:
             specs[name] = Classification(len(target.classes), covariates, head.hidden)
     return specs

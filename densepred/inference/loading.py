@@ -25,7 +25,7 @@ from densepred.models.weights import Pretraining
 
 WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
 PRETRAINING = "pretraining.json"
-MAY_CHANGE = ("inference.", "data.axes", "data.checksum", "data.validity.least")
+MAY_CHANGE = ("inference.", "data.axes", "data.checksum", "data.validity.least", "data.table")
 """What a prediction may be given anew; anything else belongs to the training."""
 
 

@@ -224,8 +224,8 @@ class TasksObjective(Objective):
             if target.kind == "classification":
                 found[name] = np.array([truths[name], *told["probabilities"][0].tolist()])
             else:
-                pair = np.array([truths[name], float(told["mean"][0, 0])])
-                found[name] = pair * target.deviation + target.mean
+                truth = truths[name] * target.deviation + target.mean
+                found[name] = np.array([truth, float(told["mean"][0, 0])])
         return found
 
     def scores(self, judged: Sequence[Sequence[float]]) -> dict[str, float]:
