@@ -8,7 +8,7 @@ from densepred.config.loading import check, dump, load
 from densepred.config.loss import LossConfig
 from densepred.config.model import ModelConfig
 from densepred.config.schema import Config, PatchConfig
-from densepred.config.training import OptimizerConfig, TrainingConfig
+from densepred.config.training import OptimizerConfig, TrainingConfig, TransferConfig, parse_duration
 
 __all__ = [
     "AugmentConfig",
@@ -23,8 +23,10 @@ __all__ = [
     "RandomConfig",
     "Section",
     "TrainingConfig",
+    "TransferConfig",
     "ValidityConfig",
     "check",
     "dump",
     "load",
+    "parse_duration",
 ]

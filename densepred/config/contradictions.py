@@ -26,6 +26,7 @@ def contradictions(config: Config) -> list[tuple[tuple[str, ...], str]]:
         *of_model(config.model),
         *_of_ranges(config),
         *_of_outputs(config),
+        *_of_training(config),
     )
     return [(tuple(path.split(".")), message) for wrong, path, message in rules if wrong]
 
@@ -161,6 +162,24 @@ def _of_outputs(config: Config) -> Iterator[Rule]:
     solid = settings.slices is not None and config.model.dims != 2
     yield solid, "inference.slices", f"slices are for 2D models, and model.dims is {config.model.dims}"
     yield len(set(settings.outputs)) < len(settings.outputs), path, "each kind stands once"
+
+
+def _of_training(config: Config) -> Iterator[Rule]:
+    optimizer, training = config.optimizer, config.training
+    schedule = optimizer.schedule or {"sgd": "polynomial", "adamw": "cosine"}[optimizer.name]
+    cyclic = optimizer.cycles > 1
+    yield cyclic and schedule != "cosine", "optimizer.cycles", f"cycles are for the cosine schedule, not {schedule}"
+    both = cyclic and optimizer.swa > 0
+    yield both, "optimizer.swa", "snapshots (cycles) and an even average are two ways; take one"
+    uneven = config.patch.batch % training.accumulate > 0
+    parts = f"a batch of {config.patch.batch} cannot be computed in {training.accumulate} equal parts"
+    yield uneven, "training.accumulate", f"{parts}; take a divisor of patch.batch"
+    blind = config.data.fold == "all"
+    judged = "needs validation scores, and data.fold is all"
+    yield blind and training.patience is not None, "training.patience", judged
+    yield blind and schedule == "plateau", "optimizer.schedule", f"plateau {judged}"
+    needless = training.transfer.unfreeze is not None and not training.transfer.freeze
+    yield needless, "training.transfer.unfreeze", "nothing is frozen: set training.transfer.freeze"
 
 
 def nearest(name: str, known: list[str]) -> str:
