@@ -13,12 +13,12 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,9 @@ MOST_AT_ONCE = 8
 """Cases that are prepared at a time, where there are as many cores."""
 META, COUNTS, ARRAYS = "meta.json", "counts.npy", ("image", "label")
 _SETTINGS = {"dims", "label_map", "ignore", "spacing", "resampling", "slices", "normalize", "reading"}
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,8 @@ def prepare(
     sweep_parts(folder)
     done: list[CachedCase] = []
     faults: list[DensepredError] = []
-    stop = Event()
 
-    def make(case: Case) -> CachedCase | DensepredError:
+    def make(case: Case, stop: Event) -> CachedCase | DensepredError:
         try:
             return _prepare(case, plan, folder, known, stop)
         except (ResourceError, StoppedError):
@@ -125,19 +127,13 @@ def prepare(
         except DensepredError as error:
             return error.of_case(case.id)
 
-    workers = workers or min(len(os.sched_getaffinity(0)), MOST_AT_ONCE)
-    with ThreadPoolExecutor(workers, thread_name_prefix="densepred-prepare") as pool:
-        futures = [pool.submit(make, case) for case in cases]
-        try:
-            for future in futures:
-                found = future.result()
-                (faults if isinstance(found, DensepredError) else done).append(found)  # type: ignore[arg-type]
-                if progress is not None:
-                    progress()
-        except BaseException:
-            stop.set()  # what has begun ends at its next slab
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    for found in _each(make, cases, workers or min(len(os.sched_getaffinity(0)), MOST_AT_ONCE)):
+        if isinstance(found, DensepredError):
+            faults.append(found)
+        else:
+            done.append(found)
+        if progress is not None:
+            progress()
     if len(faults) == 1:
         raise faults[0]
     if faults:
@@ -148,9 +144,35 @@ def prepare(
     return done
 
 
+def _each(make: Callable[[Case, Event], T], cases: Sequence[Case], workers: int) -> Iterator[T]:
+    """make(case, stop) of each case in order, several at a time; `stop` is set when one breaks off."""
+    stop = Event()
+    broken: list[BaseException] = []
+
+    def run(case: Case) -> T:
+        try:
+            return make(case, stop)
+        except BaseException as error:
+            broken.append(error)
+            stop.set()
+            raise
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="densepred-prepare") as pool:
+        futures = [pool.submit(run, case) for case in cases]
+        try:
+            for future in futures:
+                yield future.result()
+        except BaseException as error:
+            cause = broken[0] if broken else error  # what else was raised only followed from it
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise cause from None
+
+
 def _prepare(case: Case, plan: Plan, folder: Path, known: dict[tuple[str, int, int], str], stop: Event) -> CachedCase:
     if case.label is None:
         raise InputError("no label", "add the label or leave the case out", case.images[0], case.id)
+    _go_on(stop)
     files = [_stamp(path, known) for path in case.files]
     divided = {role: split_part(path) for role, path in case.roles.items()}
     roles = [[role, case.files.index(path), part] for role, (path, part) in divided.items()]
@@ -180,8 +202,7 @@ def _build(case: Case, plan: Plan, part: Path, stop: Event) -> dict[str, Any]:
         ):
 
             def of_image(planes: np.ndarray) -> None:
-                if stop.is_set():
-                    raise StoppedError("stopped while cases were prepared", fix="run again to go on")
+                _go_on(stop)
                 image.add(planes)
 
             one.write(of_image, lambda planes: label.add(planes.astype(small)))
@@ -197,6 +218,11 @@ def _build(case: Case, plan: Plan, part: Path, stop: Event) -> dict[str, Any]:
         "labelled": sum(found),
         "sizes": {str(path.relative_to(part)): path.stat().st_size for path in _stored(part)},
     }
+
+
+def _go_on(stop: Event) -> None:
+    if stop.is_set():
+        raise StoppedError("stopped while cases were prepared", fix="run again to go on")
 
 
 def _counts(label: StoredArray, classes: int) -> np.ndarray:

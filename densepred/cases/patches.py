@@ -218,13 +218,10 @@ def voxel(case: CachedCase, index: int, generator: np.random.Generator) -> tuple
     upto = np.cumsum(counts.sum(1) if index == _ANY else counts[:, index])
     number = int(generator.integers(int(upto[-1])))
     chunk = int(np.searchsorted(upto, number, side="right"))
-    block = label.block(chunk).reshape(-1)
+    block = label.block(chunk)
     which = np.flatnonzero(block != IGNORE if index == _ANY else block == index)
-    inside = int(which[number - (int(upto[chunk - 1]) if chunk else 0)])
-    place = np.unravel_index(chunk, label.grid)
-    size = [min(step, n - at * step) for at, step, n in zip(place, label.chunk, label.shape, strict=True)]
-    within = np.unravel_index(inside, size)
-    return tuple(int(at * step + one) for at, step, one in zip(place, label.chunk, within, strict=True))
+    inside = np.unravel_index(which[number - (int(upto[chunk - 1]) if chunk else 0)], block.shape)
+    return tuple(first + int(at) for first, at in zip(label.corner(chunk), inside, strict=True))
 
 
 def _check(case: CachedCase, first: CachedCase, size: Sequence[int], axis: int | str | None) -> None:

@@ -36,8 +36,7 @@ class Relabel:
     def __init__(self, shape: Sequence[int], target: Sequence[int], kernels: Sequence[Kernel] | None = None) -> None:
         kernels = kernels or (LINEAR,) * len(shape)
         self.shape, self.target = tuple(shape), tuple(target)
-        made = [Taps.of(*sizes, kernel=one) for *sizes, one in zip(shape, target, kernels, strict=True)]
-        self._taps = made
+        self._taps = made = [Taps.of(a, b, kernel=one) for a, b, one in zip(shape, target, kernels, strict=True)]
         moved = [axis for axis, size in enumerate(shape) if size != target[axis]]
         self._order = sorted(moved, key=lambda axis: target[axis] / shape[axis])  # those that shrink first
         self._highest = np.maximum.accumulate(made[0].index.amax(1).numpy())

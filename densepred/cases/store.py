@@ -129,9 +129,12 @@ class StoredArray:
         Raises:
             InputError: it is damaged.
         """
-        place = tuple(int(n) for n in np.unravel_index(number, self.grid))
-        cut = tuple(slice(n * c, (n + 1) * c) for n, c in zip(place, self.chunk, strict=True))
-        return self[cut]
+        return self[tuple(slice(a, a + step) for a, step in zip(self.corner(number), self.chunk, strict=True))]
+
+    def corner(self, number: int) -> tuple[int, ...]:
+        """The first element of the chunk of that number."""
+        place = np.unravel_index(number, self.grid)
+        return tuple(int(at) * step for at, step in zip(place, self.chunk, strict=True))
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
