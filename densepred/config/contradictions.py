@@ -23,6 +23,7 @@ def contradictions(config: Config) -> list[tuple[tuple[str, ...], str]]:
     rules = (
         *_of_data(config.data),
         *_of_axes(config),
+        *_of_patches(config),
         *of_model(config.model),
         *_of_ranges(config),
         *_of_outputs(config),
@@ -86,6 +87,18 @@ def _of_axes(config: Config) -> Iterator[Rule]:
     axes = {"augment.flip": (config.augment.flip, 3), "inference.mirror": (config.inference.mirror, dims)}
     for path, (named, count) in axes.items():
         yield not set(named) <= set(range(count)), path, f"axes are 0 to {count - 1}"
+
+
+def _of_patches(config: Config) -> Iterator[Rule]:
+    patch, data = config.patch, config.data
+    yield patch.axis is not None and config.model.dims != 2, "patch.axis", "planes are for 2D models: set model.dims=2"
+    across = patch.axis == "all" and data.spacing is not None
+    yield across, "patch.axis", "planes across all axes have no one spacing: leave out data.spacing, or name an axis"
+    weights = patch.classes if isinstance(patch.classes, dict) else {}
+    unknown = [value for value in weights if data.classes and value not in data.classes]
+    yield bool(unknown), "patch.classes", f"{unknown} are no label values of data.classes"
+    nothing = isinstance(patch.classes, dict) and sum(weights.values()) == 0
+    yield nothing, "patch.classes", "one weight at least is greater than 0; foreground=0 centres no patch"
 
 
 def of_model(model: ModelConfig) -> Iterator[Rule]:

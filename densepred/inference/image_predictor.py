@@ -174,7 +174,8 @@ class ImagePredictor:
         seen = seen or self._seen(volume)
         source = seen if box is None else seen.cutout(box)
         slices = settings.slices if volume.dims > self.plan.dims else None
-        return VolumePass(source, volume.spacing, self.plan.spacing, settings.bin, slices, name)
+        spacings, way = (volume.spacing, self.plan.spacing), self.plan.resampling
+        return VolumePass(source, *spacings, settings.bin, slices, name, way)
 
     def _within(
         self,
