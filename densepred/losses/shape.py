@@ -165,10 +165,11 @@ def _distances(inside: Tensor, spacing: Sequence[float] | None, signed: bool = F
 
 def _skeleton(image: Tensor, iterations: int) -> Tensor:
     """The soft skeleton: what an opening removes, of the image and of each erosion of it."""
-    skeleton = F.relu(image - _dilated(_eroded(image)))
+    eroded = _eroded(image)
+    skeleton = F.relu(image - _dilated(eroded))
     for _ in range(iterations):
-        image = _eroded(image)
-        ridge = F.relu(image - _dilated(_eroded(image)))
+        image, eroded = eroded, _eroded(eroded)
+        ridge = F.relu(image - _dilated(eroded))
         skeleton = skeleton + F.relu(ridge - skeleton * ridge)
     return skeleton
 
@@ -176,10 +177,10 @@ def _skeleton(image: Tensor, iterations: int) -> Tensor:
 def _eroded(image: Tensor) -> Tensor:
     """The least of each voxel and its neighbours across faces."""
     dims = image.ndim - 2
-    least = image
-    for axis in range(dims):
-        size = [3 if other == axis else 1 for other in range(dims)]
-        least = torch.minimum(least, -_largest(-image, size))
+    along = [[3 if other == axis else 1 for other in range(dims)] for axis in range(dims)]
+    least, *others = [-_largest(-image, size) for size in along]
+    for other in others:
+        least = torch.minimum(least, other)
     return least
 
 
