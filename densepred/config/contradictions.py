@@ -156,13 +156,26 @@ def _of_stages(model: ModelConfig) -> Iterator[Rule]:
 
 
 def _of_ranges(config: Config) -> Iterator[Rule]:
-    yield config.loss.dice == config.loss.cross_entropy == 0, "loss", "every term has weight 0"
+    yield from _of_loss(config)
     for name, value in config.augment:
         if hasattr(value, "range"):
             low, high = value.range
             yield low > high, f"augment.{name}.range", "the smallest comes first"
             yield name in ("scaling", "gamma") and low <= 0, f"augment.{name}.range", f"greater than 0, got {low}"
             yield name == "noise" and low < 0, f"augment.{name}.range", f"a deviation is 0 or more, got {low}"
+
+
+def _of_loss(config: Config) -> Iterator[Rule]:
+    loss, classes = config.loss, len(dict.fromkeys(config.data.classes.values()))
+    yield not loss.terms, "loss", "every term has weight 0"
+    alone = set(loss.terms) <= {"boundary", "hausdorff", "cldice"}
+    yield alone and bool(loss.terms), "loss", f"{', '.join(loss.terms)} stands beside a term such as dice, not alone"
+    for name, term in loss.terms.items():
+        factors = term.settings.get("class_weights")
+        wrong = bool(classes) and factors is not None and len(factors) != classes
+        yield wrong, f"loss.{name}.class_weights", f"{len(factors or ())} weights for the {classes} of data.classes"
+    nothing = "tversky" in loss.terms and loss.tversky.alpha == loss.tversky.beta == 0
+    yield nothing, "loss.tversky", "alpha and beta are both 0, so that no error counts"
 
 
 def _of_outputs(config: Config) -> Iterator[Rule]:
