@@ -1,6 +1,6 @@
 """Recipes: the schema of the YAML, and how it is read and checked. Knows nothing of torch."""
 
-from densepred.config.augment import AugmentConfig, RandomConfig
+from densepred.config.augment import AugmentConfig
 from densepred.config.base import Section
 from densepred.config.data import ChannelConfig, DataConfig, ValidityConfig
 from densepred.config.inference import InferenceConfig
@@ -20,7 +20,6 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "PatchConfig",
-    "RandomConfig",
     "Section",
     "TrainingConfig",
     "TransferConfig",

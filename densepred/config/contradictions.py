@@ -25,7 +25,7 @@ def contradictions(config: Config) -> list[tuple[tuple[str, ...], str]]:
         *_of_axes(config),
         *_of_patches(config),
         *of_model(config.model),
-        *_of_ranges(config),
+        *_of_loss(config),
         *_of_outputs(config),
         *_of_training(config),
     )
@@ -84,9 +84,10 @@ def _of_axes(config: Config) -> Iterator[Rule]:
     for path, value in sizes.items():
         if isinstance(value, tuple):
             yield len(value) != dims, path, f"{len(value)} axes, but model.dims is {dims}"
-    axes = {"augment.flip": (config.augment.flip, 3), "inference.mirror": (config.inference.mirror, dims)}
-    for path, (named, count) in axes.items():
-        yield not set(named) <= set(range(count)), path, f"axes are 0 to {count - 1}"
+    mirror = config.inference.mirror
+    yield not set(mirror) <= set(range(dims)), "inference.mirror", f"axes are 0 to {dims - 1}"
+    flat = [name for name, _ in config.augment.named() if name == "albumentations"]
+    yield bool(flat) and dims != 2, "augment", f"albumentations is for 2D, and model.dims is {dims}"
 
 
 def _of_patches(config: Config) -> Iterator[Rule]:
@@ -153,16 +154,6 @@ def _of_stages(model: ModelConfig) -> Iterator[Rule]:
     first = (model.strides or (1,))[0]
     coarser = stages - 2 if (first if isinstance(first, int) else max(first)) == 1 else model.deep_supervision
     yield model.deep_supervision > coarser, "model.deep_supervision", f"at most {coarser} coarser decoder stages exist"
-
-
-def _of_ranges(config: Config) -> Iterator[Rule]:
-    yield from _of_loss(config)
-    for name, value in config.augment:
-        if hasattr(value, "range"):
-            low, high = value.range
-            yield low > high, f"augment.{name}.range", "the smallest comes first"
-            yield name in ("scaling", "gamma") and low <= 0, f"augment.{name}.range", f"greater than 0, got {low}"
-            yield name == "noise" and low < 0, f"augment.{name}.range", f"a deviation is 0 or more, got {low}"
 
 
 def _of_loss(config: Config) -> Iterator[Rule]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from densepred.config.augment import AugmentConfig
+from densepred.config.augment import AugmentConfig, any_form
 from densepred.config.base import Section
 from densepred.config.data import DataConfig
 from densepred.config.inference import InferenceConfig
@@ -18,7 +18,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     patch: PatchConfig = PatchConfig()
-    augment: AugmentConfig = AugmentConfig()
+    augment: Annotated[AugmentConfig, Field(json_schema_extra=any_form)] = AugmentConfig.model_validate("light")
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
