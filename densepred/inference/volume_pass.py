@@ -54,6 +54,7 @@ class VolumePass:
         slices: how a volume is given to a model of planes: across this axis, or across "all", of which the mean is
             taken; None: images have as many axes as the model.
         name: of the image, for messages.
+        temperature: by which logits are divided for probabilities.
 
     Attributes:
         shape: spatial shape of the image.
@@ -69,8 +70,9 @@ class VolumePass:
         blocks: int = 1,
         slices: int | str | None = None,
         name: str = "image",
+        temperature: float = 1.0,
     ) -> None:
-        self.source, self.blocks, self.name = source, blocks, name
+        self.source, self.blocks, self.name, self.temperature = source, blocks, name, temperature
         self.channels, *shape = source.shape
         self.shape = tuple(shape)
         before = len(shape) - 2
@@ -120,7 +122,8 @@ class VolumePass:
         streams = [self._slabs(one, back, image, hook) for (one, back), hook in zip(passes, hooks, strict=True)]
         with closing(streams[0] if len(streams) == 1 else averaged(streams)) as slabs:
             parts = ((a, b, split(slab, ready[0][0].variance)) for a, b, slab in slabs)
-            planes = (Predicted(a, b, logits, source.invalid(a, b), spread) for a, b, (logits, spread) in parts)
+            heat = self.temperature
+            planes = (Predicted(a, b, logits, source.invalid(a, b), spread, heat) for a, b, (logits, spread) in parts)
             yield from planes if self.blocks == 1 else in_blocks(planes, self.blocks, part.planes[0])
 
     def _passes(
