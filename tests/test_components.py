@@ -84,7 +84,7 @@ def test_predictions_in_memory_and_in_files(run: Path, tmp_path: Path) -> None:
             assert (tmp_path / name / path.name).read_bytes() == (tmp_path / "one" / path.name).read_bytes()
             np.testing.assert_array_equal(predictor.predict(path).numpy()[0], expected[path.name])
     many = predictor.predict_many([noise(0), noise(1)])
-    for (volume, seed) in zip(many, (0, 1), strict=True):
+    for volume, seed in zip(many, (0, 1), strict=True):
         np.testing.assert_array_equal(volume["labels"].numpy()[0], expected_of(run, noise(seed)))
     assert (tmp_path / "one" / "entropy" / images[0].name).exists()
 

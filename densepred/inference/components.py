@@ -55,9 +55,7 @@ class KeepLargest:
         """Change label values `(*spatial)` in place; returns how many voxels became background."""
         return sum(keep_largest(labels, values, self.background) for values in self.groups)
 
-    def held(
-        self, slabs: Iterable[tuple[int, int, Arrays]], shape: Sequence[int]
-    ) -> Iterator[tuple[int, int, Arrays]]:
+    def held(self, slabs: Iterable[tuple[int, int, Arrays]], shape: Sequence[int]) -> Iterator[tuple[int, int, Arrays]]:
         """Finished planes, in which labels come last: what is a component is known when all are there.
 
         Args:

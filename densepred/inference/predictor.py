@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from densepred.cases.case import Case
 from densepred.cases.preprocess import NormalizedVolume
 from densepred.inference.compute import Report
-from densepred.inference.image_predictor import ImagePredictor
 from densepred.inference.folds import decided, read_ensemble
+from densepred.inference.image_predictor import ImagePredictor
 from densepred.inference.inputs import find_inputs
 from densepred.inference.loading import joint_hash, read_runs
 from densepred.inference.many import counting, in_batches
