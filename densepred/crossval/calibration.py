@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-BINS = 15
+BINS, DOUBT = 15, 0.01
 COLDEST, HOTTEST = 0.05, 20.0
 _HALVINGS = 60
 Floats = NDArray[np.float64]
@@ -26,7 +26,7 @@ class Sample:
         logits: `(n, K)`.
         truth: `(n,)`, class indices.
         weight: `(n,)`, for how much of the case each voxel stands; they sum to 1.
-        contested: `(n,)`, truth or prediction is not the background.
+        contested: `(n,)`, foreground has a probability above `DOUBT`.
     """
 
     case: str
@@ -111,8 +111,8 @@ def reliability(samples: Sequence[Sample], temperature: float, contested: bool =
     Args:
         samples: each case counts alike.
         temperature: of the probabilities.
-        contested: only voxels whose truth or prediction is not the background: nearly all others are easy, and hide
-            what is wrong with these.
+        contested: only voxels to which the model itself gives foreground a probability above `DOUBT`. Nearly all
+            others are easy, and hide what is wrong with these. (A choice by the truth would favour its own class.)
     """
     counts, sure, right = np.zeros(BINS), np.zeros(BINS), np.zeros(BINS)
     for one in samples:

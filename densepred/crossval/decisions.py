@@ -120,7 +120,7 @@ def decide_components(setup: Setup, base: HeldOut) -> tuple[HeldOut, list[Decisi
     for step in steps:
         after = only_largest(setup, base, kept, step)
         what = "largest component of " + ("all classes together" if step == ALL else step)
-        if after.files == base.files:
+        if after is base:
             decisions.append(Decision(what, False, f"{what}: not used, no case has another component"))
             continue
         decision = decide(what, Paired.of(base, after), setup, _and_no_class_loses)
@@ -134,17 +134,19 @@ def decide_components(setup: Setup, base: HeldOut) -> tuple[HeldOut, list[Decisi
 def only_largest(setup: Setup, base: HeldOut, before: Sequence[str], step: str) -> HeldOut:
     """Label maps of which only the largest components stay; the files of those that change lie in `trials`."""
     names = [*before, step]
-    folder = writable_folder(setup.out / TRIALS / ("largest-" + "-".join(_number(setup, name) for name in names)))
+    folder = setup.out / TRIALS / ("largest-" + "-".join(_number(setup, name) for name in names))
     keep, files = KeepLargest.of(setup.plan, [step]), dict[str, Path]()
     for case, path in base.files.items():
         with setup.plan.reading.open_plane(path) as volume:
             labels = volume.numpy()[0].copy()
             files[case] = path
             if keep.apply(labels):
-                files[case] = folder / path.name
+                files[case] = writable_folder(folder) / path.name
                 record = Record(names=dict(zip(setup.plan.values, setup.plan.classes, strict=True)), quantity="label")
                 with open_writer(files[case], volume, labels.dtype, labels=True, record=record) as writer:
                     writer.write(labels[np.newaxis])
+    if files == base.files:
+        return base
     atomic_write(folder / LABELS, (next(iter(base.files.values())).parent / LABELS).read_bytes())
     return HeldOut(files, scored(setup, files), base.failed)
 
@@ -178,13 +180,13 @@ def decide_temperature(setup: Setup, samples: Sequence[Sample]) -> tuple[Decisio
             "before": reliability(samples, 1.0, contested).error,
             "after": reliability(samples, temperature, contested).error,
         }
-        for name, contested in (("all_voxels", False), ("foreground", True))
+        for name, contested in (("all_voxels", False), ("foreground_possible", True))
     }
-    fore = errors["foreground"]
+    fore = errors["foreground_possible"]
     why = (
         f"temperature {temperature:g}: {'used' if used else 'not used'}, log-likelihood of the truth by the "
-        f"temperature of the other folds {found.signed()} nats a voxel; calibration error where truth or prediction "
-        f"is foreground {fore['before']:.4f}, with it {fore['after']:.4f}"
+        f"temperature of the other folds {found.signed()} nats a voxel; calibration error where foreground is "
+        f"possible {fore['before']:.4f}, with it {fore['after']:.4f}"
     )
     numbers = {"temperature": temperature, "gain": found.to_dict(), "calibration_error": errors}
     numbers["of_other_folds"] = of_others

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densepred.crossval.calibration import Sample, reliability
+from densepred.crossval.calibration import DOUBT, Sample, reliability
 from densepred.crossval.held_out import HeldOut, Setup
 from densepred.crossval.tables import MEAN
 from densepred.figures import COLORS, FAINT, INK, color_of, new_figure
@@ -67,10 +67,10 @@ def _mean(axes: Axes, at: float, one: dict[str, float]) -> None:
 
 
 def reliability_figure(samples: Sequence[Sample], temperature: float, used: bool) -> Figure:
-    """Accuracy over confidence before and after the temperature: of all voxels, and where there is foreground."""
+    """Accuracy over confidence before and after the temperature: where foreground is possible, and everywhere."""
     figure = new_figure(9.2, 4.6)
     panels = figure.subplots(1, 2)
-    titles = ("truth or prediction is foreground", "all voxels")
+    titles = (f"foreground has a probability above {DOUBT:g}", "all voxels")
     for axes, contested, title in zip(panels, (True, False), titles, strict=True):
         axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--", label="exact")
         for heat, color, name in ((1.0, COLORS[6], "T = 1"), (temperature, COLORS[5], f"T = {temperature:g}")):

@@ -14,10 +14,11 @@ from safetensors import SafetensorError, safe_open
 
 from densepred.cases.case import Case
 from densepred.cases.labels import map_labels
-from densepred.crossval.calibration import Sample
+from densepred.crossval.calibration import DOUBT, Sample
 from densepred.crossval.held_out import TRIALS, Setup
 from densepred.files import atomic_path, writable_folder
 from densepred.inference.predictor import Predictor, load
+from densepred.inference.reduce import probabilities
 from densepred.progress import progress
 
 PER_CASE, PER_FOLD = 2000, 20
@@ -56,7 +57,7 @@ class Drawn:
 
 
 def sample_case(predictor: Predictor, case: Case, seed: int = 0) -> Sample | None:
-    """Up to `PER_CASE` voxels of which truth or prediction is foreground, and as many of the others.
+    """Up to `PER_CASE` voxels in which foreground is possible to the model, and as many of the others.
 
     Which ones follows from the seed, the case and the plane, not from how the image is cut into slabs. The image is
     predicted once; only its label is held.
@@ -73,7 +74,7 @@ def sample_case(predictor: Predictor, case: Case, seed: int = 0) -> Sample | Non
         for part in stream:
             logits, truth = part.logits.cpu().numpy(), label[part.start : part.stop].astype(np.int64)
             known = truth >= 0 if part.invalid is None else (truth >= 0) & ~part.invalid
-            contested = (truth > 0) | (logits.argmax(0) > 0)
+            contested = probabilities(part.logits)[0].cpu().numpy() < 1 - DOUBT
             draws = [
                 np.random.default_rng([seed, name, z]).random(truth.shape[1:]) for z in range(part.start, part.stop)
             ]
