@@ -87,9 +87,9 @@ def sample_case(predictor: Predictor, case: Case, seed: int = 0) -> Sample | Non
         return None
     parts = [(one, *one.voxels) for one in drawn if one.seen]
     weights = [np.full(len(truth), one.seen / seen / len(truth)) for one, _, truth in parts]
-    contested = [np.full(len(truth), one is drawn[0]) for one, _, truth in parts]
+    doubted = [np.full(len(truth), one is drawn[0]) for one, _, truth in parts]
     joined = (np.concatenate([logits for _, logits, _ in parts]), np.concatenate([truth for *_, truth in parts]))
-    return Sample(case.id, *joined, np.concatenate(weights), np.concatenate(contested))
+    return Sample(case.id, *joined, np.concatenate(weights), np.concatenate(doubted))
 
 
 def sample_held_out(setup: Setup, settings: Sequence[str]) -> list[Sample]:
