@@ -179,6 +179,9 @@ def _of_outputs(config: Config) -> Iterator[Rule]:
     solid = settings.slices is not None and config.model.dims != 2
     yield solid, "inference.slices", f"slices are for 2D models, and model.dims is {config.model.dims}"
     yield len(set(settings.outputs)) < len(settings.outputs), path, "each kind stands once"
+    partial = settings.cutout is not None and bool(settings.keep_largest)
+    whole = "the largest component of a cut-out need not be that of the whole image: say inference.keep_largest=[]"
+    yield partial, "inference.keep_largest", whole
 
 
 def _of_training(config: Config) -> Iterator[Rule]:

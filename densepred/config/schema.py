@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from densepred.config.augment import AugmentConfig, any_form
 from densepred.config.base import Section
 from densepred.config.data import DataConfig
