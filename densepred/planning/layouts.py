@@ -80,7 +80,7 @@ def _side_by_side(folder: Path, images: Path, labels: Path) -> DataConfig | None
     for tail in ("", *(mark + one for one in ENDINGS for mark in "_-.")):
         chosen = {case: truth[case + tail] for case in ids if case + tail in truth}
         if ids and len(chosen) >= _LEAST * len(ids):
-            where = {name: _one_ending(endings.values()) for name, endings in named.items()}
+            where = {name: _one_ending(endings.values(), images) for name, endings in named.items()}
             patterns = {
                 f"channel_{name}": f"{images.name}/{{id}}_{name}{ending}" for name, ending in where.items() if name
             }
@@ -89,7 +89,7 @@ def _side_by_side(folder: Path, images: Path, labels: Path) -> DataConfig | None
             return DataConfig(
                 root=str(folder),
                 images=dict(patterns) if len(patterns) > 1 else only,
-                labels=f"{labels.name}/{{id}}{tail}{_one_ending(chosen.values())}",
+                labels=f"{labels.name}/{{id}}{tail}{_one_ending(chosen.values(), labels)}",
                 **_splits(folder),
             )
     return None
@@ -105,8 +105,8 @@ def _pairs(folder: Path) -> DataConfig | None:
         if both and len(both) >= _LEAST * len(rest):
             return DataConfig(
                 root=str(folder),
-                images=f"{{id}}{_one_ending(rest[case] for case in both)}",
-                labels=f"{{id}}{tail}{_one_ending(truth[case] for case in both)}",
+                images=f"{{id}}{_one_ending((rest[case] for case in both), folder)}",
+                labels=f"{{id}}{tail}{_one_ending((truth[case] for case in both), folder)}",
                 **_splits(folder),
             )
     return None
@@ -128,7 +128,14 @@ def _ending(path: Path) -> bool:
     return name.endswith(tuple(FORMATS)) or path.name.lower().endswith(tuple(FORMATS))
 
 
-def _one_ending(endings: Iterable[str]) -> str:
-    """The suffix that all share; where they differ, any."""
-    several = set(endings)
-    return several.pop() if len(several) == 1 else ".*"
+def _one_ending(endings: Iterable[str], folder: Path) -> str:
+    """The suffix that all share.
+
+    Raises:
+        InputError: they differ.
+    """
+    several = sorted(set(endings))
+    if len(several) > 1:
+        what = f"images of several suffixes lie here: {', '.join(several)}"
+        raise InputError(what, "put one kind into a folder of its own, or list the cases in a CSV (data.dataset)", folder)
+    return several[0]

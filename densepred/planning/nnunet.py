@@ -8,7 +8,7 @@ twelve in 2D meaning 8 GB. `tests/test_planning_nnunet.py` holds them against th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -92,6 +92,9 @@ class Configuration:
         return self.net.voxels / math.prod(shape)
 
 
+Planned = Callable[[tuple[float, ...], tuple[float, ...], float], Configuration]
+
+
 def target_spacing(sizes: Sizes) -> tuple[float, ...]:
     """The median per axis; the 10th percentile along one with long voxels and few of them, so as to lose no slices.
 
@@ -141,7 +144,7 @@ def configurations(sizes: Sizes, memory: float = REFERENCE_BYTES) -> dict[str, C
     found: dict[str, Configuration] = {}
     if turned_shape[0] != 1:
         full = _planned("3d_fullres", sizes, turned, turned_shape, voxels, memory)
-        low = _low_resolution(sizes, full, memory)
+        low = low_resolution(full, sizes.cases, lambda *grid: _planned("3d_lowres", sizes, *grid, memory))
         found["3d_fullres"] = replace(full, batch_dice=low is not None)
         found |= {"3d_lowres": low} if low else {}
     flat = _planned("2d", sizes, turned[1:], turned_shape[1:], voxels, memory)
@@ -167,8 +170,17 @@ def _planned(
     return Configuration(name, tuple(spacing), tuple(shape), net, channels, chosen, batch_dice=dims == 2)
 
 
-def _low_resolution(sizes: Sizes, full: Configuration, memory: float) -> Configuration | None:
-    """The grid, coarsened step by step, on which a patch holds a quarter of a typical image; None if none is needed."""
+def low_resolution(full: Configuration, cases: int, planned: Planned) -> Configuration | None:
+    """The grid, coarsened step by step, on which a patch holds a quarter of a typical image.
+
+    Args:
+        full: the configuration on the full grid.
+        cases: how many there are.
+        planned: what would be done on a grid of a spacing and typical shape, where the cases have so many voxels.
+
+    Returns:
+        None where none is needed, or where it would not be much coarser.
+    """
     fine, shape = np.asarray(full.spacing), np.asarray(full.shape)
     spacing, voxels = fine.copy(), float(np.prod(shape))
     whole, low = voxels, None
@@ -178,7 +190,7 @@ def _low_resolution(sizes: Sizes, full: Configuration, memory: float) -> Configu
         coarse = fine / spacing * shape
         voxels = float(np.prod(coarse))
         rounded = tuple(float(round(float(one))) for one in coarse)
-        low = _planned("3d_lowres", sizes, tuple(map(float, spacing)), rounded, voxels * sizes.cases, memory)
+        low = planned(tuple(map(float, spacing)), rounded, voxels * cases)
     return low if low is not None and whole / voxels >= LEAST_GAIN else None
 
 
