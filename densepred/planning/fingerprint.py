@@ -1,4 +1,4 @@
-"""The fingerprint of a data set: what all cases hold. Measured case by case in threads; what is known is not read again.
+"""The fingerprint of a data set: what all cases hold. Measured case by case in threads; what is known is kept.
 
 Each case is a small JSON file, written at once when it is measured, and named for what it was measured from. So a
 measurement can be killed at any moment and goes on where it was.
@@ -162,7 +162,9 @@ def _known(case: Case, measuring: Measuring, folder: Path, settings: list[Any]) 
     try:
         files = [stamp for file in case.files for stamp in stamps(file)]
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", "check the path and its permissions", error.filename) from error
+        raise InputError(
+            f"cannot be read ({error.strerror})", "check the path and its permissions", error.filename
+        ) from error
     content = [settings, files, {role: str(where) for role, where in case.roles.items()}]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     try:
@@ -183,7 +185,10 @@ def _whole(
         first = next((problem for problem in found.problems if problem.severity == "error"), None)
         what = "no case can be read" + (f"; the first: {first.case}: {first.file}: {first.what}" if first else "")
         raise NothingDoneError(what, first.fix if first else "correct the data section", data.root)
-    for what, values in {"spatial axes": [len(f.shape) for f in facts], "channels": [f.channels for f in facts]}.items():
+    for what, values in {
+        "spatial axes": [len(f.shape) for f in facts],
+        "channels": [f.channels for f in facts],
+    }.items():
         _demand_one(what, values, facts)
     channels = channel_names(data) or tuple(f"channel {number}" for number in range(facts[0].channels))
     if len(channels) != facts[0].channels:

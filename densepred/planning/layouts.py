@@ -27,7 +27,7 @@ ENDINGS = ("seg", "label", "labels", "mask", "masks", "segmentation", "gt", "dse
 SPLITS = ("splits_final.json", "splits.json")
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 _LEAST = 0.5
-"""Share of the images that must have a label, for names to count as a layout; those without are then named as faults."""
+"""Share of the images that must have a label, for names to count as a layout; those without are named as faults."""
 
 
 def of_folder(folder: Path) -> DataConfig:
@@ -48,7 +48,7 @@ def of_folder(folder: Path) -> DataConfig:
         return found
     seen = sorted(path.name for path in folder.iterdir())[:8]
     what = f"no images with labels are recognised here; it holds {', '.join(seen) or 'nothing'}"
-    fix = "say data.images and data.labels in a YAML; or name folders images/ and labels/, or files x.nii.gz and x_seg.nii.gz"
+    fix = "say data.images and data.labels in a YAML, or have folders images/ and labels/, or x.nii.gz beside x_seg.nii.gz"
     raise (InputError if any(_image_files(folder)) or inner else NothingDoneError)(what, fix, folder)
 
 
@@ -64,7 +64,8 @@ def _of_list(folder: Path) -> DataConfig:
 
 def _splits(folder: Path) -> dict[str, Any]:
     """Folds that lie beside the data."""
-    return {"splits": name for name in reversed(SPLITS) if (folder / name).is_file()}
+    there = [name for name in SPLITS if (folder / name).is_file()]
+    return {"splits": there[0]} if there else {}
 
 
 def _side_by_side(folder: Path, images: Path, labels: Path) -> DataConfig | None:
@@ -137,5 +138,7 @@ def _one_ending(endings: Iterable[str], folder: Path) -> str:
     several = sorted(set(endings))
     if len(several) > 1:
         what = f"images of several suffixes lie here: {', '.join(several)}"
-        raise InputError(what, "put one kind into a folder of its own, or list the cases in a CSV (data.dataset)", folder)
+        raise InputError(
+            what, "put one kind into a folder of its own, or list the cases in a CSV (data.dataset)", folder
+        )
     return several[0]

@@ -1,4 +1,4 @@
-"""What one case holds: its grid, its intensities, its classes and their pieces. The image is read once, slab by slab."""
+"""What one case holds: its grid, intensities, classes and their pieces. The image is read once, slab by slab."""
 
 from __future__ import annotations
 
@@ -148,7 +148,10 @@ def _values(label: np.ndarray, case: Case) -> dict[int, str]:
     if counts.odd:
         raise unknown_labels(counts, (), {}, case)
     found = {0, *counts.values}
-    return {value: str(value) for value in sorted(found if len(found) > 1 else {0, 1}, key=lambda value: (value != 0, value))}
+    return {
+        value: str(value)
+        for value in sorted(found if len(found) > 1 else {0, 1}, key=lambda value: (value != 0, value))
+    }
 
 
 def _classes(label: np.ndarray, names: tuple[str, ...]) -> dict[str, ClassFacts]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -143,18 +144,18 @@ def configurations(sizes: Sizes, memory: float = REFERENCE_BYTES) -> dict[str, C
     voxels = float(np.prod(turned_shape)) * sizes.cases
     found: dict[str, Configuration] = {}
     if turned_shape[0] != 1:
-        full = _planned("3d_fullres", sizes, turned, turned_shape, voxels, memory)
-        low = low_resolution(full, sizes.cases, lambda *grid: _planned("3d_lowres", sizes, *grid, memory))
+        full = _planned("3d_fullres", sizes, memory, turned, turned_shape, voxels)
+        low = low_resolution(full, sizes.cases, partial(_planned, "3d_lowres", sizes, memory))
         found["3d_fullres"] = replace(full, batch_dice=low is not None)
         found |= {"3d_lowres": low} if low else {}
-    flat = _planned("2d", sizes, turned[1:], turned_shape[1:], voxels, memory)
+    flat = _planned("2d", sizes, memory, turned[1:], turned_shape[1:], voxels)
     back = tuple(order.index(axis) for axis in range(3))
     found = {name: _moved(one, back) for name, one in found.items()}
     return found | {"2d": replace(flat, spacing=spacing, shape=shape, axis=worst)}
 
 
 def _planned(
-    name: str, sizes: Sizes, spacing: Sequence[float], shape: Sequence[float], voxels: float, memory: float
+    name: str, sizes: Sizes, memory: float, spacing: Sequence[float], shape: Sequence[float], voxels: float
 ) -> Configuration:
     """Patch, stages and batch on a grid of this spacing, where the cases have so many voxels in all."""
     dims = len(spacing)

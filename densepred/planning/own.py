@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -105,10 +106,11 @@ def configurations(sizes: Sizes, limits: Limits) -> dict[str, Configuration]:
     if len(spacing) == 2:
         return {"2d": _planned("2d", sizes, limits, spacing, shape, voxels)}
     full = _planned("3d_fullres", sizes, limits, spacing, shape, voxels)
-    low = low_resolution(full, sizes.cases, lambda *grid: _planned("3d_lowres", sizes, limits, *grid))
+    low = low_resolution(full, sizes.cases, partial(_planned, "3d_lowres", sizes, limits))
     across = int(np.argmax(spacing))
-    plane = [tuple(n for axis, n in enumerate(of) if axis != across) for of in (spacing, shape)]
-    flat = replace(_planned("2d", sizes, limits, *plane, voxels), spacing=spacing, shape=shape, axis=across)
+    in_plane, planes = (tuple(n for axis, n in enumerate(of) if axis != across) for of in (spacing, shape))
+    flat = _planned("2d", sizes, limits, in_plane, planes, voxels)
+    flat = replace(flat, spacing=spacing, shape=shape, axis=across)
     return {"3d_fullres": full, "2d": flat} | ({"3d_lowres": low} if low else {})
 
 
