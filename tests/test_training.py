@@ -197,10 +197,10 @@ def test_labels_without_any_foreground_are_refused(root: Path):
 
 
 def test_memory_running_out_is_said_so(root: Path, monkeypatch):
-    def exhausted(self, image, loss_of, clip):
+    def exhausted(self, parts, clip):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
-    monkeypatch.setattr("densepred.training.engine.Engine.gradient", exhausted)
+    monkeypatch.setattr("densepred.training.engine.Engine.gradients", exhausted)
     with pytest.raises(ResourceError, match="memory is exhausted") as caught:
         train(load(root), root / "run")
     assert "patch.size" in caught.value.fix

@@ -23,15 +23,15 @@ from densepred.config import Config, HeadConfig
 from densepred.config.tasks import SEGMENTATION
 from densepred.inference.heads import heads_of, of_whole, specs_of
 from densepred.inference.sliding_window import SlidingWindowInferer
-from densepred.losses import HeadLoss, MultiTaskLoss, SegmentationLoss
+from densepred.losses import MultiTaskLoss, SegmentationLoss
 from densepred.models.build import build
 from densepred.models.dense import DensePredictor
 from densepred.models.heads import HeadSpec, Segmentation, predictions
 from densepred.training.objective import Inputs, Objective, Outputs, Watch
 from densepred.training.tallies import Choices, Errors, Overlap, Tally, Values, dice_of, dice_of_classes
 
-_KNOWN = 0.999
-"""An interpolated number counts where at least so much of what made it is known."""
+_KNOWN = 0.5
+"""Prepared maps are followed by 1 where they are known, else 0."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,9 @@ class TasksObjective(Objective):
         self.config, self.plan, self.device, self.precision = config, plan, device, precision
         self.specs = specs_of(config, plan)
         self.table = read_table(config.data)
-        patch, training = config.patch, config.training
-        self.sampler = PatchSampler(train, patch.size, patch.batch, patch.foreground, training.seed, training.steps)
-        flags = (*plan.flag_channels, *plan.truth_channels)
-        self.augment = Augmenter(config.augment, max(len(plan.classes), 1), plan.typical_spacing, flags)
+        training = config.training
+        self.sampler = PatchSampler.of(config.patch, train, plan, training.seed, training.steps)
+        self.augment = Augmenter(config.augment, max(len(plan.classes), 1), plan.typical_spacing, plan.flag_channels)
         self.criterion, self.at_chance = self._criterion()
         self.tallies = {name: self._tally(name, spec) for name, spec in self.specs.items()}
         for case in train:  # a fault of the table is found before anything is computed
@@ -96,8 +95,9 @@ class TasksObjective(Objective):
         loss, chance = MultiTaskLoss(weights, {name: one.loss for name, one in heads.items() if one.loss}), 0.0
         for name, spec in self.specs.items():
             if isinstance(spec, Segmentation):
-                loss.losses[name] = one = _of_segmentation(self.config, spec)
-                chance += heads[name].weight * (2.0 if spec.regions else one.at_chance(spec.classes))
+                one = SegmentationLoss(self.config.loss, spec.regions, self.plan.typical_spacing)
+                loss.losses[name] = one
+                chance += heads[name].weight * one.at_chance(spec.classes)
             elif hasattr(spec, "classes"):
                 chance += heads[name].weight * math.log(spec.classes)
             else:
@@ -135,25 +135,32 @@ class TasksObjective(Objective):
 
     def tensors(self, drawn: Any, samples: slice, device: torch.device) -> tuple[Inputs, dict[str, Tensor]]:
         """See `Objective`; the targets are by head."""
-        batch = drawn.batch
-        both = torch.from_numpy(batch.image[samples]).to(device, non_blocking=True)
-        label = torch.from_numpy(batch.label[samples]).to(device, non_blocking=True).long()
-        both, label = self.augment(both, label, batch.seeds[samples])
-        channels = len(self.plan.channels)
-        image, maps = both[:, :channels].contiguous(), both[:, channels:]
+        image, label, maps = self._moved(drawn.batch, samples, device)
         targets: dict[str, Tensor] = {}
         for name, spec in self.specs.items():
             if isinstance(spec, Segmentation):
                 targets[name] = self._regions(label) if spec.regions else label
             elif spec.dense:
-                at = 2 * self.plan.maps.index(name)
-                targets[name] = maps[:, at : at + 1].masked_fill(maps[:, at + 1 : at + 2] < _KNOWN, math.nan)
+                at = self.plan.maps.index(name)
+                targets[name] = maps[:, at : at + 1]
             else:
                 truth = torch.from_numpy(drawn.truths[name][samples]).to(device)
                 targets[name] = truth.long() if hasattr(spec, "classes") else truth.float().unsqueeze(1)
         if not self.plan.covariates:
             return image, targets
         return (image, torch.from_numpy(drawn.covariates[samples]).to(device)), targets
+
+    def _moved(self, batch: Batch, samples: slice, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Image, label, and maps (B, T, *spatial) with NaN where they are not known; all augmented alike."""
+        both = torch.from_numpy(batch.image[samples]).to(device, non_blocking=True)
+        channels, seeds = len(self.plan.channels), batch.seeds[samples]
+        image, maps = both[:, :channels], both[:, channels::2]
+        maps = maps.masked_fill(both[:, channels + 1 :: 2] < _KNOWN, math.nan)
+        label = torch.from_numpy(batch.label[samples]).to(device, non_blocking=True).long()
+        moved = self.augment(image, label, seeds) if self.plan.classes or not self.plan.maps else None
+        if self.plan.maps:  # the same changes, as these are a function of the seeds
+            image, maps = self.augment(image, maps, seeds)
+        return (image, label, maps) if moved is None else (*moved, maps)
 
     def _regions(self, label: Tensor) -> Tensor:
         """Class indices (B, *spatial) -> 1 inside and 0 outside each region, -1 where not known: (B, K, *spatial)."""
@@ -259,14 +266,6 @@ class _Joined(nn.Module):
         if isinstance(outputs, Tensor):
             return outputs
         return torch.cat([outputs[name] for name in self.model.specs], 1)
-
-
-def _of_segmentation(config: Config, spec: Segmentation) -> Any:
-    """The section loss, of exclusive classes or of regions."""
-    if not spec.regions:
-        return SegmentationLoss(config.loss)
-    terms = {"region_dice": config.loss.dice, "region_cross_entropy": config.loss.cross_entropy}
-    return HeadLoss(spec, terms, config.loss.batch_dice)
 
 
 __all__ = ["DrawnTargets", "TasksObjective"]
