@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from densepred.inference.work import BatchResult, Job, Work, failing
 from densepred.volumes.region import parse_region
 
 __all__ = ["BatchResult", "predict"]
+_LOG = logging.getLogger(__name__)
 
 
 def predict(
@@ -58,6 +60,8 @@ def predict(
     """
     engine = engine or Local()
     predictor = load(run, overrides, device=engine.device)
+    for line in predictor.origin.why:
+        _LOG.info("%s", line)
     if predictor.config.inference.cutout is not None:
         parse_region(predictor.config.inference.cutout)  # a slip of the pen is found before anything is read
     cases = find_inputs([str(item) for item in inputs], predictor.config, predictor.plan.image_channels)

@@ -31,6 +31,7 @@ class Origin:
         overrides: the `inference.key=value` texts that are in `config`.
         others: the recipes of the models but the first.
         joint: the hashes of settings of other groups of models, which see images in another way.
+        why: a line for each setting that a cross-validation decided on.
     """
 
     names: Sequence[str]
@@ -40,6 +41,7 @@ class Origin:
     overrides: Sequence[str] = ()
     others: Sequence[ModelConfig] = field(default_factory=tuple)
     joint: Sequence[str] = ()
+    why: Sequence[str] = ()
 
     @property
     def name(self) -> str:

@@ -61,7 +61,8 @@ def load(
     """
     folders = [run] if isinstance(run, str | Path) else list(run)
     found = [read_ensemble(Path(folder)) for folder in folders]
-    overrides = [*decided(found), *overrides]
+    settings, why = decided(found)
+    overrides = [*settings, *overrides]
     members = read_runs([run for one in found for run in one.runs], overrides, weights)
     names, hashed = [one.name for one in found], joint_hash(members)
     parts: list[Predictor] = []
@@ -71,6 +72,7 @@ def load(
             config = config.model_copy(update={"inference": config.inference.model_copy(update={"device": device})})
         models, recipes = [one.model for one in same], [one.config.model for one in others]
         parts.append(Predictor(models, config, first.plan, hashed, names, overrides, recipes))
+        parts[-1].origin.why = why
     if len(parts) == 1:
         return parts[0]
     from densepred.inference.joint import JointPredictor
