@@ -14,7 +14,7 @@ from densepred.inference.engines.local import Local
 from densepred.inference.inputs import find_inputs
 from densepred.inference.layouts import Bids, Layout, Plain
 from densepred.inference.manifest import Manifest
-from densepred.inference.predictor import load
+from densepred.inference.predictor import Predictor, load
 from densepred.inference.records import FAILURES, write_meaning
 from densepred.inference.shards import Shard, held, record_of
 from densepred.inference.work import BatchResult, Job, Work, failing
@@ -59,9 +59,7 @@ def predict(
         StoppedError: a signal; likewise.
     """
     engine = engine or Local()
-    predictor = load(run, overrides, device=engine.device)
-    for line in predictor.origin.why:
-        _LOG.info("%s", line)
+    predictor = _telling(load(run, overrides, device=engine.device))
     if predictor.config.inference.cutout is not None:
         parse_region(predictor.config.inference.cutout)  # a slip of the pen is found before anything is read
     cases = find_inputs([str(item) for item in inputs], predictor.config, predictor.plan.image_channels)
@@ -86,6 +84,12 @@ def predict(
         manifest.compact()
         with engine.workers(_folders(run), overrides, predictor) as workers:
             return Work(predictor, layout, manifest, result, overwrite, shard).run(jobs, workers)
+
+
+def _telling(predictor: Predictor) -> Predictor:
+    for line in predictor.origin.why:
+        _LOG.info("%s", line)
+    return predictor
 
 
 def _folders(run: str | Path | Sequence[str | Path]) -> list[Path]:
