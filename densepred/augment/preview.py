@@ -65,7 +65,8 @@ def preview(config: Config, cases: int = 4, draws: int = 5) -> Figure:
     chosen = [train[round(at)] for at in np.linspace(0, len(train) - 1, min(cases, len(train)))]
     with tempfile.TemporaryDirectory(prefix="densepred-preview-") as folder:
         cached = prepare(chosen, plan, config.data.cache or folder)
-        samplers = [PatchSampler([case], config.patch.size, 1, 1.0, config.training.seed) for case in cached]
+        alone = config.patch.model_copy(update={"batch": 1, "foreground": 1.0})
+        samplers = [PatchSampler.of(alone, [case], plan, config.training.seed) for case in cached]
         batches = [sampler.batch(0, number) for number, sampler in enumerate(samplers)]
     image = torch.from_numpy(np.concatenate([batch.image for batch in batches]))
     label = torch.from_numpy(np.concatenate([batch.label for batch in batches])).long()

@@ -8,7 +8,7 @@ from densepred.config.loading import check, dump, load
 from densepred.config.loss import LossConfig
 from densepred.config.model import ModelConfig
 from densepred.config.schema import Config, PatchConfig
-from densepred.config.training import OptimizerConfig, TrainingConfig
+from densepred.config.training import OptimizerConfig, TrainingConfig, TransferConfig, parse_duration
 
 __all__ = [
     "AugmentConfig",
@@ -22,8 +22,10 @@ __all__ = [
     "PatchConfig",
     "Section",
     "TrainingConfig",
+    "TransferConfig",
     "ValidityConfig",
     "check",
     "dump",
     "load",
+    "parse_duration",
 ]
