@@ -17,8 +17,10 @@ import numpy as np
 
 from densepred.errors import DONE, NOTHING_DONE, SOME_FAILED
 from densepred.evaluation.counting import Voxel
+from densepred.evaluation.measures import Measured, Wanted, pooled
 from densepred.files import atomic_write, writable_folder
 from densepred.metrics import METRICS, dice
+from densepred.metrics.bootstrap import interval, resampled
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,6 +37,8 @@ class CaseResult:
         confusion: (K, K) int64 in the order of `Scores.classes`, truth in rows.
         left_out: (K,) int64, true voxels of each class that are not in it: the prediction marks them as invalid.
         voxel: its size and unit.
+        measured: class value -> the metrics that need more than counts, of the classes that the case has.
+        unit: of distances: "mm", "um", or "" where the files do not say.
     """
 
     case: str
@@ -43,6 +47,8 @@ class CaseResult:
     confusion: np.ndarray
     left_out: np.ndarray
     voxel: Voxel
+    measured: Mapping[int, Measured] = field(default_factory=dict)
+    unit: str = ""
 
     @property
     def unpredicted(self) -> int:
@@ -74,6 +80,8 @@ class Scores:
         unpredicted: ids of labels that have no prediction.
         axes: what the axes of the files hold, where that was open.
         checksum: what was done with those of FITS files.
+        wanted: the metrics beside those of overlap.
+        instances: values are numbers of objects.
     """
 
     classes: Mapping[int, str]
@@ -83,6 +91,13 @@ class Scores:
     unpredicted: Sequence[str] = field(default=())
     axes: str | None = None
     checksum: str = "verify"
+    wanted: Wanted = field(default_factory=Wanted)
+    instances: bool = False
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of all metrics."""
+        return (*METRICS, *self.wanted.metrics)
 
     @cached_property
     def cases(self) -> list[dict[str, Any]]:
@@ -93,15 +108,22 @@ class Scores:
         """
         return [row for result in self.results for row in self._rows(result)]
 
+    def _of(self, result: CaseResult, metric: str) -> list[float]:
+        """A metric of a case for each class; nan where it has none."""
+        if metric in METRICS:
+            return [float(value) for value in METRICS[metric](result.confusion)]
+        none = Measured(dict.fromkeys(self.wanted.metrics, math.nan))
+        return [result.measured.get(value, none).values[metric] for value in self.classes]
+
     def _rows(self, result: CaseResult) -> list[dict[str, Any]]:
-        metrics = {name: metric(result.confusion) for name, metric in METRICS.items()}
+        metrics = {name: self._of(result, name) for name in self.metrics}
         voxels = {"truth": result.confusion.sum(1), "prediction": result.confusion.sum(0)}
         return [
             {
                 "case": result.case,
                 "class": self.classes[value],
                 "value": value,
-                **{name: float(scores[index]) for name, scores in metrics.items()},
+                **{name: scores[index] for name, scores in metrics.items()},
                 **{f"{side}_voxels": int(count[index]) for side, count in voxels.items()},
                 "unpredicted_voxels": int(result.left_out[index]),
                 **{f"{side}_size": float(count[index] * result.voxel.size) for side, count in voxels.items()},
@@ -113,20 +135,25 @@ class Scores:
 
     @cached_property
     def summary(self) -> dict[str, dict[str, dict[str, float]]]:
-        """class -> metric -> mean, std (n - 1), median, lowest and highest over the cases, pooled, n, n_nan."""
+        """class -> metric -> mean, low, high, std (n - 1), median, lowest and highest over the cases, pooled, n, n_nan.
+
+        `low` and `high` bound the 95 % interval of the mean: percentiles over cases drawn anew (bootstrap), always with
+        the same draws. `pooled` is the metric of all cases taken together; nan for hd and hd95, which do not add up.
+        """
         total = sum((result.confusion for result in self.results), np.zeros((len(self.classes),) * 2, np.int64))
-        per_case = {name: [metric(result.confusion) for result in self.results] for name, metric in METRICS.items()}
-        return {
-            name: {
-                metric: {
-                    **_statistics([float(scores[index]) for scores in per_case[metric]]),
-                    "pooled": float(METRICS[metric](total)[index]),
-                }
-                for metric in METRICS
-            }
-            for index, (value, name) in enumerate(self.classes.items())
-            if value != 0
-        }
+        per_case = {name: np.array([self._of(result, name) for result in self.results]) for name in self.metrics}
+        drawn = resampled([result.case for result in self.results]) if self.results else None
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for index, (value, name) in enumerate(self.classes.items()):
+            if value == 0:
+                continue
+            found[name] = {}
+            for metric, scores in per_case.items():
+                one = scores[:, index] if len(scores) else np.empty(0)
+                measured = [result.measured[value] for result in self.results if value in result.measured]
+                whole = float(METRICS[metric](total)[index]) if metric in METRICS else pooled(measured, metric)
+                found[name][metric] = {**_statistics(one, drawn), "pooled": whole}
+        return found
 
     @cached_property
     def left_out(self) -> dict[str, dict[str, float]]:
@@ -200,6 +227,8 @@ class Scores:
                 "failures": [vars(failure) for failure in self.failures],
                 "predictions_without_label": list(self.unlabelled),
                 "labels_without_prediction": list(self.unpredicted),
+                "tolerance": self.wanted.tolerance,
+                "distance_unit": self.distance_unit,
                 "unpredicted_voxels": {result.case: result.unpredicted for result in self.results},
             }
         )
@@ -212,7 +241,7 @@ class Scores:
         """
         folder = writable_folder(folder)
         voxels = [f"{side}_voxels" for side in ("truth", "prediction", "unpredicted")]
-        columns = ["case", "class", "value", *METRICS, *voxels, "truth_size", "prediction_size", "unit"]
+        columns = ["case", "class", "value", *self.metrics, *voxels, "truth_size", "prediction_size", "unit"]
         atomic_write(folder / "scores.csv", _delimited(columns, _without_nan(self.cases), ","))
         atomic_write(folder / "scores.json", json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
         failures = [{key: " ".join(text.split()) for key, text in vars(failure).items()} for failure in self.failures]
@@ -224,14 +253,30 @@ class Scores:
 
         return scores_table(self)
 
+    def tables(self) -> list[Table]:
+        """`table`, and one of the metrics beside those of overlap if there are any."""
+        from densepred.evaluation.table import measures_table
 
-def _statistics(values: Sequence[float]) -> dict[str, float]:
-    known = np.array([value for value in values if not math.isnan(value)])
+        return [self.table(), measures_table(self)] if self.wanted.metrics else [self.table()]
+
+    @property
+    def distance_unit(self) -> str:
+        """The unit of distances; "" where the files do not say, and "mixed" if they say different ones."""
+        units = {result.unit for result in self.results if result.measured}
+        return units.pop() if len(units) == 1 else "mixed" if units else ""
+
+
+def _statistics(values: np.ndarray, drawn: np.ndarray | None) -> dict[str, float]:
+    """Of the values (n,) that are not nan; `drawn` are the draws (D, n) of cases."""
+    known = values[~np.isnan(values)]
     if not known.size:
-        empty = dict.fromkeys(("mean", "std", "median", "lowest", "highest"), math.nan)
+        empty = dict.fromkeys(("mean", "low", "high", "std", "median", "lowest", "highest"), math.nan)
         return {**empty, "n": 0, "n_nan": len(values)}
+    bounds = interval(values[:, None], (), drawn)
     return {
         "mean": float(known.mean()),
+        "low": bounds.low if known.size > 1 else math.nan,
+        "high": bounds.high if known.size > 1 else math.nan,
         "std": float(known.std(ddof=1)) if known.size > 1 else math.nan,
         "median": float(np.median(known)),
         "lowest": float(known.min()),
