@@ -12,7 +12,7 @@ from densepred.evaluation.measures import DISTANCES, MEASURES
 from densepred.evaluation.scores import Scores
 
 _COLUMNS = ("Dice", "95 %", "median", "pooled", "IoU", "prec.", "recall", "n")
-_MEASURES = ("mean", "95 %", "median", "worst", "pooled", "n", "none")
+_MEASURES = ("mean", "95 %", "worst", "pooled", "n", "none")
 _NAMED = 10
 _TINY = 0.01  # share of a class below which it is not said that it was left out
 
@@ -51,7 +51,7 @@ def measures_table(scores: Scores) -> Table:
         for metric in scores.wanted.metrics:
             of = metrics[metric]
             worst = of["highest" if metric in DISTANCES else "lowest"]
-            numbers = map(_number, (of["median"], worst, of["pooled"]))
+            numbers = map(_number, (worst, of["pooled"]))
             counts = (str(of["n"]), str(of["n_nan"]))
             table.add_row(escape(name), metric, _number(of["mean"]), _interval(of), *numbers, *counts)
     return table
