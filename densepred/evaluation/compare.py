@@ -14,7 +14,8 @@ from densepred.evaluation.counting import Pairs, Reading, Voxel, count_pairs
 from densepred.evaluation.measures import Measured, Wanted, measure
 from densepred.evaluation.pairing import Files, find_files
 from densepred.evaluation.records import Meaning, check_out, failed_before, meaning_of
-from densepred.evaluation.scores import CaseResult, Failure, Scores
+from densepred.evaluation.scores import CaseResult, Scores
+from densepred.evaluation.summaries import Failure
 from densepred.files import writable_folder
 from densepred.volumes import members, split_part, suffix_of
 

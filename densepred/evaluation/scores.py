@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +15,18 @@ import numpy as np
 from densepred.errors import DONE, NOTHING_DONE, SOME_FAILED
 from densepred.evaluation.counting import Voxel
 from densepred.evaluation.measures import Measured, Wanted, pooled
+from densepred.evaluation.summaries import (
+    Failure,
+    delimited,
+    mean_of,
+    save_failures,
+    statistics_of,
+    version_of,
+    without_nan,
+)
 from densepred.files import atomic_write, writable_folder
 from densepred.metrics import METRICS, dice
-from densepred.metrics.bootstrap import interval, resampled
+from densepred.metrics.bootstrap import resampled
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,16 +60,6 @@ class CaseResult:
     def unpredicted(self) -> int:
         """The voxels of all classes that were left out."""
         return int(self.left_out.sum())
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A case that could not be scored, and why."""
-
-    case: str
-    file: str
-    what: str
-    fix: str
 
 
 @dataclass(frozen=True)
@@ -152,7 +148,7 @@ class Scores:
                 one = scores[:, index] if len(scores) else np.empty(0)
                 measured = [result.measured[value] for result in self.results if value in result.measured]
                 whole = float(METRICS[metric](total)[index]) if metric in METRICS else pooled(measured, metric)
-                found[name][metric] = {**_statistics(one, drawn), "pooled": whole}
+                found[name][metric] = {**statistics_of(one, drawn), "pooled": whole}
         return found
 
     @cached_property
@@ -192,13 +188,13 @@ class Scores:
     @property
     def mean_dice(self) -> float:
         """The mean over the classes of their mean Dice; nan if there is none."""
-        return _mean([metrics["dice"] for metrics in self.mean.values()])
+        return mean_of([metrics["dice"] for metrics in self.mean.values()])
 
     @property
     def case_dice(self) -> dict[str, float]:
         """case -> mean Dice over its classes; nan for a case without any."""
         foreground = [index for index, value in enumerate(self.classes) if value != 0]
-        return {result.case: _mean(dice(result.confusion)[foreground].tolist()) for result in self.results}
+        return {result.case: mean_of(dice(result.confusion)[foreground].tolist()) for result in self.results}
 
     def ranked(self) -> list[CaseResult]:
         """The cases that have a score, the worst first."""
@@ -215,9 +211,9 @@ class Scores:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON: nan is None."""
-        return _without_nan(
+        return without_nan(
             {
-                "densepred": _version(),
+                "densepred": version_of(),
                 "scored": len(self.results),
                 "mean_dice": self.mean_dice,
                 "classes": {str(value): name for value, name in self.classes.items()},
@@ -242,10 +238,9 @@ class Scores:
         folder = writable_folder(folder)
         voxels = [f"{side}_voxels" for side in ("truth", "prediction", "unpredicted")]
         columns = ["case", "class", "value", *self.metrics, *voxels, "truth_size", "prediction_size", "unit"]
-        atomic_write(folder / "scores.csv", _delimited(columns, _without_nan(self.cases), ","))
+        atomic_write(folder / "scores.csv", delimited(columns, without_nan(self.cases), ","))
         atomic_write(folder / "scores.json", json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
-        failures = [{key: " ".join(text.split()) for key, text in vars(failure).items()} for failure in self.failures]
-        atomic_write(folder / "failures.tsv", _delimited(["case", "file", "what", "fix"], failures, "\t"))
+        save_failures(self.failures, folder)
 
     def table(self) -> Table:
         """The classes with their means and worst cases, for the terminal."""
@@ -264,51 +259,3 @@ class Scores:
         """The unit of distances; "" where the files do not say, and "mixed" if they say different ones."""
         units = {result.unit for result in self.results if result.measured}
         return units.pop() if len(units) == 1 else "mixed" if units else ""
-
-
-def _statistics(values: np.ndarray, drawn: np.ndarray | None) -> dict[str, float]:
-    """Of the values (n,) that are not nan; `drawn` are the draws (D, n) of cases."""
-    known = values[~np.isnan(values)]
-    if not known.size:
-        empty = dict.fromkeys(("mean", "low", "high", "std", "median", "lowest", "highest"), math.nan)
-        return {**empty, "n": 0, "n_nan": len(values)}
-    bounds = interval(values[:, None], (), drawn)
-    return {
-        "mean": float(known.mean()),
-        "low": bounds.low if known.size > 1 else math.nan,
-        "high": bounds.high if known.size > 1 else math.nan,
-        "std": float(known.std(ddof=1)) if known.size > 1 else math.nan,
-        "median": float(np.median(known)),
-        "lowest": float(known.min()),
-        "highest": float(known.max()),
-        "n": known.size,
-        "n_nan": len(values) - known.size,
-    }
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _delimited(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], delimiter: str) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, delimiter=delimiter, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _version() -> str:
-    try:
-        return version("densepred")
-    except PackageNotFoundError:
-        return "not installed"
