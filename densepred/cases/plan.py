@@ -19,7 +19,7 @@ from densepred.cases.names import channel_names, class_names, ignored_values
 from densepred.cases.normalize import fit_dataset
 from densepred.cases.reading import VALIDITY, Reading
 from densepred.config import Config, DataConfig, Section
-from densepred.config.data import ChannelConfig
+from densepred.config.data import ChannelConfig, Resampling
 from densepred.config.normalize import CTWindow, NoNormalization, Normalize
 from densepred.errors import DensepredError, InputError
 from densepred.files import atomic_write
@@ -51,6 +51,10 @@ class Plan(Section):
     """Voxel spacing of the network's input, slowest axis first; None: as the file."""
     typical_spacing: tuple[float, ...] | None = None
     """Median voxel spacing of the training cases as the network sees them, by which augmentation keeps shapes rigid."""
+    resampling: Resampling = "linear"
+    """How images get to `spacing`, and results back."""
+    slices: Literal[0, 1, 2, "all"] | None = None
+    """A model of planes learnt from volumes: the axis that the planes lie across, or all; None: from images."""
     normalize: Annotated[tuple[Normalize, ...], Field(strict=False)]
     """For each channel of the images how intensities are normalised, with what was fitted to the training cases."""
     reading: Reading = Reading()
@@ -66,6 +70,8 @@ class Plan(Section):
             raise ValueError(f"label_map {self.label_map} leads beyond the {len(self.classes)} classes")
         if self.spacing is not None and (len(self.spacing) != self.dims or not min(self.spacing) > 0):
             raise ValueError(f"spacing {self.spacing} is not {self.dims} positive numbers")
+        if self.slices is not None and self.dims != 2:
+            raise ValueError(f"slices {self.slices}, but a model of {self.dims} axes")
         if len(self.normalize) != len(self.image_channels):
             raise ValueError(f"{len(self.normalize)} normalisations for {len(self.image_channels)} channels")
         return self
@@ -74,6 +80,11 @@ class Plan(Section):
     def image_channels(self) -> tuple[str, ...]:
         """The channels that come from files: all but the validity."""
         return self.channels[: len(self.channels) - self.reading.validity.channel]
+
+    @property
+    def image_dims(self) -> int:
+        """The spatial axes of the images: one more than the model's where it learns from planes of volumes."""
+        return self.dims if self.slices is None else self.dims + 1
 
     @property
     def flag_channels(self) -> tuple[int, ...]:
@@ -145,7 +156,8 @@ def make_plan(config: Config, cases: list[Case]) -> Plan:
         raise InputError("no training case", "choose other folds, or add cases")
     classes, values, label_map = index_classes(names)
     reading = Reading.of(data)
-    median = median_spacing(cases, reading, dims)
+    slices = config.patch.axis
+    median = _of_planes(median_spacing(cases, reading, dims + (slices is not None)), slices)
     spacing = median if data.spacing == "median" else data.spacing
     channels = _channels(channel_names(data), cases, reading)
     plan = Plan(
@@ -158,10 +170,19 @@ def make_plan(config: Config, cases: list[Case]) -> Plan:
         ignore=ignored_values(data),
         spacing=spacing,
         typical_spacing=spacing or median,
+        resampling=data.resampling,
+        slices=slices,
         normalize=_normalizations(data, len(channels)),
         reading=reading,
     )
     return plan.model_copy(update={"normalize": _fitted(plan, cases)})
+
+
+def _of_planes(spacing: tuple[float, ...], slices: int | str | None) -> tuple[float, ...] | None:
+    """The spacing in the planes across an axis; across all there is not one."""
+    if slices is None or slices == "all":
+        return spacing if slices is None else None
+    return tuple(size for axis, size in enumerate(spacing) if axis != slices)
 
 
 def _fitted(plan: Plan, cases: Sequence[Case]) -> tuple[Normalize, ...]:

@@ -5,9 +5,10 @@
 from densepred.cli import data
 from densepred.cli import planning
 from densepred.cli import training
+from densepred.cli import crossval
 from densepred.cli import prediction
 from densepred.cli import networks
 from densepred.cli import about
 from densepred.cli.base import app, main
 
-__all__ = ["about", "app", "data", "main", "networks", "planning", "prediction", "training"]
+__all__ = ["about", "app", "crossval", "data", "main", "networks", "planning", "prediction", "training"]

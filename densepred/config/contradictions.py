@@ -23,9 +23,11 @@ def contradictions(config: Config) -> list[tuple[tuple[str, ...], str]]:
     rules = (
         *_of_data(config.data),
         *_of_axes(config),
+        *_of_patches(config),
         *of_model(config.model),
-        *_of_ranges(config),
+        *_of_loss(config),
         *_of_outputs(config),
+        *_of_training(config),
     )
     return [(tuple(path.split(".")), message) for wrong, path, message in rules if wrong]
 
@@ -82,9 +84,22 @@ def _of_axes(config: Config) -> Iterator[Rule]:
     for path, value in sizes.items():
         if isinstance(value, tuple):
             yield len(value) != dims, path, f"{len(value)} axes, but model.dims is {dims}"
-    axes = {"augment.flip": (config.augment.flip, 3), "inference.mirror": (config.inference.mirror, dims)}
-    for path, (named, count) in axes.items():
-        yield not set(named) <= set(range(count)), path, f"axes are 0 to {count - 1}"
+    mirror = config.inference.mirror
+    yield not set(mirror) <= set(range(dims)), "inference.mirror", f"axes are 0 to {dims - 1}"
+    flat = [name for name, _ in config.augment.named() if name == "albumentations"]
+    yield bool(flat) and dims != 2, "augment", f"albumentations is for 2D, and model.dims is {dims}"
+
+
+def _of_patches(config: Config) -> Iterator[Rule]:
+    patch, data = config.patch, config.data
+    yield patch.axis is not None and config.model.dims != 2, "patch.axis", "planes are for 2D models: set model.dims=2"
+    across = patch.axis == "all" and data.spacing is not None
+    yield across, "patch.axis", "planes across all axes have no one spacing: leave out data.spacing, or name an axis"
+    weights = patch.classes if isinstance(patch.classes, dict) else {}
+    unknown = [value for value in weights if data.classes and value not in data.classes]
+    yield bool(unknown), "patch.classes", f"{unknown} are no label values of data.classes"
+    nothing = isinstance(patch.classes, dict) and sum(weights.values()) == 0
+    yield nothing, "patch.classes", "one weight at least is greater than 0; foreground=0 centres no patch"
 
 
 def of_model(model: ModelConfig) -> Iterator[Rule]:
@@ -141,14 +156,17 @@ def _of_stages(model: ModelConfig) -> Iterator[Rule]:
     yield model.deep_supervision > coarser, "model.deep_supervision", f"at most {coarser} coarser decoder stages exist"
 
 
-def _of_ranges(config: Config) -> Iterator[Rule]:
-    yield config.loss.dice == config.loss.cross_entropy == 0, "loss", "every term has weight 0"
-    for name, value in config.augment:
-        if hasattr(value, "range"):
-            low, high = value.range
-            yield low > high, f"augment.{name}.range", "the smallest comes first"
-            yield name in ("scaling", "gamma") and low <= 0, f"augment.{name}.range", f"greater than 0, got {low}"
-            yield name == "noise" and low < 0, f"augment.{name}.range", f"a deviation is 0 or more, got {low}"
+def _of_loss(config: Config) -> Iterator[Rule]:
+    loss, classes = config.loss, len(dict.fromkeys(config.data.classes.values()))
+    yield not loss.terms, "loss", "every term has weight 0"
+    alone = set(loss.terms) <= {"boundary", "hausdorff", "cldice"}
+    yield alone and bool(loss.terms), "loss", f"{', '.join(loss.terms)} stands beside a term such as dice, not alone"
+    for name, term in loss.terms.items():
+        factors = term.settings.get("class_weights")
+        wrong = bool(classes) and factors is not None and len(factors) != classes
+        yield wrong, f"loss.{name}.class_weights", f"{len(factors or ())} weights for the {classes} of data.classes"
+    nothing = "tversky" in loss.terms and loss.tversky.alpha == loss.tversky.beta == 0
+    yield nothing, "loss.tversky", "alpha and beta are both 0, so that no error counts"
 
 
 def _of_outputs(config: Config) -> Iterator[Rule]:
@@ -161,6 +179,27 @@ def _of_outputs(config: Config) -> Iterator[Rule]:
     solid = settings.slices is not None and config.model.dims != 2
     yield solid, "inference.slices", f"slices are for 2D models, and model.dims is {config.model.dims}"
     yield len(set(settings.outputs)) < len(settings.outputs), path, "each kind stands once"
+    partial = settings.cutout is not None and bool(settings.keep_largest)
+    whole = "the largest component of a cut-out need not be that of the whole image: say inference.keep_largest=[]"
+    yield partial, "inference.keep_largest", whole
+
+
+def _of_training(config: Config) -> Iterator[Rule]:
+    optimizer, training = config.optimizer, config.training
+    schedule = optimizer.schedule or {"sgd": "polynomial", "adamw": "cosine"}[optimizer.name]
+    cyclic = optimizer.cycles > 1
+    yield cyclic and schedule != "cosine", "optimizer.cycles", f"cycles are for the cosine schedule, not {schedule}"
+    both = cyclic and optimizer.swa > 0
+    yield both, "optimizer.swa", "snapshots (cycles) and an even average are two ways; take one"
+    uneven = config.patch.batch % training.accumulate > 0
+    parts = f"a batch of {config.patch.batch} cannot be computed in {training.accumulate} equal parts"
+    yield uneven, "training.accumulate", f"{parts}; take a divisor of patch.batch"
+    blind = config.data.fold == "all"
+    judged = "needs validation scores, and data.fold is all"
+    yield blind and training.patience is not None, "training.patience", judged
+    yield blind and schedule == "plateau", "optimizer.schedule", f"plateau {judged}"
+    needless = training.transfer.unfreeze is not None and not training.transfer.freeze
+    yield needless, "training.transfer.unfreeze", "nothing is frozen: set training.transfer.freeze"
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -12,6 +12,8 @@ from densepred.config.normalize import Normalize, ZScore
 Bits = Annotated[tuple[Annotated[int, Field(gt=0)] | str, ...], Field(strict=False)]
 """Flags of a data-quality plane: their values (1, 2, 4 ...), or names that `validity.flags` gives to such."""
 
+Resampling = Literal["linear", "cubic", "nnunet"]
+
 
 class ChannelConfig(Section):
     """A channel of which more is to be said than its files."""
@@ -68,6 +70,8 @@ class DataConfig(Section):
     """Label values that mark voxels without a truth: left out of loss and scores. Invalid pixels get the first one."""
     spacing: Annotated[tuple[float, ...], Field(strict=False)] | Literal["median"] | None = None
     """Voxel spacing to resample to, slowest axis first; `median` of the training cases; none keeps the grids."""
+    resampling: Resampling = "linear"
+    """How images get to `spacing`: linear or cubic, both antialiased; nnunet: cubic as nnU-Net does it."""
     normalize: Normalize = ZScore()
     """Intensities, over the valid voxels of each case and channel; `{name: asinh, softening: 3}` has settings."""
     folds: Annotated[int, Field(ge=2)] = 5

@@ -28,6 +28,10 @@ class InferenceConfig(Section):
     """Windows whose normalised values span at most so much are predicted once for all; 0 skips windows of one value."""
     mirror: Annotated[tuple[int, ...], Field(strict=False)] = ()
     """Axes mirrored for test-time augmentation; every subset is one more forward pass."""
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Logits are divided by it before they become probabilities or entropy; `densepred crossval` fits it."""
+    keep_largest: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Classes of which only the largest component stays in label maps, one after the other; `*`: all together."""
     slices: Literal[0, 1, 2, "all"] | None = None
     """Volumes by a 2D model: the axis that its images lie across, or all three, of whose logits the mean is taken."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

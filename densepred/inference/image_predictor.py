@@ -18,6 +18,7 @@ from densepred.config import Config, ModelConfig
 from densepred.config.base import parse_size
 from densepred.device import pick_device
 from densepred.errors import InputError
+from densepred.inference.components import KeepLargest
 from densepred.inference.compute import Reduce, WithinMemory, computing
 from densepred.inference.origin import Origin
 from densepred.inference.outputs import (
@@ -70,6 +71,7 @@ class ImagePredictor:
         models = [model] if isinstance(model, nn.Module) else list(model)
         self.models = tuple(to_channels_last(one.eval().to(self.device)) for one in models)
         self._compute = computing(self.models, config, self.device)
+        self.largest = KeepLargest.of(plan, settings.keep_largest)
         self.sharing = 1  # predictors that share the memory of the device
 
     @property
@@ -140,7 +142,8 @@ class ImagePredictor:
         for start, stop, arrays in within.slabs(whole, progress):
             logits, (invalid,) = torch.from_numpy(arrays["logits"]), arrays["invalid"]
             spread = torch.from_numpy(arrays["variance"]) if variance else None
-            yield Predicted(start, stop, logits, invalid if invalid.any() else None, spread)
+            heat = 1.0 if self.config.inference.bin > 1 else self.config.inference.temperature  # blocks are cooled
+            yield Predicted(start, stop, logits, invalid if invalid.any() else None, spread, heat)
         self._tell_invalid(volume, within.report.invalid)
 
     def reduce(self, planes: Predicted, kind: str) -> NDArray[Any]:
@@ -174,7 +177,8 @@ class ImagePredictor:
         seen = seen or self._seen(volume)
         source = seen if box is None else seen.cutout(box)
         slices = settings.slices if volume.dims > self.plan.dims else None
-        return VolumePass(source, volume.spacing, self.plan.spacing, settings.bin, slices, name)
+        spacings, ways = (volume.spacing, self.plan.spacing), (self.plan.resampling, settings.temperature)
+        return VolumePass(source, *spacings, settings.bin, slices, name, *ways)
 
     def _within(
         self,
@@ -188,7 +192,8 @@ class ImagePredictor:
         budget = None if settings.memory is None else parse_size(settings.memory)
         compute = self._compute.giving_variance() if "variance" in kinds else self._compute
         voxel = bytes_of(kinds, self.plan, self.head)
-        return WithinMemory(image, compute, budget, scratch, self.sharing, voxel)
+        held = self.largest.bytes_of(image.result_shape) if "labels" in kinds else 0
+        return WithinMemory(image, compute, budget, scratch, self.sharing, voxel, held)
 
     def _reduced(self, kinds: Iterable[str]) -> Reduce:
         return lambda planes: {kind: reduced(kind, planes, self.plan, self.head) for kind in kinds}

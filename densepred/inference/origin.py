@@ -14,6 +14,9 @@ from densepred.cases.plan import Plan
 from densepred.config import Config, ModelConfig
 from densepred.volumes import Provenance
 
+LATER = ("temperature", "keep_largest")
+"""Settings that came later: where they do nothing, the hash is that of before, and what was predicted is done."""
+
 
 @dataclass
 class Origin:
@@ -44,6 +47,8 @@ class Origin:
     def config_hash(self) -> str:
         """SHA-256 of what, besides the weights, decides on the values of a result."""
         aside = {"device", "memory", "outputs", "record_paths"}
+        known = type(self.config.inference).model_fields
+        aside |= {name for name in LATER if getattr(self.config.inference, name) == known[name].default}
         settings = self.config.inference.model_dump(mode="json", exclude=aside)
         parts = [settings, self.config.model.model_dump(mode="json"), self.plan.model_dump(mode="json")]
         parts += [other.model_dump(mode="json") for other in self.others]

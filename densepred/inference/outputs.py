@@ -32,6 +32,7 @@ class Predicted:
         logits: (K, n, *rest) float32; of a regression its values.
         invalid: bool (n, *rest), the pixels that do not count; None where all do.
         variance: (1, n, *rest), of the probabilities over models and mirrored views, where it was asked for.
+        temperature: by which the logits are divided for probabilities and entropy.
     """
 
     start: int
@@ -39,6 +40,7 @@ class Predicted:
     logits: Tensor
     invalid: NDArray[np.bool_] | None
     variance: Tensor | None = None
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,14 @@ def _labels(planes: Predicted, plan: Plan, head: HeadSpec) -> Tensor:
     return reduce.labels(planes.logits, torch.from_numpy(np.array(plan.values, label_type(plan))))
 
 
+def _shares(planes: Predicted) -> Tensor:
+    return reduce.probabilities(planes.logits, planes.temperature)
+
+
+def _entropy(planes: Predicted) -> Tensor:
+    return reduce.entropy(planes.logits, planes.temperature)
+
+
 def _variance(planes: Predicted, plan: Plan, head: HeadSpec) -> Tensor:
     assert planes.variance is not None  # the stream was asked for it
     return planes.variance
@@ -80,9 +90,9 @@ def _means(planes: Predicted, plan: Plan, head: HeadSpec) -> Tensor:
 
 KINDS: dict[str, Kind] = {
     "labels": Kind(_labels, "label"),
-    "probabilities": Kind(lambda planes, plan, head: reduce.probabilities(planes.logits), "probability", wide=True),
+    "probabilities": Kind(lambda planes, plan, head: _shares(planes), "probability", wide=True),
     "logits": Kind(lambda planes, plan, head: planes.logits, "logit", wide=True, heads=(Segmentation, Regression)),
-    "entropy": Kind(lambda planes, plan, head: reduce.entropy(planes.logits), "entropy", unit="nat"),
+    "entropy": Kind(lambda planes, plan, head: _entropy(planes), "entropy", unit="nat"),
     "variance": Kind(_variance, "variance"),
     "regression": Kind(_means, "mean", wide=True, heads=(Regression,)),
 }
@@ -193,12 +203,12 @@ def gathered(
     Args:
         grid: of the result.
         held: what each kind holds.
-        slabs: (z0, z1, kind -> (C, z1 - z0, *rest)), in order.
+        slabs: (z0, z1, kind -> (C, z1 - z0, *rest)), in order for each kind.
     """
     arrays = {kind: np.empty((one.channels, *grid.shape[1:]), one.dtype) for kind, one in held.items()}
     for start, stop, found in slabs:
-        for kind, values in arrays.items():
-            values[:, start:stop] = found[kind]
+        for kind, values in found.items():
+            arrays[kind][:, start:stop] = values
     volumes = {kind: grid.like(values, labels=kind == "labels") for kind, values in arrays.items()}
     for kind, result in volumes.items():
         result.classes, result.unit = dict(held[kind].names), held[kind].unit
@@ -259,10 +269,10 @@ class Outputs:
         )
 
     def write(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Append finished planes, kind -> (C, n, *rest), of the image that was begun last to every file."""
-        for kind, writer in self._writers.items():
+        """Append finished planes, kind -> (C, n, *rest), of the image that was begun last to the files of these."""
+        for kind, values in arrays.items():
             try:
-                writer.write(arrays[kind])
+                self._writers[kind].write(values)
             except OSError as error:
                 error.filename = error.filename or str(self.paths[kind])
                 raise

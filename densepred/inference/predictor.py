@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from densepred.cases.case import Case
 from densepred.cases.preprocess import NormalizedVolume
 from densepred.inference.compute import Report
+from densepred.inference.folds import decided, read_ensemble
 from densepred.inference.image_predictor import ImagePredictor
 from densepred.inference.inputs import find_inputs
 from densepred.inference.loading import joint_hash, read_runs
@@ -43,8 +44,9 @@ def load(
     """Read a run directory for prediction, or several whose mean is predicted; nothing in them can run code.
 
     Args:
-        run: folder with `config.yaml`, `plan.json` and the weights; of several the first one's recipe says how windows
-            are laid, and what they see and predict must agree.
+        run: folder with `config.yaml`, `plan.json` and the weights, or that of a cross-validation, which stands for its
+            folds and settings; of several the first one's recipe says how windows are laid, and what they see and
+            predict must agree.
         overrides: `inference.key=value` texts; of the data section, what `MAY_CHANGE` names.
         weights: "last", or "best" for the epoch that scored best on the validation cases (optimistic on those).
         device: where to compute, whatever the recipe says; in no record, as the result is the same.
@@ -58,7 +60,9 @@ def load(
         >>> labels = load(["runs/fold0", "runs/fold1"]).predict("ct.nii.gz")  # doctest: +SKIP
     """
     folders = [run] if isinstance(run, str | Path) else list(run)
-    members = read_runs([Path(folder) for folder in folders], overrides, weights)
+    found = [read_ensemble(Path(folder)) for folder in folders]
+    overrides = [*decided(found), *overrides]
+    members = read_runs([run for one in found for run in one.runs], overrides, weights)
     first, *others = members
     config = first.config
     if device is not None:
@@ -68,7 +72,7 @@ def load(
         config,
         first.plan,
         joint_hash(members),
-        [member.name for member in members],
+        [one.name for one in found],
         overrides,
         [member.config.model for member in others],
     )
@@ -209,7 +213,7 @@ class Predictor(ImagePredictor):
                     asked = Range(case, tuple(paths), seen.fitted, scratch)
                     slabs = together(within, self._reduced(paths), asked, others if count == 1 else (), progress)
                     with closing(slabs), Behind(outputs.write) as write:
-                        for _, _, arrays in slabs:
+                        for _, _, arrays in self.largest.held(slabs, within.image.result_shape):
                             write(arrays)
                     self._tell_invalid(volume, within.report.invalid)
             if before_placing is not None:
@@ -247,7 +251,8 @@ class Predictor(ImagePredictor):
     def _gathered(
         self, volume: Volume, kinds: Sequence[str], slabs: Iterator[tuple[int, int, Arrays]]
     ) -> dict[str, Volume]:
-        return gathered(self.grid(volume), {kind: contents(kind, self.plan, self.head) for kind in kinds}, slabs)
+        grid, held = self.grid(volume), {kind: contents(kind, self.plan, self.head) for kind in kinds}
+        return gathered(grid, held, self.largest.held(slabs, grid.shape[1:]))
 
     @property
     def _planes_required(self) -> bool:

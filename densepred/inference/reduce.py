@@ -39,14 +39,18 @@ def labels(logits: Tensor, values: Tensor) -> Tensor:
     return _by_pieces(lambda piece: values[piece.max(0, keepdim=True).indices], logits, out)
 
 
-def probabilities(logits: Tensor) -> Tensor:
-    """The softmax over the classes: (K, n, *rest).
+def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """The softmax over the classes of the logits divided by a temperature: (K, n, *rest).
 
     Example:
         >>> probabilities(torch.tensor([[0.0], [0.0]])).flatten().tolist()
         [0.5, 0.5]
     """
-    return _by_pieces(_softmax, logits, torch.empty_like(logits))
+    return _by_pieces(lambda piece: _softmax(_cooled(piece, temperature)), logits, torch.empty_like(logits))
+
+
+def _cooled(logits: Tensor, temperature: float) -> Tensor:
+    return logits if temperature == 1 else logits / temperature
 
 
 def _softmax(logits: Tensor) -> Tensor:
@@ -54,8 +58,8 @@ def _softmax(logits: Tensor) -> Tensor:
     return weights.div_(total)
 
 
-def entropy(logits: Tensor) -> Tensor:
-    """-sum p log p over the classes in nats, from 0 to log K: (1, n, *rest).
+def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """-sum p log p over the classes in nats, from 0 to log K: (1, n, *rest); p as of `probabilities`.
 
     As log(sum exp(d)) - sum exp(d) d / sum exp(d), d the distance to the largest logit: no term is negative, so that
     nothing cancels, and a class with a logit of minus infinity adds nothing (Shannon 1948).
@@ -64,7 +68,7 @@ def entropy(logits: Tensor) -> Tensor:
         >>> round(entropy(torch.tensor([[0.0], [0.0]])).item(), 6)
         0.693147
     """
-    return _by_pieces(_entropy, logits, torch.empty_like(logits[:1]))
+    return _by_pieces(lambda piece: _entropy(_cooled(piece, temperature)), logits, torch.empty_like(logits[:1]))
 
 
 def _entropy(logits: Tensor) -> Tensor:
