@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from densepred.inference.inputs import find_inputs
 from densepred.inference.layouts import Bids, Layout, Plain
 from densepred.inference.manifest import Manifest
 from densepred.inference.outputs import default_kind
-from densepred.inference.predictor import load
+from densepred.inference.predictor import Predictor, load
 from densepred.inference.records import FAILURES, write_meaning
 from densepred.inference.shards import Shard, held, record_of
 from densepred.inference.tabular import write_table
@@ -22,6 +23,7 @@ from densepred.inference.work import BatchResult, Job, Work, failing
 from densepred.volumes.region import parse_region
 
 __all__ = ["BatchResult", "predict"]
+_LOG = logging.getLogger(__name__)
 
 
 def predict(
@@ -61,7 +63,7 @@ def predict(
         StoppedError: a signal; likewise.
     """
     engine = engine or Local()
-    predictor = load(run, overrides, device=engine.device)
+    predictor = _telling(load(run, overrides, device=engine.device))
     if predictor.config.inference.cutout is not None:
         parse_region(predictor.config.inference.cutout)  # a slip of the pen is found before anything is read
     cases = find_inputs([str(item) for item in inputs], predictor.config, predictor.plan.image_channels)
@@ -92,6 +94,12 @@ def predict(
             result.failed |= {case: said.failed[case] for case in said.failed.keys() - result.failed.keys()}
         with engine.workers(_folders(run), overrides, predictor) as workers:
             return Work(predictor, layout, manifest, result, overwrite, shard).run(jobs, workers)
+
+
+def _telling(predictor: Predictor) -> Predictor:
+    for line in predictor.origin.why:
+        _LOG.info("%s", line)
+    return predictor
 
 
 def _folders(run: str | Path | Sequence[str | Path]) -> list[Path]:
