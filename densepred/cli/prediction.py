@@ -71,9 +71,13 @@ def evaluate(
     tolerance: Annotated[float | None, typer.Option(help="of surface_dice, in mm or the spacing's unit")] = None,
     instances: Annotated[bool, typer.Option("--instances", help="values are numbers of objects of one class")] = False,
 ) -> None:
-    """Score predictions and draw the worst and the median case."""
+    """Score predictions and draw the worst and the median case. Tables (CSV) are of whole images."""
     from densepred import evaluation
 
+    if predictions.endswith(".csv"):
+        whole = evaluation.evaluate_table(predictions, labels)
+        show(whole.table(), *map(str, whole.save(out)))
+        raise typer.Exit(whole.exit_code)
     more = [name.strip() for name in metrics.split(",") if name.strip()]
     scores = evaluation.evaluate(
         predictions,

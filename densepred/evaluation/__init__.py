@@ -13,5 +13,6 @@ from densepred.evaluation.measures import MEASURES
 from densepred.evaluation.pictures import draw_cases
 from densepred.evaluation.scores import CaseResult, Scores
 from densepred.evaluation.summaries import Failure
+from densepred.evaluation.whole_images import TableScores, evaluate_table
 
-__all__ = ["MEASURES", "CaseResult", "Failure", "Scores", "draw_cases", "evaluate"]
+__all__ = ["MEASURES", "CaseResult", "Failure", "Scores", "TableScores", "draw_cases", "evaluate", "evaluate_table"]
