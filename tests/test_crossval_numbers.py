@@ -11,11 +11,11 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import bootstrap
 
 from densepred.cases.case import Case
-from densepred.crossval.bootstrap import gain, interval, means, resampled
 from densepred.crossval.calibration import DOUBT, Sample, fit_temperature, loss, reliability
 from densepred.crossval.decisions import _and_no_class_loses, _more_than_noise
 from densepred.crossval.sampling import PER_CASE, Drawn, sample_case
 from densepred.inference.predictor import load
+from densepred.metrics.bootstrap import gain, interval, means, resampled
 from tests.untrained_runs import image, noise, run_of
 
 GENERATOR = np.random.default_rng(0)

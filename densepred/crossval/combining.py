@@ -10,7 +10,6 @@ from pathlib import Path
 
 from densepred import config as configuration
 from densepred.cases.plan import Plan
-from densepred.crossval.bootstrap import gain, interval
 from densepred.crossval.decisions import FEWEST, Decision, Paired
 from densepred.crossval.held_out import HeldOut, Setup, predict_held_out
 from densepred.crossval.judging import MIRROR, judge
@@ -22,6 +21,7 @@ from densepred.files import atomic_write, locked, writable_folder
 from densepred.inference.engines import devices_of
 from densepred.inference.engines.local import Local
 from densepred.inference.folds import DECISIONS, DONE, RECORD, read_record, write_record
+from densepred.metrics.bootstrap import gain, interval
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ from densepred.inference.engines.local import Local
 from densepred.inference.inputs import find_inputs
 from densepred.inference.layouts import Bids, Layout, Plain
 from densepred.inference.manifest import Manifest
+from densepred.inference.outputs import default_kind
 from densepred.inference.predictor import Predictor, load
 from densepred.inference.records import FAILURES, write_meaning
 from densepred.inference.shards import Shard, held, record_of
+from densepred.inference.tabular import write_table
 from densepred.inference.work import BatchResult, Job, Work, failing
 from densepred.volumes.region import parse_region
 
@@ -35,6 +37,8 @@ def predict(
     engine: Engine | None = None,
 ) -> BatchResult:
     """Segment files into `out/<id>` with the suffix of the images' format (`.nii.gz`, `.fits.fz`, `.tif` ...).
+
+    Maps of numbers go to `out/regression/<id>`, what is predicted of whole images to `out/predictions.csv`.
 
     Args:
         run: the run directory (its config, plan and weights are used), or several whose mean is predicted.
@@ -64,7 +68,11 @@ def predict(
         parse_region(predictor.config.inference.cutout)  # a slip of the pen is found before anything is read
     cases = find_inputs([str(item) for item in inputs], predictor.config, predictor.plan.image_channels)
     settings = predictor.config.inference
-    layout: Layout = Plain(Path(out), settings.outputs)
+    if predictor.whole:
+        said = write_table(predictor, cases if shard is None else shard.of(cases), Path(out), overwrite, shard)
+        if not predictor.maps:
+            return said
+    layout: Layout = Plain(Path(out), settings.outputs or (default_kind(predictor.head),))
     if bids:
         layout = Bids(Path(out), cases[0].images[0], predictor.name, predictor.plan, settings)
     layout.prepare()
@@ -82,6 +90,8 @@ def predict(
         manifest.settle(None if shard is None else {job.key for job in jobs})
         write_meaning(predictor.plan, manifest, [job.key for job in jobs], overwrite)
         manifest.compact()
+        if predictor.whole:
+            result.failed |= {case: said.failed[case] for case in said.failed.keys() - result.failed.keys()}
         with engine.workers(_folders(run), overrides, predictor) as workers:
             return Work(predictor, layout, manifest, result, overwrite, shard).run(jobs, workers)
 

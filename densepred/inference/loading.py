@@ -18,13 +18,14 @@ from densepred.cases.plan import Plan
 from densepred.config import Config
 from densepred.errors import InputError, UnsafeError
 from densepred.files import is_pickled, sha256
+from densepred.inference.heads import heads_of
 from densepred.models.build import build
 from densepred.models.dense import Model
 from densepred.models.weights import Pretraining
 
 WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
 PRETRAINING = "pretraining.json"
-MAY_CHANGE = ("inference.", "data.axes", "data.checksum", "data.validity.least")
+MAY_CHANGE = ("inference.", "data.axes", "data.checksum", "data.validity.least", "data.table")
 """What a prediction may be given anew; anything else belongs to the training."""
 
 
@@ -86,6 +87,9 @@ def _read_and_predicted(plan: Plan) -> dict[str, str]:
         "axes": str(plan.reading.axes),
         "flags": str(plan.reading.bits),
         "validity": str(plan.reading.validity),
+        "regions": str(plan.regions),
+        "targets": ", ".join(f"{name} {one}" for name, one in plan.targets.items()),
+        "covariates": ", ".join(map(str, plan.covariates)),
     }
 
 
@@ -123,7 +127,7 @@ def read_run(folder: Path, overrides: Sequence[str] = (), weights: str = "last")
     config = configuration.load(folder / "config.yaml", overrides)
     plan = _read_as(Plan.load(folder / "plan.json"), config, overrides)
     path = folder / WEIGHTS[weights]
-    model = build(config.model, len(plan.channels), len(plan.classes))
+    model = build(config.model, len(plan.channels), heads_of(config, plan))
     load_weights(model, read_weights(path), path)
     if (folder / PRETRAINING).is_file():
         model.get_submodule("encoder").pretraining = _pretraining(folder / PRETRAINING)  # type: ignore[assignment]
