@@ -125,13 +125,17 @@ def _decisive(config: Config) -> dict[str, Any]:
 
 
 def _difference(before: Config, given: Config) -> str:
-    ours, theirs = _decisive(_unfitted(before, given)), _decisive(given)
-    return "; ".join(
-        f"{section}.{key} was {value}, now {theirs[section][key]}"
-        for section, keys in ours.items()
-        for key, value in keys.items()
-        if theirs[section][key] != value
-    )
+    ours, theirs = _flat(_decisive(_unfitted(before, given))), _flat(_decisive(given))
+    keys = [key for key in dict.fromkeys((*ours, *theirs)) if ours.get(key) != theirs.get(key)]
+    return "; ".join(f"{key} was {ours.get(key)}, now {theirs.get(key)}" for key in keys)
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Each setting by its whole name."""
+    if not isinstance(value, dict):
+        return {path: value}
+    inner = (_flat(one, f"{path}.{key}" if path else key) for key, one in value.items())
+    return {key: one for found in inner for key, one in found.items()}
 
 
 def chosen(every: Sequence[Fold], asked: Sequence[int] | None) -> list[int]:
