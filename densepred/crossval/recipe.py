@@ -50,8 +50,12 @@ def shared(config: Config, out: Path) -> Shared:
     alike can be averaged. The held-out cases lend these few numbers and nothing else.
 
     Raises:
-        InputError: a fault of the recipe or of the cases, or another recipe was cross-validated in the folder.
+        InputError: a fault of the recipe or of the cases, no classes of voxels are learnt, or another recipe was
+            cross-validated in the folder.
     """
+    if not config.data.segments:
+        what = "cross-validation scores label maps, and this recipe learns none"
+        raise InputError(what, "train its folds one by one: densepred train CONFIG data.fold=0 --run FOLDER")
     found = collect(config.data)
     every, groups = folds(found, config.data), groups_of(found, config.data)
     ids = {case for fold in every for side in fold for case in side}

@@ -45,7 +45,7 @@ class KeepLargest:
             what = f"inference.keep_largest: {unknown[0]!r} is no class of this model"
             raise InputError(what, f"choose of {', '.join(known)}, or {ALL} for all of them together")
         groups = tuple(tuple(known.values()) if name == ALL else (known[name],) for name in names)
-        return cls(groups, plan.values[0])
+        return cls(groups, plan.values[0] if plan.values else 0)
 
     def bytes_of(self, shape: Sequence[int]) -> int:
         """The most memory that `held` takes for an image of a spatial shape."""
