@@ -21,7 +21,7 @@ class Engine(StrEnum):
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="folder of a training", metavar="RUN")],
+    run: Annotated[Path, typer.Argument(help="folder of a training or a cross-validation", metavar="RUN")],
     words: Annotated[
         list[str], typer.Argument(metavar="INPUT", help="files, folders, globs, lists; inference.KEY=...")
     ],
