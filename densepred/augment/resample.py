@@ -204,7 +204,7 @@ class _Labels:
 
 
 def _classes_at(labels: _Labels, cells: _Cells, classes: int) -> tuple[Tensor, Tensor | None]:
-    """The class of each cell; and on a CPU, in place of computing shares, where they must be for corners that differ."""
+    """The class of each cell; on a CPU also where corners differ, whose shares are still to be computed."""
     if labels.at.device.type != "cpu":  # choosing voxels would wait for the device
         return _largest_share(labels.corners(cells), cells.share, classes), None
     found = labels.low.index_select(0, cells.base)
