@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from densepred.augment.pieces import at_once
 from densepred.losses import IGNORE
 
 _BORDER = 2
@@ -123,7 +124,7 @@ def _flat(values: Tensor, pad: tuple[int, ...], value: float) -> Tensor:
 def _slabs(image: Tensor) -> list[tuple[slice, slice]]:
     """The parts to compute one after the other: samples, and rows of axis 0."""
     count, rows = image.shape[0], image.shape[2]
-    if image.device.type != "cpu":
+    if at_once(image.device):
         return [(slice(0, count), slice(0, rows))]
     step = max(1, _SLAB // math.prod(image.shape[3:]))
     return [(slice(i, i + 1), slice(r, min(r + step, rows))) for i in range(count) for r in range(0, rows, step)]
@@ -205,7 +206,7 @@ class _Labels:
 
 def _classes_at(labels: _Labels, cells: _Cells, classes: int) -> tuple[Tensor, Tensor | None]:
     """The class of each cell; on a CPU also where corners differ, whose shares are still to be computed."""
-    if labels.at.device.type != "cpu":  # choosing voxels would wait for the device
+    if at_once(labels.at.device):  # choosing voxels would wait for the device
         return _largest_share(labels.corners(cells), cells.share, classes), None
     found = labels.low.index_select(0, cells.base)
     return found, (found != labels.high.index_select(0, cells.base)).nonzero().view(-1)
