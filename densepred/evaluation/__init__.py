@@ -13,5 +13,18 @@ from densepred.evaluation.measures import MEASURES
 from densepred.evaluation.pictures import draw_cases
 from densepred.evaluation.scores import CaseResult, Scores
 from densepred.evaluation.summaries import Failure
+from densepred.evaluation.value_pictures import draw_curves
+from densepred.evaluation.values import ValueScores, evaluate_values, is_of_values
 
-__all__ = ["MEASURES", "CaseResult", "Failure", "Scores", "draw_cases", "evaluate"]
+__all__ = [
+    "MEASURES",
+    "CaseResult",
+    "Failure",
+    "Scores",
+    "ValueScores",
+    "draw_cases",
+    "draw_curves",
+    "evaluate",
+    "evaluate_values",
+    "is_of_values",
+]

@@ -103,7 +103,7 @@ def evaluate(
             one = _meant(case, truth, predicted[case], found, allowed, meaning)
             counted.append(_measured(one, meaning, wanted, reading) if wanted.metrics else one)
         except (DensepredError, OSError) as error:
-            failures.append(_failure(case, truth, predicted[case], error))
+            failures.append(failure_of(case, truth, predicted[case], error))
     known = _names({value for of in counted for value in of.values}, names)
     results = [_result(of, list(known)) for of in counted]
     unlabelled = sorted(predicted.keys() - truths.keys())
@@ -176,7 +176,8 @@ def _result(of: _Counted, values: list[int]) -> CaseResult:
     return CaseResult(of.case, of.truth, of.prediction, matrix, left_out, of.voxel, of.measured, of.unit)
 
 
-def _failure(case: str, truth: Path, prediction: Path, error: DensepredError | OSError) -> Failure:
+def failure_of(case: str, truth: Path, prediction: Path, error: DensepredError | OSError) -> Failure:
+    """What is said of a case that could not be scored."""
     if isinstance(error, DensepredError):
         pattern = next(filter(None, map(_pattern, {prediction, truth} & {error.file})), None)
         fix = f"give a pattern that says which, such as '{pattern}'" if pattern else error.fix
