@@ -107,6 +107,29 @@ def test_probabilities(probabilities: tuple[np.ndarray, np.ndarray], tmp_path: P
     assert imread(picture).std() > 0.05
 
 
+def test_confident_probabilities_keep_their_curves(tmp_path: Path):
+    """Nearly all lie within 1e-3 of 0 or 1, where equal bins of probability would join them."""
+    rng = np.random.default_rng(2)
+    labels = (rng.random((1, 40, 40, 40)) < 0.1).astype(np.uint8)
+    logits = rng.normal(12.0 * labels[0] - 9, 4)
+    shares = np.stack([1 / (1 + np.exp(logits)), 1 / (1 + np.exp(-logits))]).astype(np.float32)
+    save(tmp_path / "p", "a", shares)
+    save(tmp_path / "l", "a", labels)
+    scores = evaluate_values(tmp_path / "p", tmp_path / "l", ["auc", "tpr@0.05"], tmp_path / "s")
+    exact = Ranking.of(shares[1], labels[0])
+    found = scores.pooled["1"]
+    assert isinstance(found, Ranking)
+    assert abs(found.auc - exact.auc) <= found.auc_error < 2e-4 < Ranking.of(shares[1], labels[0], 4096).auc_error
+    assert scores.cases[1]["tpr@0.05"] == pytest.approx(exact.tpr_at(0.05), abs=2e-3)
+    with open(tmp_path / "s" / "roc.csv", newline="") as file:
+        curve = [{key: float(value) for key, value in row.items() if key != "of"} for row in csv.DictReader(file)]
+    assert [row["threshold"] for row in (curve[0], curve[-1])] == [math.inf, 0]
+    for row in curve[100:4000:300]:
+        called = shares[1] >= row["threshold"]
+        assert called[labels[0] == 1].mean() == pytest.approx(row["tpr"], abs=2e-3)
+        assert called[labels[0] == 0].mean() == pytest.approx(row["fpr"], abs=2e-3)
+
+
 def test_from_the_command_line(maps: dict[str, tuple[np.ndarray, np.ndarray]], tmp_path: Path):
     save(tmp_path / "maps", "c", np.zeros((2, *SHAPE), np.float32))
     words = ["evaluate", str(tmp_path / "maps"), str(tmp_path / "truth"), "--out", str(tmp_path / "out")]

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 BINS = 4096
-"""Of the probabilities, for ROC curves: their areas are off by less than 1e-3, by how much at most is written."""
+"""Of the log-odds of probabilities, for ROC curves; by how much their areas are off at most is written."""
+_ODDS = 16.0  # beyond exp(-16) to 1, about 1e-7, probabilities are not told apart
 OF_MAPS = ("mse", "rmse", "mae", "bias", "pearson", "r2")
 OF_PROBABILITIES = ("auc", "average_precision", "tpr@FPR", "ece", "brier")
 ALL = "all classes"
@@ -111,7 +112,7 @@ class ValueScores:
             {"of": name, "threshold": threshold, "fpr": false, "tpr": true}
             for name, of in self.pooled.items()
             if isinstance(of, Ranking)
-            for false, true, threshold in zip(*of.roc, strict=True)
+            for false, true, threshold in zip(*of.roc[:2], _probability(of.roc[2]).tolist(), strict=True)
             if not math.isnan(false + true)
         ]
         if curves:
@@ -230,12 +231,25 @@ def _probability_sums(truth: Path, prediction: Path, reading: Reading, meaning: 
                 for channel, name in enumerate(names.values()):
                     if channel or len(names) == 1:
                         inside = np.where(index < 0, -1, index == channel)
-                        parts[name] = Ranking.of(shares[channel], inside, BINS)
+                        parts[name] = Ranking.of(_spread(shares[channel]), inside, BINS)
             except ValueError as error:
                 fix = "give what inference.outputs: [probabilities] wrote"
                 raise InputError(f"no probabilities: {error}", fix, prediction) from error
             found = {name: found[name] + of if name in found else of for name, of in parts.items()}
     return found
+
+
+def _spread(probabilities: np.ndarray) -> np.ndarray:
+    """Their log-odds, scaled to 0..1: confident networks put nearly all voxels beside 0 and 1."""
+    with np.errstate(divide="ignore"):
+        odds = np.log(probabilities) - np.log1p(-np.minimum(probabilities, 1))
+    return np.asarray(np.clip((odds / _ODDS + 1) / 2, 0, 1))
+
+
+def _probability(spread: np.ndarray) -> np.ndarray:
+    """The probability of which `_spread` gives these edges of bins; the first is 0, and inf stays."""
+    found = 1 / (1 + np.exp(-_ODDS * (2 * spread - 1)))
+    return np.where(np.isinf(spread), np.inf, np.where(spread == 0, 0, found))
 
 
 def _classes(meaning: Meaning, channels: int, path: Path) -> dict[int, str]:
