@@ -66,7 +66,7 @@ def test_rules_take_what_is_more_than_noise_and_harms_no_class() -> None:
     before = GENERATOR.uniform(0.4, 0.9, (40, 2))
     better = before + GENERATOR.normal(0.02, 0.02, before.shape)
     noisy = before + GENERATOR.normal(0.0, 0.02, before.shape)
-    uneven = before + [[0.05, -0.01]]
+    uneven = before + np.array([[0.05, -0.01]])
     assert _more_than_noise(before, better, groups)[0]
     assert not _more_than_noise(before, noisy, groups)[0]
     assert not _more_than_noise(before, before, groups)[0]

@@ -172,7 +172,7 @@ def test_hippocampus_as_measured(real_data: Path, theirs: Any):
 
 
 def test_the_sets_cover_all_branches():
-    """Without the peer: coarse grids where patches see little, 10th percentiles, a coarse axis that is not the first."""
+    """Without the peer: coarser grids where patches see little, 10th percentiles, a coarse axis that is the last."""
     found = {name: configurations(drawn(known)) for name, known in KNOWN.items()}
     assert {name for name, one in found.items() if "3d_lowres" in one} >= {"Liver", "Lung", "Colon"}
     assert "3d_lowres" not in found["Hippocampus"]

@@ -58,7 +58,8 @@ def combine(folders: Sequence[str | Path], out: str | Path, devices: str | None 
         singles, pairs = [], []
         for path, folds in zip(paths, states, strict=True):
             with locked(path):
-                setup = Setup(path, common, plan, folds, engine)
+                own = replace(common, config=configuration.load(path / RECIPE))
+                setup = Setup(path, own, plan, folds, engine)
                 singles.append(_Candidate(path.name, setup, _predicted(setup, "", mirror)))
         for (a, ours), (b, theirs) in combinations(zip(paths, states, strict=True), 2):
             joint = [
@@ -88,7 +89,9 @@ def _common(paths: Sequence[Path]) -> tuple[Shared, list[list[FoldState]]]:
 
 
 def _mirror(paths: Sequence[Path]) -> list[int]:
-    """The axes that all of them mirror."""
+    """The axes that all of them mirror; none where models of planes and of volumes count their axes differently."""
+    if len({configuration.load(path / RECIPE).model.dims for path in paths}) > 1:
+        return []
     axes = [set(read_record(path / DECISIONS)["settings"].get(MIRROR, [])) for path in paths]
     return sorted(set.intersection(*axes))
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 import numpy as np
 
-from densepred.errors import DONE, NOTHING_DONE, SOME_FAILED, DensepredError, InputError
-from densepred.evaluation.compare import failure_of
+from densepred.errors import DONE, NOTHING_DONE, SOME_FAILED, InputError
+from densepred.evaluation.compare import both_sides, each_scored
 from densepred.evaluation.counting import Reading, check_single, each_pair, integers, slabs
-from densepred.evaluation.pairing import Files, find_files
-from densepred.evaluation.records import Meaning, check_out, failed_before, meaning_of
+from densepred.evaluation.pairing import Files
+from densepred.evaluation.records import Meaning, meaning_of
 from densepred.evaluation.summaries import (
     Failure,
     delimited,
@@ -176,20 +176,15 @@ def evaluate_values(
         raise InputError(f"no metrics of numbers or probabilities: {', '.join(metrics)}", "`evaluate` scores labels")
     for name in metrics:
         _rate(name)
-    predicted, expected = find_files(predictions, "predictions"), find_files(truths, "truths")
-    if out is not None:
-        check_out(out, predicted.values())
-        writable_folder(out)
+    predicted, expected = both_sides(predictions, truths, "truths", out)
     meaning = meaning_of(predicted.values(), axes)
     reading = Reading(frozenset(meaning.ignore), meaning.invalid, axes or meaning.axes, checksum)
     count = _map_sums if _plain(metrics[0]) in OF_MAPS else _probability_sums
-    failed = failed_before(predicted, expected)
-    failures, sums = list(failed.values()), {}
-    for case, truth in [pair for pair in expected.items() if pair[0] in predicted.keys() - failed.keys()]:
-        try:
-            sums[case] = count(truth, predicted[case], _with_channels(reading, predicted[case]), meaning)
-        except (DensepredError, OSError) as error:
-            failures.append(failure_of(case, truth, predicted[case], error))
+
+    def sums_of(case: str, truth: Path, prediction: Path) -> dict[str, Sums]:
+        return count(truth, prediction, _with_channels(reading, prediction), meaning)
+
+    sums, failures = each_scored(predicted, expected, sums_of)
     scores = ValueScores(tuple(metrics), sums, failures)
     if out is not None:
         scores.save(out)

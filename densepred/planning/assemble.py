@@ -71,8 +71,8 @@ def nnunet_settings(fingerprint: Fingerprint, data: DataConfig, one: Configurati
         Setting("inference.mirror", axes, f"the mean of {2**one.dims} mirrored views"),
     ]
     if masked:
-        why = f"cropping to where the images are not 0 leaves {fingerprint.relative_size:.0%}; nnU-Net would take mean and "
-        why += "deviation from there alone"
+        why = f"cropping to where the images are not 0 leaves {fingerprint.relative_size:.0%}; nnU-Net would take mean "
+        why += "and deviation from there alone"
         settings = [
             s._replace(why=f"{s.why}; {why}") if s.path in ("data.normalize", "data.images") else s for s in settings
         ]

@@ -57,8 +57,9 @@ class Cost:
         return self.prepare + training.epochs * self.epoch(config) + validations * self.validation
 
     def steps_within(self, seconds: float) -> int:
-        """How many there is time for, beside preparing the cases and validating now and then."""
-        return max(int((seconds - self.prepare) * (1 - VALIDATION_SHARE) / self.step), 1)
+        """How many there is time for, beside preparing the cases and validating now and then, at least at the end."""
+        left = seconds - self.prepare
+        return max(int((left - max(VALIDATION_SHARE * left, self.validation)) / self.step), 1)
 
 
 def duration(text: str) -> float:

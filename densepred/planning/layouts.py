@@ -48,7 +48,7 @@ def of_folder(folder: Path) -> DataConfig:
         return found
     seen = sorted(path.name for path in folder.iterdir())[:8]
     what = f"no images with labels are recognised here; it holds {', '.join(seen) or 'nothing'}"
-    fix = "say data.images and data.labels in a YAML, or have folders images/ and labels/, or x.nii.gz beside x_seg.nii.gz"
+    fix = "give data.images and data.labels in a YAML, or folders images/ and labels/, or x_seg.nii.gz beside x.nii.gz"
     raise (InputError if any(_image_files(folder)) or inner else NothingDoneError)(what, fix, folder)
 
 

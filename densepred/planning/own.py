@@ -25,7 +25,7 @@ from densepred.planning.nnunet import (
     target_spacing,
     typical_shape,
 )
-from densepred.planning.topology import Topology, activations, features, fitting
+from densepred.planning.topology import LEAST_EDGE, Topology, activations, features, fitting, topology
 
 ALIKE = 0.01
 """Spacings that differ by less than this share are one."""
@@ -33,6 +33,7 @@ FEW_PLANES = 4
 """Volumes of fewer planes are images to a network: 2D is chosen."""
 LEAST_STEPS = 2000
 """A training of fewer steps learns little; before there are fewer, the network gets narrower and the patch smaller."""
+LEAST_STAGES = 2
 LEAST_BASE, LEAST_VOXELS = 8, {2: 64**2, 3: 24**3}
 ON_CPU = {2: 256.0**2, 3: 64.0**3}
 """Voxels of the largest patch on a processor."""
@@ -148,8 +149,10 @@ def _planned(
         spacing,
         shape,
         limits.voxels[dims],
-        lambda net: limits.bytes(LEAST_BATCH * one_patch(net)) > limits.memory,
+        lambda net: net.stages > LEAST_STAGES and limits.bytes(LEAST_BATCH * one_patch(net)) > limits.memory,
     )
+    if net.stages < LEAST_STAGES:  # images of a few voxels; beyond them a patch is empty
+        net = topology(spacing, [max(n, 3 * LEAST_EDGE) for n in shape])
     fits = int((limits.memory - limits.start) / (limits.each * one_patch(net)))
     covered = round(voxels * COVERED / net.voxels)
     batch = max(min(fits, covered, limits.batch[dims]), LEAST_BATCH)

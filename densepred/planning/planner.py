@@ -135,16 +135,17 @@ class _Planning:
         memory = self.wish.memory or min(self.free / 2, MOST_MEMORY[self.kind])
         limits = Limits.of_device(self.kind, memory)
         best: tuple[Configuration, Limits, Cost] | None = None
-        peak = 0.0
+        last, peak = None, 0.0
         for _ in range(TRIALS):
             found = own.configurations(sizes_of(self.fingerprint), limits)
             one = self._chosen(found, own.recommended(found))
-            if best is not None and best[0] == one:
+            if one == last:  # nothing would change
                 break
+            last = one
             config = config_of(self._own_settings(one, limits, LENGTH[self.kind]), str(self.out))
             tried = trial.run(config, self.cases)
             if tried is None:
-                limits = replace(limits, each=2 * limits.each)
+                limits, last = replace(limits, each=2 * limits.each), None
                 continue
             peak, each = tried.peak, max(tried.peak - tried.start, 1) / numbers(one, self.outputs)
             limits = replace(limits, start=float(tried.start), each=each)

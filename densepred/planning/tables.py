@@ -54,12 +54,14 @@ def of_choice(one: Configuration, config: Config) -> list[list[str]]:
 def of_cost(cost: Cost, config: Config) -> list[list[str]]:
     """What it takes here."""
     how = "measured" if cost.scaled == 1 else f"{cost.scaled:.1f} times that of a smaller step that was measured"
+    apart = config.training.validate_every
+    every = "epoch" if apart == 1 else f"{apart} epochs"
     return [
         ["memory", f"{cost.memory / 1e9:.1f} GB ({cost.device})"],
         ["disk", f"{cost.disk / 1e9:.2f} GB of prepared cases, made in {clock(cost.prepare)}"],
         ["a step", f"{cost.step:.3g} s, {how}"],
         ["an epoch", clock(cost.epoch(config))],
-        ["a validation", f"{clock(cost.validation)}, every {config.training.validate_every} epochs"],
+        ["a validation", f"{clock(cost.validation)}, after each {every}"],
         ["all", clock(cost.total(config))],
     ]
 
