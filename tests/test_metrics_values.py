@@ -9,17 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from scipy.stats import pearsonr
 from typer.testing import CliRunner
 
 from densepred.cli import app
 from densepred.errors import InputError
-from densepred.evaluation import draw_curves, evaluate_values
-from densepred.metrics import Calibration, Ranking
+from densepred.evaluation import draw_curves, draw_spectra, evaluate_values
+from densepred.figures import color_of
+from densepred.metrics import Calibration, Ranking, Spectra
 from densepred.volumes import Volume
 
 SHAPE = (5, 12, 9)
+NOISES = (("clean", 0.2), ("noisy", 1.0))
 
 
 def save(folder: Path, case: str, array: np.ndarray) -> None:
@@ -128,6 +131,19 @@ def test_confident_probabilities_keep_their_curves(tmp_path: Path):
         called = shares[1] >= row["threshold"]
         assert called[labels[0] == 1].mean() == pytest.approx(row["tpr"], abs=2e-3)
         assert called[labels[0] == 0].mean() == pytest.approx(row["fpr"], abs=2e-3)
+
+
+def test_spectra_are_drawn(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(64, 64))
+    spectra = {name: Spectra.of(truth, truth + rng.normal(0, noise, truth.shape), 1e-3) for name, noise in NOISES}
+    for count in (1, 2):
+        draw_spectra(dict(list(spectra.items())[:count]), tmp_path / f"{count}.png")
+    one, two = (imread(tmp_path / f"{count}.png")[..., :3] for count in (1, 2))
+    drawn = [(np.abs(one - to_rgb(color_of(index))).max(-1) < 0.02).sum() for index in (0, 1)]
+    assert drawn[0] > 500
+    assert drawn[1] == 0
+    assert (np.abs(two - to_rgb(color_of(1))).max(-1) < 0.02).sum() > 500
 
 
 def test_from_the_command_line(maps: dict[str, tuple[np.ndarray, np.ndarray]], tmp_path: Path):

@@ -13,7 +13,7 @@ from densepred.evaluation.measures import MEASURES
 from densepred.evaluation.pictures import draw_cases
 from densepred.evaluation.scores import CaseResult, Scores
 from densepred.evaluation.summaries import Failure
-from densepred.evaluation.value_pictures import draw_curves
+from densepred.evaluation.value_pictures import draw_curves, draw_spectra
 from densepred.evaluation.values import ValueScores, evaluate_values, is_of_values
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "ValueScores",
     "draw_cases",
     "draw_curves",
+    "draw_spectra",
     "evaluate",
     "evaluate_values",
     "is_of_values",

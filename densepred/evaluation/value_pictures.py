@@ -1,8 +1,9 @@
-"""Pictures of probabilities: the ROC curve of each class, and how often each confidence is right."""
+"""Pictures of probabilities (ROC curves, how often each confidence is right) and of how well maps are predicted."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,7 +12,7 @@ import numpy as np
 from densepred.evaluation.values import ValueScores
 from densepred.figures import FAINT, INK, color_of, new_figure, save_png
 from densepred.files import writable_folder
-from densepred.metrics import Calibration, Ranking
+from densepred.metrics import Calibration, Ranking, Spectra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,6 +58,33 @@ def curves_figure(scores: ValueScores) -> Figure:
     return figure
 
 
+def draw_spectra(spectra: Mapping[str, Spectra], path: str | Path, across: str = "multipole l") -> None:
+    """Draw how well maps are predicted at each scale, as PNG.
+
+    Args:
+        spectra: name of a method -> the spectra of its predictions.
+        path: the file to write, or to replace in one step.
+        across: what the wave number is.
+
+    Example:
+        >>> draw_spectra({"U-Net": ours, "Wiener": theirs}, "spectra.png")  # doctest: +SKIP
+    """
+    figure = new_figure(9.0, 4.0)
+    left, right = figure.subplots(1, 2)
+    for index, (name, of) in enumerate(spectra.items()):
+        left.plot(of.frequency, of.ratio, color=color_of(index), label=name, linewidth=1.8)
+        right.plot(of.frequency, of.correlation, color=color_of(index), label=name, linewidth=1.8)
+    for axes, label in ((left, "power: prediction / truth"), (right, "correlation r")):
+        axes.axhline(1, color=FAINT, linewidth=0.8, linestyle="--", zorder=0)
+        _style(axes, across, label)
+        axes.set_xlim(auto=True)
+        axes.set_xscale("log")
+        axes.set_ylim(auto=True)
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    _legend(right, "lower left")
+    save_png(figure, path)
+
+
 def _reliability(axes: Axes, of: Calibration) -> None:
     confidence, accuracy = of.reliability
     known = ~np.isnan(confidence)
@@ -81,7 +109,7 @@ def _style(axes: Axes, across: str, along: str) -> None:
         spine.set_color(FAINT)
 
 
-def _legend(axes: Axes, place: Literal["lower right", "upper left"]) -> None:
+def _legend(axes: Axes, place: Literal["lower right", "lower left", "upper left"]) -> None:
     legend = axes.legend(fontsize=9, loc=place, labelcolor=INK, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
