@@ -50,6 +50,7 @@ def curves_figure(scores: ValueScores) -> Figure:
             left.plot(false, true, color=color_of(index), label=f"{name} (AUC {of.auc:.4f})", linewidth=1.8)
     left.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, linestyle="--", zorder=0)
     _style(left, "false positive rate", "true positive rate")
+    _unit(left)
     if len(left.get_lines()) > 1:
         _legend(left, "lower right")
     for whole in scores.pooled.values():
@@ -77,10 +78,7 @@ def draw_spectra(spectra: Mapping[str, Spectra], path: str | Path, across: str =
     for axes, label in ((left, "power: prediction / truth"), (right, "correlation r")):
         axes.axhline(1, color=FAINT, linewidth=0.8, linestyle="--", zorder=0)
         _style(axes, across, label)
-        axes.set_xlim(auto=True)
-        axes.set_xscale("log")
-        axes.set_ylim(auto=True)
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        axes.set_ylim(min(0.0, axes.get_ylim()[0]), axes.get_ylim()[1])
     _legend(right, "lower left")
     save_png(figure, path)
 
@@ -95,18 +93,22 @@ def _reliability(axes: Axes, of: Calibration) -> None:
     label = f"accuracy (ECE {of.error:.4f})"
     axes.plot(confidence[known], accuracy[known], color=INK, marker="o", markersize=4, label=label, zorder=3)
     _style(axes, "confidence", "accuracy, share of the voxels")
+    _unit(axes)
     _legend(axes, "upper left")
 
 
 def _style(axes: Axes, across: str, along: str) -> None:
     axes.set_xlabel(across, color=INK)
     axes.set_ylabel(along, color=INK)
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1.01)
     axes.tick_params(colors=INK, labelsize=9)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(FAINT)
+
+
+def _unit(axes: Axes) -> None:
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.01)
 
 
 def _legend(axes: Axes, place: Literal["lower right", "lower left", "upper left"]) -> None:
