@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from densepred import evaluate, load, open_volume
 from densepred import config as configuration
+from densepred import evaluate, load, open_volume
 from densepred.cases.plan import Plan
 from densepred.crossval import combine, cross_validate
 from densepred.crossval.recipe import of_fold

@@ -14,7 +14,7 @@ from densepred.config import ChannelConfig, Config, DataConfig, PatchConfig, Tra
 from densepred.errors import InputError, ResourceError
 from densepred.planning import own, planner, trial
 from densepred.planning.assemble import nnunet_configurations, nnunet_settings
-from densepred.planning.cost import duration, foretold, lighter, shapes, with_length
+from densepred.planning.cost import foretold, lighter, shapes, with_length
 from densepred.planning.fingerprint import Fingerprint
 from densepred.planning.measure import CaseFacts, ClassFacts
 from densepred.planning.nnunet import Sizes
@@ -162,14 +162,6 @@ def test_what_is_foretold():
     validations = math.ceil(10 / config.training.validate_every)
     assert cost.total(config) == pytest.approx(cost.prepare + 200 + validations * cost.validation)
     assert cost.steps_within(100 + cost.prepare) == 90
-
-
-def test_durations():
-    known = {"90s": 90, "30min": 1800, "2h": 7200, "1h 30min": 5400, "1.5h": 5400, "1d": 86400}
-    assert {text: duration(text) for text in known} == known
-    for wrong in ("2", "h", "", "2 weeks", "0h"):
-        with pytest.raises(InputError, match="2h"):
-            duration(wrong)
 
 
 def test_a_lighter_step_is_as_much_lighter_as_it_says():

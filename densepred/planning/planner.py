@@ -223,6 +223,10 @@ class _Planning:
             Setting("training.steps", training.steps, f"{clock(cost.epoch(config))} an epoch here ({cost.device})"),
             Setting("training.validate_every", training.validate_every, f"one takes about {clock(cost.validation)}"),
         ]
+        if self.wish.budget is not None:
+            left = max(round(self.wish.budget - cost.prepare), 1)
+            why = f"what preparing the cases leaves of {clock(self.wish.budget)}; the schedule ends with it"
+            final.append(Setting("training.budget", f"{left}s", why))
         order = list(Config.model_fields)
         final.sort(key=lambda setting: order.index(setting.path.split(".")[0]))
         atomic_write(self.out, text_of(final, self._head(one, config, cost)))
