@@ -185,7 +185,7 @@ def test_a_full_disk_keeps_what_is_done(tmp_path: Path) -> None:
     cases, whole, cache = two_cases(tmp_path), tmp_path / "whole", tmp_path / "cache"
     prepare(cases, plan(), whole)
     seen = set()
-    for last in itertools.count(1):
+    for last in itertools.count(1, 4):
         trial = disk_faults.attempt(lambda: _made(cases, cache), cache, last, "full")
         if trial.struck is None:
             break
@@ -207,7 +207,7 @@ def test_a_killed_preparation_goes_on(tmp_path: Path, fault: disk_faults.Fault) 
         pytest.skip(reason)
     cases, whole, cache = two_cases(tmp_path), tmp_path / "whole", tmp_path / "cache"
     prepare(cases, plan(), whole)
-    for last in itertools.count(1, 3):
+    for last in itertools.count(1, 7):
         trial = disk_faults.attempt(lambda: _made(cases, cache), cache, last, fault)
         if trial.struck is None:
             break

@@ -168,7 +168,7 @@ def test_stopped_by_a_signal_it_says_how_far_it_is(recipe: Path, tmp_path: Path)
 
 
 def test_no_fold_at_all(recipe: Path, tmp_path: Path) -> None:
-    with pytest.raises(NothingDoneError, match="fold 0: failed: .*loss is not finite") as caught:
+    with pytest.raises(NothingDoneError, match=r"fold 0: failed: .*loss is not finite") as caught:
         cross_validate(recipe, tmp_path / "cv", ["optimizer.lr=1e30", "optimizer.clip=0"], folds=[0])
     assert caught.value.exit_code == 4
 

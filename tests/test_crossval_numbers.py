@@ -11,11 +11,11 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import bootstrap
 
 from densepred.cases.case import Case
-from densepred.crossval.bootstrap import gain, interval, means, resampled
 from densepred.crossval.calibration import DOUBT, Sample, fit_temperature, loss, reliability
 from densepred.crossval.decisions import _and_no_class_loses, _more_than_noise
 from densepred.crossval.sampling import PER_CASE, Drawn, sample_case
 from densepred.inference.predictor import load
+from densepred.metrics.bootstrap import gain, interval, means, resampled
 from tests.untrained_runs import image, noise, run_of
 
 GENERATOR = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def test_rules_take_what_is_more_than_noise_and_harms_no_class() -> None:
     before = GENERATOR.uniform(0.4, 0.9, (40, 2))
     better = before + GENERATOR.normal(0.02, 0.02, before.shape)
     noisy = before + GENERATOR.normal(0.0, 0.02, before.shape)
-    uneven = before + [[0.05, -0.01]]
+    uneven = before + np.array([[0.05, -0.01]])
     assert _more_than_noise(before, better, groups)[0]
     assert not _more_than_noise(before, noisy, groups)[0]
     assert not _more_than_noise(before, before, groups)[0]

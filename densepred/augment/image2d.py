@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,9 @@ class ImageTransform:
         library = _library()
         kind = _find(library, settings.name)
         try:
-            made = kind(**settings.arguments, p=1.0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)  # the library warns of arguments that it does not know
+                made = kind(**settings.arguments, p=1.0)
         except Exception as error:
             text = str(error).partition("\n")[0]
             what = f"augment: albumentations.{settings.name} does not take {settings.arguments}: {text}"
@@ -60,10 +63,13 @@ class ImageTransform:
         scaled = np.ascontiguousarray(np.moveaxis((values[channels] - low) / span, 0, -1), np.float32)
         masks = [values[c] for c in flags] + _masks(label)
         self._run.set_random_seed(seed % 2**32)
-        done: dict[str, Any] = self._run(image=scaled, **({"masks": np.stack(masks)} if masks else {}))
-        moved = np.asarray(done["image"], np.float32).reshape(
-            scaled.shape if scaled.shape[-1] == 1 else done["image"].shape
-        )
+        try:
+            done: dict[str, Any] = self._run(image=scaled, **({"masks": np.stack(masks)} if masks else {}))
+        except Exception as error:  # such as images with more channels than it can do
+            what = f"augment: albumentations.{self.settings.name} failed on {scaled.shape}: {str(error).strip()}"
+            raise InputError(what, "leave it out, or give it other arguments") from error
+        moved = np.asarray(done["image"], np.float32)
+        moved = moved[..., None] if moved.ndim == 2 else moved  # some drop a single channel
         if moved.shape != scaled.shape:
             what = (
                 f"augment: albumentations.{self.settings.name} changes the shape from {scaled.shape} to {moved.shape}"

@@ -216,6 +216,9 @@ def draw_changes(settings: t.Channelwise, numbers: Numbers, channels: Sequence[i
         low, high = settings.range
         logs = settings.model_copy(update={"range": (math.log(low), math.log(high))})
         return changes(logs, numbers, channels)
+    if isinstance(settings, t.BiasField) and not settings.per_channel:  # one field for all channels
+        drawn = changes(settings, numbers, channels)
+        return [change._replace(seed=drawn[0].seed) for change in drawn]
     count = 3 if isinstance(settings, t.Blur) else 1
     return changes(settings, numbers, channels, count, around_one=isinstance(settings, _AROUND_ONE))
 

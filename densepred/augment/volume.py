@@ -19,7 +19,7 @@ from densepred.augment.intensity import apply_changes, draw_changes
 from densepred.augment.mix import cutmix, cutout, mixup
 from densepred.augment.resample import Warp, resample
 from densepred.config import AugmentConfig
-from densepred.config.transforms import Albumentations, Channelwise, CutMix, Cutout, MixUp
+from densepred.config.transforms import NAMES, Albumentations, Channelwise, CutMix, Cutout, Dummy2d, Flip, MixUp
 
 
 class Augmenter:
@@ -81,10 +81,23 @@ class Augmenter:
                     self.images[place](image[index], label[index], drawn, self.flags)
         return self._mix(image, label, numbers, channels)
 
-    def move(self, seed: int, image: Tensor) -> Move:
-        """The geometry of a sample with that seed, for an image or batch (..., C, *spatial) of its shape."""
-        dims = image.ndim - 2
-        return self._drawn(numbers_of(seed, len(self.transforms), image.shape[1]), image.shape[2:], dims)
+    def happened(self, seed: int, image: Tensor) -> list[str]:
+        """The names of what happens to a sample with that seed in a batch (B, C, *spatial) such as `image`."""
+        channels = [c for c in range(image.shape[1]) if c not in self.flags]
+        names = []
+        for settings, numbers in zip(
+            self.transforms, numbers_of(seed, len(self.transforms), image.shape[1]), strict=True
+        ):
+            if isinstance(settings, Channelwise):
+                fires = bool(draw_changes(settings, numbers, channels))
+            elif isinstance(settings, Flip):
+                fired = [numbers.fires(settings.probability) for _ in range(image.ndim - 2)]
+                fires = any(fired[axis] for axis in settings.axes if axis < len(fired))
+            else:
+                fires = not isinstance(settings, Dummy2d) and numbers.fires(settings.probability)
+            if fires:
+                names.append(settings.name if isinstance(settings, Albumentations) else NAMES[type(settings)])
+        return [name.replace("_", " ") for name in names]
 
     def _drawn(self, numbers: list[Numbers], shape: Sequence[int], dims: int) -> Move:
         return draw_move(zip(self.transforms, numbers, strict=True), shape, self.spacing or (1.0,) * dims)

@@ -125,19 +125,24 @@ class PatchSampler:
 
     def batch(self, epoch: int, step: int, slots: Iterable[int] | None = None) -> Batch:
         """The batch of a step of an epoch, both from 0; of several processes each may take some of its samples."""
-        samples = [self._sample(epoch, step, slot) for slot in (range(self.batch_size) if slots is None else slots)]
-        images, labels, ids, seeds = zip(*samples, strict=True)
-        return Batch(np.stack(images), np.stack(labels), ids, seeds)
+        chosen = list(range(self.batch_size) if slots is None else slots)
+        image = np.zeros((len(chosen), self.cases[0].shape[0], *self.size), np.float32)
+        label = np.full((len(chosen), *self.size), IGNORE, np.int16)
+        told = [self._sample(epoch, step, slot, image[at], label[at]) for at, slot in enumerate(chosen)]
+        ids, seeds = zip(*told, strict=True) if told else ((), ())
+        return Batch(image, label, ids, seeds)
 
-    def _sample(self, epoch: int, step: int, slot: int) -> tuple[np.ndarray, np.ndarray, str, int]:
-        sample = step * self.batch_size + slot
-        generator = _generator(self.seed, _SAMPLE, epoch, sample)
+    def _sample(self, epoch: int, step: int, slot: int, image: np.ndarray, label: np.ndarray) -> tuple[str, int]:
+        """Fill in one sample; returns the id of its case and its seed."""
+        generator = _generator(self.seed, _SAMPLE, epoch, step * self.batch_size + slot)
         seed = int(generator.integers(2**63))
         case, centred = self._case(epoch, step, slot)
-        source, target, label = self._draw(case, generator, centred)
-        image = np.zeros((case.shape[0], *label.shape), np.float32)
-        image[(slice(None), *target)] = case.image[(slice(None), *source)]
-        return image.reshape(-1, *self.size), label.reshape(self.size), case.id, seed
+        place, part = self._draw(case, generator, centred)
+        source, target = place.windows(case.shape[1:])
+        label.reshape(place.size)[target] = part
+        spans = [(0, len(image)), *((one.start, one.stop) for one in source)]
+        case.image.read_into(image.reshape(len(image), *place.size)[(slice(None), *target)], spans)
+        return case.id, seed
 
     def _case(self, epoch: int, step: int, slot: int) -> tuple[CachedCase, bool]:
         """The case of a sample, and whether it is centred on a class."""
@@ -163,24 +168,19 @@ class PatchSampler:
         present = {0: background} | case.classes
         return {index: weight for index, weight in self.weights.items() if weight and present.get(index)}
 
-    def _draw(
-        self, case: CachedCase, generator: np.random.Generator, centred: bool
-    ) -> tuple[tuple[slice, ...], tuple[slice, ...], np.ndarray]:
-        """Where the patch lies in the case, where that part lies in the patch, and the patch's label."""
+    def _draw(self, case: CachedCase, generator: np.random.Generator, centred: bool) -> tuple[_Place, np.ndarray]:
+        """Where a patch lies, and the label of that part of it that lies in the case."""
         sparse = case.labelled < SPARSE * math.prod(case.shape[1:])
-        best: tuple[float, tuple[tuple[slice, ...], tuple[slice, ...], np.ndarray]] | None = None
+        best, found = -1.0, (_Place((), ()), np.empty(0))
         for number in range(TRIES):
             place = self._place(case, generator, centred, on_truth=sparse or number == TRIES - 1)
-            source, target = place.windows(case.shape[1:])
-            label = np.full(place.size, IGNORE, np.int16)
-            label[target] = part = case.label[source]
+            part = case.label[place.windows(case.shape[1:])[0]]
             share = float(np.count_nonzero(part != IGNORE)) / part.size
-            if best is None or share > best[0]:
-                best = share, (source, target, label)
+            if share > best:
+                best, found = share, (place, part)
             if share >= self.labelled and share > 0:
                 break
-        assert best is not None
-        return best[1]
+        return found
 
     def _place(self, case: CachedCase, generator: np.random.Generator, centred: bool, on_truth: bool) -> _Place:
         size = self.size

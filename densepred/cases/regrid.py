@@ -200,16 +200,20 @@ class Regrid:
                 (target[0], lines[1] - lines[0], *target[2:]),
             )
         first = Taps.of(shape[0], target[0], kernel=kernels[0])
-        linear = Taps.of(shape[0], target[0]).index.amax(1)  # all planes are asked for, also those that count nowhere
-        self._lowest = np.minimum.accumulate(first.index.amin(1).numpy()[::-1])[::-1]
-        self._highest = np.maximum.accumulate(torch.maximum(first.index.amax(1), linear).numpy())
+        linear = Taps.of(shape[0], target[0])  # all planes are asked for, also those that count nowhere
+        self._lowest = torch.minimum(first.index.amin(1), linear.index.amin(1)).numpy()
+        self._highest = torch.maximum(first.index.amax(1), linear.index.amax(1)).numpy()
         self._first = Taps(first.index.to(device), first.share.to(device))
         self._ring: Tensor | None = None
         self.restart(0)
 
     def restart(self, start: int) -> None:
         """Forget all planes: the next to come out is `start`, and the next to go in is then `read`."""
-        self.done, self.read = start, int(self._lowest[start])
+        self.done, self.read = start, self.first(start)
+
+    def first(self, start: int) -> int:
+        """The first plane of the image that those of the new grid from `start` on need."""
+        return int(self._lowest[start])
 
     @property
     def ready(self) -> int:

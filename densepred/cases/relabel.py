@@ -10,12 +10,14 @@ import torch
 
 from densepred.cases.regrid import LINEAR, PIECE_BYTES, Kernel, Taps, along
 
+_TIE = np.float32(1e-5)  # more than rounding makes of equal shares
+
 
 class Relabel:
     """Holds the planes of labels that the next planes of the new grid need: planes go in in order, and come out so.
 
-    Each class is an image of its own, of ones and zeros, and the largest share wins; where shares are equal, the lower
-    value. So no value comes out that did not go in. Only the classes in the planes at hand cost time.
+    Each class is an image of its own, of ones and zeros, and the largest share wins; where shares are equal, that of
+    the nearest voxel. So no value comes out that did not go in. Only the classes in the planes at hand cost time.
 
     Args:
         shape: of the labels, (Z, Y, X) or (Y, X).
@@ -38,6 +40,9 @@ class Relabel:
         self.shape, self.target = tuple(shape), tuple(target)
         self._taps = made = [Taps.of(a, b, kernel=one) for a, b, one in zip(shape, target, kernels, strict=True)]
         moved = [axis for axis, size in enumerate(shape) if size != target[axis]]
+        self._nearest = [
+            Taps.of(a, b, kernel=Kernel(0)).index[:, 0].numpy() for a, b in zip(shape, target, strict=True)
+        ]
         self._order = sorted(moved, key=lambda axis: target[axis] / shape[axis])  # those that shrink first
         self._highest = np.maximum.accumulate(made[0].index.amax(1).numpy())
         self.done = self.read = 0
@@ -67,12 +72,13 @@ class Relabel:
         planes, rows = self._held[low - self._from : high - self._from], Taps(rows.index - low, rows.share)
         values = np.unique(planes)
         shape = (stop - self.done, *self.target[1:])
-        self.done = stop
+        start, self.done = self.done, stop
         if len(values) == 1:
             return np.full(shape, values[0], planes.dtype)
         best, out = np.zeros(shape, np.float32), np.full(shape, values[0], planes.dtype)
+        near = planes[np.ix_(self._nearest[0][start:stop] - low, *self._nearest[1:])]
         for value in values:
-            share = self._share(planes == value, rows)
+            share = self._share(planes == value, rows) + _TIE * (near == value)
             better = share > best
             out[better] = value
             np.maximum(best, share, out=best)

@@ -60,7 +60,7 @@ def resample_labels(array: np.ndarray, shape: Sequence[int], kernels: Sequence[K
     """Resample labels: each class as an image of its own, and the largest share wins.
 
     One class at a time, so the memory does not grow with their number; -1 is a class like the others. Where shares are
-    equal the lower value wins.
+    equal, that of the nearest voxel wins.
 
     Args:
         array: `(*spatial)` integers.

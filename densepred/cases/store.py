@@ -102,26 +102,28 @@ class StoredArray:
 
     def __getitem__(self, key: Key) -> np.ndarray:
         spans = [span(index, size) for index, size in zip(full_key(key, self.shape), self.shape, strict=True)]
-        out = np.zeros([max(stop - start, 0) for start, stop, _ in spans], self.dtype)
+        out = np.empty([max(stop - start, 0) for start, stop, _ in spans], self.dtype)
         if out.size:
-            self._fill(out, [(start, stop) for start, stop, _ in spans])
+            self.read_into(out, [(start, stop) for start, stop, _ in spans])
         picked: np.ndarray = out[tuple(inner for _, _, inner in spans)]
         return picked
 
-    def _fill(self, out: np.ndarray, spans: Sequence[tuple[int, int]]) -> None:
-        """Put the values within `spans` into `out`, which is zero."""
+    def read_into(self, out: np.ndarray, spans: Sequence[tuple[int, int]]) -> None:
+        """Put the elements within some (start, stop) of each axis into an array of that shape.
+
+        Raises:
+            InputError: a chunk is damaged.
+        """
         blocks = [range(a // step, (b - 1) // step + 1) for (a, b), step in zip(spans, self.chunk, strict=True)]
         with self._opened() as file:
             for place in itertools.product(*blocks):
                 chunk = self._read(file, place)
-                if chunk is None:
-                    continue
                 source, target = [], []
                 for number, step, (start, stop) in zip(place, self.chunk, spans, strict=True):
                     low, high = max(number * step, start), min((number + 1) * step, stop)
                     source.append(slice(low - number * step, high - number * step))
                     target.append(slice(low - start, high - start))
-                out[tuple(target)] = chunk[tuple(source)]
+                out[tuple(target)] = 0 if chunk is None else chunk[tuple(source)]
 
     def block(self, number: int) -> np.ndarray:
         """The chunk of that number, in C order of the grid, cut to the array.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,8 @@ def crossval(
         raise InputError("crossval needs a recipe", f"write densepred crossval CONFIG --out {out}")
     numbers = None if folds is None else _numbers(folds)
     tune_allocator()
+    for name in ("densepred.inference.compute", "densepred.cases.lists"):  # which tell of every case
+        logging.getLogger(name).setLevel(logging.WARNING)
     if combine:
         from densepred.crossval import combine as combined
 

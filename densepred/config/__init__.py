@@ -8,6 +8,7 @@ from densepred.config.loading import check, dump, load
 from densepred.config.loss import LossConfig
 from densepred.config.model import ModelConfig
 from densepred.config.schema import Config, PatchConfig
+from densepred.config.tasks import HeadConfig, TargetConfig
 from densepred.config.training import OptimizerConfig, TrainingConfig, TransferConfig, parse_duration
 
 __all__ = [
@@ -15,12 +16,14 @@ __all__ = [
     "ChannelConfig",
     "Config",
     "DataConfig",
+    "HeadConfig",
     "InferenceConfig",
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
     "PatchConfig",
     "Section",
+    "TargetConfig",
     "TrainingConfig",
     "TransferConfig",
     "ValidityConfig",

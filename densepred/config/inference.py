@@ -40,8 +40,10 @@ class InferenceConfig(Section):
     """What runs the network: auto takes another than torch where a short trial shows it to be faster and as exact."""
     device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
-    outputs: Annotated[tuple[Output, ...], Field(strict=False, min_length=1)] = ("labels",)
-    """Kinds of result; all but labels in a folder of their name. Variance is that over models and mirrored views."""
+    outputs: Annotated[tuple[Output, ...], Field(strict=False, min_length=1)] | None = None
+    """Kinds of result, all but labels in a folder of their name; by default labels, or of numbers regression."""
+    head: str | None = None
+    """Of a model that predicts several things of each voxel, which is written; by default the first."""
     cutout: str | None = None
     """The part to predict: `y0:y1,x0:x1` (pixels from 0), or `ra,dec,size` on the sky; normalised as in the whole."""
     bin: Positive = 1

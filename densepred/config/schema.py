@@ -13,6 +13,7 @@ from densepred.config.inference import InferenceConfig
 from densepred.config.loss import LossConfig
 from densepred.config.model import ModelConfig
 from densepred.config.patch import PatchConfig
+from densepred.config.tasks import HeadConfig
 from densepred.config.training import OptimizerConfig, TrainingConfig
 
 
@@ -24,6 +25,8 @@ class Config(Section):
     patch: PatchConfig = PatchConfig()
     augment: Annotated[AugmentConfig, Field(json_schema_extra=any_form)] = AugmentConfig.model_validate("light")
     loss: LossConfig = LossConfig()
+    heads: dict[str, HeadConfig] = Field(default_factory=dict)
+    """Of `segmentation`, and of each of `data.targets`, how it is predicted; may be left out."""
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     inference: InferenceConfig = InferenceConfig()

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from densepred import config as configuration
 from densepred.cases.plan import Plan
-from densepred.crossval.bootstrap import gain, interval
 from densepred.crossval.decisions import FEWEST, Decision, Paired
 from densepred.crossval.held_out import HeldOut, Setup, predict_held_out
 from densepred.crossval.judging import MIRROR, judge
@@ -22,6 +21,7 @@ from densepred.files import atomic_write, locked, writable_folder
 from densepred.inference.engines import devices_of
 from densepred.inference.engines.local import Local
 from densepred.inference.folds import DECISIONS, DONE, RECORD, read_record, write_record
+from densepred.metrics.bootstrap import gain, interval
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def combine(folders: Sequence[str | Path], out: str | Path, devices: str | None 
         singles, pairs = [], []
         for path, folds in zip(paths, states, strict=True):
             with locked(path):
-                setup = Setup(path, common, plan, folds, engine)
+                own = replace(common, config=configuration.load(path / RECIPE))
+                setup = Setup(path, own, plan, folds, engine)
                 singles.append(_Candidate(path.name, setup, _predicted(setup, "", mirror)))
         for (a, ours), (b, theirs) in combinations(zip(paths, states, strict=True), 2):
             joint = [
@@ -88,7 +89,9 @@ def _common(paths: Sequence[Path]) -> tuple[Shared, list[list[FoldState]]]:
 
 
 def _mirror(paths: Sequence[Path]) -> list[int]:
-    """The axes that all of them mirror."""
+    """The axes that all of them mirror; none where models of planes and of volumes count their axes differently."""
+    if len({configuration.load(path / RECIPE).model.dims for path in paths}) > 1:
+        return []
     axes = [set(read_record(path / DECISIONS)["settings"].get(MIRROR, [])) for path in paths]
     return sorted(set.intersection(*axes))
 

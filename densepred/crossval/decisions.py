@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from densepred.crossval.bootstrap import Interval, gain, means
 from densepred.crossval.calibration import Sample, fit_temperature, loss, reliability
 from densepred.crossval.held_out import TRIALS, HeldOut, Setup, scored
 from densepred.files import atomic_write, writable_folder
 from densepred.inference.components import ALL, KeepLargest
 from densepred.inference.records import LABELS
+from densepred.metrics.bootstrap import Interval, gain, means
 from densepred.volumes import Record, open_writer
 
 FEWEST = 5

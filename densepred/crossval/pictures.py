@@ -75,7 +75,7 @@ def reliability_figure(samples: Sequence[Sample], temperature: float, used: bool
         axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--", label="exact")
         for heat, color, name in ((1.0, COLORS[6], "T = 1"), (temperature, COLORS[5], f"T = {temperature:g}")):
             one = reliability(samples, heat, contested)
-            there = one.share > 1e-6
+            there = one.share > 1e-4
             label = f"{name}: error {one.error:.4f}"
             axes.plot(one.confidence[there], one.accuracy[there], color=color, marker="o", markersize=4, label=label)
         axes.set_title(title, fontsize=11, color=INK)
@@ -84,7 +84,7 @@ def reliability_figure(samples: Sequence[Sample], temperature: float, used: bool
         axes.set_xlim(0.2, 1.02)
         axes.set_ylim(0, 1.02)
         _plain(axes)
-        axes.legend(fontsize=9, labelcolor=INK, loc="upper left", frameon=False)
+        axes.legend(fontsize=9, labelcolor=INK, loc="lower right", frameon=False)
     panels[0].set_ylabel("share that is right", color=INK)
     verdict = "used" if used else "not used"
     figure.suptitle(f"{len(samples)} held-out cases; temperature {temperature:g} is {verdict}", fontsize=11, color=INK)

@@ -20,7 +20,7 @@ from densepred.files import atomic_write
 RECIPE = "config.yaml"
 _FREE: dict[str, set[str]] = {
     "data": {"root", "cache", "fold"},
-    "training": {"device", "workers"},
+    "training": {"device", "workers", "tensorboard", "trackers"},
     "inference": {"device", "memory"},
 }
 """What a cross-validation may be given anew: it changes no result."""

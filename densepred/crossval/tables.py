@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densepred.crossval.bootstrap import DRAWS, SEED, Floats, Interval, interval, resampled
 from densepred.crossval.held_out import HeldOut, Setup
 from densepred.evaluation.scores import CaseResult
 from densepred.files import atomic_write
 from densepred.inference.folds import write_record
 from densepred.metrics import METRICS, dice
+from densepred.metrics.bootstrap import DRAWS, SEED, Floats, Interval, interval, resampled
 
 if TYPE_CHECKING:
     from rich.table import Table

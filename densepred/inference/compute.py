@@ -366,6 +366,7 @@ def computing(models: Sequence[Network], config: Config, device: torch.device) -
         device=device,
         precision=str(pick_precision(settings.precision, device)).removeprefix("torch."),
         mirror_axes=settings.mirror,
+        output=settings.head,
         multiple=common_stride(models) if settings.blend == "none" else 1,
         skip=settings.skip,
         ahead=READ_AHEAD,

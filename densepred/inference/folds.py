@@ -66,20 +66,18 @@ def read_ensemble(folder: Path) -> Ensemble:
     return Ensemble(folder.resolve().name, runs, settings, why)
 
 
-def decided(found: Sequence[Ensemble]) -> list[str]:
-    """The settings that go with what is predicted, which are told: those of a cross-validation by itself.
+def decided(found: Sequence[Ensemble]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The settings that go with what is predicted, and why: those of a cross-validation by itself.
 
     Decisions were measured with its own models; together with others they are left out, and that is said.
     """
     if len(found) == 1:
-        for line in found[0].why:
-            _LOG.info("%s: %s", found[0].name, line)
-        return list(found[0].settings)
+        return found[0].settings, tuple(f"{found[0].name}: {line}" for line in found[0].why)
     for one in found:
         if one.settings:
             what = "%s: its settings (%s) were measured without the other models and are not used"
             _LOG.warning(what, one.name, ", ".join(one.settings))
-    return []
+    return (), ()
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from densepred.cases.case import Case
 from densepred.cases.plan import Plan
@@ -29,6 +30,8 @@ class Origin:
         plan: what is fixed in training.
         overrides: the `inference.key=value` texts that are in `config`.
         others: the recipes of the models but the first.
+        joint: the hashes of settings of other groups of models, which see images in another way.
+        why: a line for each setting that a cross-validation decided on.
     """
 
     names: Sequence[str]
@@ -37,6 +40,8 @@ class Origin:
     plan: Plan
     overrides: Sequence[str] = ()
     others: Sequence[ModelConfig] = field(default_factory=tuple)
+    joint: Sequence[str] = ()
+    why: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -50,8 +55,8 @@ class Origin:
         known = type(self.config.inference).model_fields
         aside |= {name for name in LATER if getattr(self.config.inference, name) == known[name].default}
         settings = self.config.inference.model_dump(mode="json", exclude=aside)
-        parts = [settings, self.config.model.model_dump(mode="json"), self.plan.model_dump(mode="json")]
-        parts += [other.model_dump(mode="json") for other in self.others]
+        parts: list[Any] = [settings, self.config.model.model_dump(mode="json"), self.plan.model_dump(mode="json")]
+        parts += [*(other.model_dump(mode="json") for other in self.others), *self.joint]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def of(self, case: Case, device: str) -> Provenance:

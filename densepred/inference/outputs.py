@@ -17,7 +17,7 @@ from torch import Tensor
 from densepred.cases.plan import Plan
 from densepred.errors import InputError
 from densepred.inference import reduce
-from densepred.models.heads import HeadSpec, Regression, Segmentation
+from densepred.models.heads import HeadSpec, Regression, Segmentation, in_unit
 from densepred.volumes import Provenance, Record, SlabWriter, Volume, label_dtype, open_writer
 from densepred.volumes.members import MembersWriter, open_members_writer
 from densepred.volumes.record import INVALID
@@ -63,10 +63,15 @@ class Kind:
 
 
 def _labels(planes: Predicted, plan: Plan, head: HeadSpec) -> Tensor:
-    return reduce.labels(planes.logits, torch.from_numpy(np.array(plan.values, label_type(plan))))
+    logits = planes.logits
+    if isinstance(head, Segmentation) and head.regions:
+        logits = reduce.likeliest_classes(logits, list(plan.regions.values()), len(plan.classes))
+    return reduce.labels(logits, torch.from_numpy(np.array(plan.values, label_type(plan))))
 
 
-def _shares(planes: Predicted) -> Tensor:
+def _probabilities(planes: Predicted, plan: Plan, head: HeadSpec) -> Tensor:
+    if isinstance(head, Segmentation) and head.regions:
+        return planes.logits.sigmoid()
     return reduce.probabilities(planes.logits, planes.temperature)
 
 
@@ -85,12 +90,13 @@ def _width(head: HeadSpec) -> int:
 
 
 def _means(planes: Predicted, plan: Plan, head: HeadSpec) -> Tensor:
-    return planes.logits[: _width(head)]
+    assert isinstance(head, Regression)
+    return in_unit(head, planes.logits[: _width(head)])
 
 
 KINDS: dict[str, Kind] = {
     "labels": Kind(_labels, "label"),
-    "probabilities": Kind(lambda planes, plan, head: _shares(planes), "probability", wide=True),
+    "probabilities": Kind(_probabilities, "probability", wide=True),
     "logits": Kind(lambda planes, plan, head: planes.logits, "logit", wide=True, heads=(Segmentation, Regression)),
     "entropy": Kind(lambda planes, plan, head: _entropy(planes), "entropy", unit="nat"),
     "variance": Kind(_variance, "variance"),
@@ -119,9 +125,9 @@ def check_kinds(kinds: Iterable[str], head: HeadSpec, predictions: int, blocks: 
             allowed = ", ".join(name for name, one in KINDS.items() if isinstance(head, one.heads))
             what = f"{kind} cannot be made of a {type(head).__name__.lower()} head"
             raise InputError(what, f"choose of {allowed}" if allowed else "choose a model that predicts voxels")
-        if kind != "logits" and isinstance(head, Segmentation) and head.regions:
+        if kind not in OF_REGIONS and isinstance(head, Segmentation) and head.regions:
             what = f"{kind} cannot be made of regions that may overlap, which have no softmax"
-            raise InputError(what, "take the logits, whose sigmoids are the probabilities of the regions")
+            raise InputError(what, f"choose of {', '.join(OF_REGIONS)}")
         if kind == "variance" and predictions < 2:
             fix = "give several models (--with RUN) or mirrored views (inference.mirror)"
             raise InputError("variance needs several predictions of each voxel, and there is one", fix)
@@ -135,6 +141,8 @@ def default_kind(head: HeadSpec) -> str:
     return "regression" if isinstance(head, Regression) else "labels"
 
 
+OF_REGIONS = ("labels", "probabilities", "logits")
+"""What can be made of regions that may overlap: of labels the likeliest class, of probabilities the regions' own."""
 OF_BLOCKS = ("labels", "probabilities", "entropy")
 """What follows from the mean probabilities of a block."""
 
@@ -190,7 +198,8 @@ def contents(kind: str, plan: Plan, head: HeadSpec) -> Contents:
         return Contents(label_type(plan), 1, names_of(plan), "")
     channels = (head.channels if kind == "logits" else _width(head)) if KINDS[kind].wide else 1
     classes = KINDS[kind].wide and isinstance(head, Segmentation)
-    names = dict(enumerate(plan.classes)) if classes else {}
+    regions = isinstance(head, Segmentation) and head.regions
+    names = dict(enumerate(plan.regions if regions else plan.classes)) if classes else {}
     unit = head.unit if kind == "regression" and isinstance(head, Regression) else KINDS[kind].unit
     return Contents(np.dtype(np.float32), channels, names, unit)
 

@@ -17,7 +17,7 @@ from densepred.inference.compute import Report
 from densepred.inference.folds import decided, read_ensemble
 from densepred.inference.image_predictor import ImagePredictor
 from densepred.inference.inputs import find_inputs
-from densepred.inference.loading import joint_hash, read_runs
+from densepred.inference.loading import joint_hash, read_runs, seen_alike
 from densepred.inference.many import counting, in_batches
 from densepred.inference.outputs import (
     Outputs,
@@ -45,8 +45,8 @@ def load(
 
     Args:
         run: folder with `config.yaml`, `plan.json` and the weights, or that of a cross-validation, which stands for its
-            folds and settings; of several the first one's recipe says how windows are laid, and what they see and
-            predict must agree.
+            folds and settings. Several must predict the same; of those that see images alike the first one's recipe
+            says how windows are laid, the others go through an image by themselves.
         overrides: `inference.key=value` texts; of the data section, what `MAY_CHANGE` names.
         weights: "last", or "best" for the epoch that scored best on the validation cases (optimistic on those).
         device: where to compute, whatever the recipe says; in no record, as the result is the same.
@@ -61,21 +61,23 @@ def load(
     """
     folders = [run] if isinstance(run, str | Path) else list(run)
     found = [read_ensemble(Path(folder)) for folder in folders]
-    overrides = [*decided(found), *overrides]
+    settings, why = decided(found)
+    overrides = [*settings, *overrides]
     members = read_runs([run for one in found for run in one.runs], overrides, weights)
-    first, *others = members
-    config = first.config
-    if device is not None:
-        config = config.model_copy(update={"inference": config.inference.model_copy(update={"device": device})})
-    return Predictor(
-        [member.model for member in members],
-        config,
-        first.plan,
-        joint_hash(members),
-        [one.name for one in found],
-        overrides,
-        [member.config.model for member in others],
-    )
+    names, hashed = [one.name for one in found], joint_hash(members)
+    parts: list[Predictor] = []
+    for first, *others in seen_alike(members):
+        config, same = first.config, [first, *others]
+        if device is not None:
+            config = config.model_copy(update={"inference": config.inference.model_copy(update={"device": device})})
+        models, recipes = [one.model for one in same], [one.config.model for one in others]
+        parts.append(Predictor(models, config, first.plan, hashed, names, overrides, recipes))
+        parts[-1].origin.why = why
+    if len(parts) == 1:
+        return parts[0]
+    from densepred.inference.joint import JointPredictor
+
+    return JointPredictor(parts)
 
 
 class Predictor(ImagePredictor):

@@ -7,7 +7,7 @@ elements, for those of torch over an axis (softmax, sum) round otherwise at the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -37,6 +37,28 @@ def labels(logits: Tensor, values: Tensor) -> Tensor:
     values = values.to(logits.device)
     out = torch.empty_like(logits[:1], dtype=values.dtype)
     return _by_pieces(lambda piece: values[piece.max(0, keepdim=True).indices], logits, out)
+
+
+def likeliest_classes(logits: Tensor, regions: Sequence[Sequence[int]], classes: int) -> Tensor:
+    """Logits of exclusive classes, up to a common term, from those of regions they make up: (classes, n, *rest).
+
+    A class says of each region whether it lies in it; the regions being independent, the logarithm of its probability
+    is the sum of the logits of its regions, and a term that all classes share.
+
+    Args:
+        logits: (K, n, *rest), of the regions.
+        regions: for each the indices of its classes.
+        classes: how many there are.
+
+    Example:
+        >>> likeliest_classes(torch.tensor([[3.0], [-1.0]]), [(1, 2), (2,)], 3).flatten().tolist()
+        [0.0, 3.0, 2.0]
+    """
+    out = logits.new_zeros(classes, *logits.shape[1:])
+    for one, members in zip(logits, regions, strict=True):
+        for member in members:
+            out[member] += one
+    return out
 
 
 def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from densepred.cases.regrid import Kernel, Regrid, Taps, kernels_for
+from densepred.cases.regrid import Kernel, Regrid, kernels_for
 from densepred.cases.resample import resampled_shape
 from densepred.inference.blocks import in_blocks
 from densepred.inference.forward import Model
@@ -173,8 +173,7 @@ class VolumePass:
         start = axis.starts[axis.touching(part.planes[0] + axis.before, part.planes[1] + axis.before)[0]]
         if way.model_shape[0] == self.shape[0]:
             return start
-        kernel = way.there[0] if way.there else Kernel()
-        return int(Taps.of(self.shape[0], way.model_shape[0], kernel=kernel).index[start:].min())
+        return Regrid(self.shape, way.model_shape, kernels=way.there).first(start)
 
 
 class Validated(Protocol):

@@ -16,6 +16,7 @@ from densepred.models.build import build
 from densepred.models.encoders.base import Encoder
 from densepred.models.surgery import freeze, unfreeze
 from densepred.models.weights import Pretraining, Report, load_weights
+from densepred.training import ranks
 from densepred.training.run import PRETRAINING, Run
 
 _LOG = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ def start_from_pretrained(model: nn.Module, run: Run) -> None:
     """
     _LOG.info("%s", _filled(model, run.config.model))
     origin = model.get_submodule("encoder").pretraining
-    atomic_write(run.path / PRETRAINING, json.dumps(dataclasses.asdict(origin), indent=2) + "\n")  # type: ignore[call-overload]
+    if ranks.first():
+        atomic_write(run.path / PRETRAINING, json.dumps(dataclasses.asdict(origin), indent=2) + "\n")  # type: ignore[call-overload]
 
 
 def recall_pretraining(model: nn.Module, run: Run) -> None:

@@ -51,7 +51,7 @@ def train(config: Config | str | Path, run: str | Path, overrides: tuple[str, ..
     """
     if not isinstance(config, Config):
         config = configuration.load(config, overrides)
-    config = _anchored(config)
+    config = anchored(config)
     rehearse(config)
     require(config)
     ranks.join(pick_device(config.training.device))
@@ -89,7 +89,7 @@ def resume(run: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Run:
         raise InputError(
             f"a resumed training cannot change {', '.join(refused)}", f"only {', '.join(MAY_CHANGE)} may change", folder
         )
-    config = _anchored(configuration.load(folder / CONFIG, overrides))
+    config = anchored(configuration.load(folder / CONFIG, overrides))
     require(config)
     ranks.join(pick_device(config.training.device))
     with ranks.holding(writable_folder(folder)):
@@ -97,7 +97,7 @@ def resume(run: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Run:
         return _fit(found, collect(found.config.data))
 
 
-def _anchored(config: Config) -> Config:
+def anchored(config: Config) -> Config:
     """The recipe with absolute folders, so that it can be resumed from anywhere."""
     data, model = config.data, config.model
     if model.pretrained and is_file(model.pretrained):
@@ -127,7 +127,7 @@ def prepared(run: Run, cases: list[Case]) -> tuple[list[CachedCase], list[Cached
     if ranks.first():
         ranks.wait()
     seen = {index for case in train_cases for index in cached[case.id].classes}
-    if not seen:
+    if not seen and run.plan.classes:
         raise InputError(
             "no training case has a voxel of any class but the background", "check data.classes and labels"
         )

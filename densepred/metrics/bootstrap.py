@@ -78,16 +78,17 @@ def means(values: Floats, weights: Floats) -> Floats:
         return np.asarray(np.where(there, of_class, 0).sum(1) / there.sum(1))
 
 
-def interval(values: Floats, groups: Sequence[str]) -> Interval:
+def interval(values: Floats, groups: Sequence[str], weights: Floats | None = None) -> Interval:
     """The mean over classes of the means over cases, with its interval.
 
     Args:
         values: `(n, classes)`; nan where a case has no score of a class.
         groups: `(n,)`.
+        weights: what `resampled` gives for the groups, where it is at hand.
     """
     if not (~np.isnan(values)).any():
         return Interval(np.nan, np.nan, np.nan, 0)
-    drawn = means(values, resampled(groups))
+    drawn = means(values, resampled(groups) if weights is None else weights)
     return _interval(means(values, np.ones((1, len(values))))[0], drawn, values)
 
 
