@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,6 @@ from densepred.planning.recipe import config_of, normalizations, one_sided, text
 from densepred.planning.sketch import sketch
 from densepred.planning.topology import topology
 from densepred.planning.trial import Trial
-from tests.case_files import make_set
 
 ISOTROPIC = Sizes(((200, 300, 300),) * 50, ((1.0, 1.0, 1.0),) * 50, 1, 3)
 
@@ -244,19 +244,23 @@ def test_a_recipe_is_not_overwritten(machine: list[Config], tmp_path: Path):
         plan(tmp_path / "data.yaml", tmp_path / "recipe.yaml")
 
 
-def test_a_real_trial(tmp_path: Path, one_thread: None):
-    make_set(tmp_path, 3, (12, 13, 14))
-    data = DataConfig(root=str(tmp_path), images="imagesTr/{id}.nii.gz", labels="labelsTr/{id}.nii.gz",
-                      classes={0: "background", 1: "head", 2: "body"})  # fmt: skip
-    small = {"channels": (4, 8), "strides": (1, 2)}
-    config = RECIPE.model_copy(update={
-        "data": data, "model": RECIPE.model.model_copy(update=small),
-        "patch": PatchConfig(size=(8, 8, 8), batch=2)})  # fmt: skip
-    found = trial.run(config, ["case_00", "case_02"])
-    assert found is not None
-    assert found.step > 0
-    assert 50e6 < found.start < found.peak < 4e9
-    assert 1 < found.stored < 20
-    fewer = config.model_copy(update={"data": data.model_copy(update={"classes": {0: "a", 1: "b"}})})
-    with pytest.raises(InputError, match="without a class"):
-        trial.run(fewer, ["case_00"])
+def test_what_went_wrong_in_a_trial_is_told(monkeypatch: pytest.MonkeyPatch):
+    """The process of the trial is this one, and its end is made up."""
+    raised: list[Exception] = []
+
+    def here(command: list[str], **settings: object) -> SimpleNamespace:
+        if raised:
+            monkeypatch.setattr(trial, "_trial", lambda folder: (_ for _ in ()).throw(raised.pop()))
+            trial.main(Path(command[-1]))
+            return SimpleNamespace(returncode=0)
+        return SimpleNamespace(returncode=-9, stderr="")
+
+    monkeypatch.setattr(trial, "tune_allocator", lambda: None)
+    monkeypatch.setattr(trial.subprocess, "run", here)
+    assert trial.run(RECIPE, ["a"]) is None  # killed for its memory
+    raised.append(ResourceError("the memory is exhausted (of the GPU)"))
+    assert trial.run(RECIPE, ["a"]) is None
+    raised.append(InputError("label values without a class: 7 (2 voxels)", "name them", "a.nii", "a"))
+    with pytest.raises(InputError, match="without a class") as caught:
+        trial.run(RECIPE, ["a"])
+    assert (caught.value.case, caught.value.file, caught.value.fix) == ("a", "a.nii", "name them")
