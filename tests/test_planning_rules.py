@@ -66,10 +66,14 @@ def test_only_ratios_of_spacings_count():
 
 def test_the_choice_of_dimensions():
     limits = Limits.of_device("cpu", 4e9)
-    assert recommended(configurations(ISOTROPIC, limits)) == "3d_fullres"
-    assert recommended(configurations(Sizes(((3, 300, 300),) * 9, ((5.0, 1.0, 1.0),) * 9, 1, 2), limits)) == "2d"
+    found = configurations(ISOTROPIC, limits)
+    assert found["3d_fullres"].covers < own.SEES_NOTHING
+    assert recommended(found, 50.0) == "3d_fullres"
+    assert recommended(found, 1e5) == "3d_lowres"
+    assert recommended(configurations(ISOTROPIC, Limits.of_device("cuda", 1e10)), 1e5) == "3d_fullres"
+    assert recommended(configurations(Sizes(((3, 300, 300),) * 9, ((5.0, 1.0, 1.0),) * 9, 1, 2), limits), 1e5) == "2d"
     flat = configurations(Sizes(((300, 400),) * 9, ((1.0, 1.0),) * 9, 3, 2), limits)
-    assert (set(flat), recommended(flat), flat["2d"].axis) == ({"2d"}, "2d", None)
+    assert (set(flat), recommended(flat, 1e5), flat["2d"].axis) == ({"2d"}, "2d", None)
     assert "3d_lowres" in configurations(ISOTROPIC, limits)
     assert configurations(ISOTROPIC, limits)["3d_lowres"].covers >= 0.25
 

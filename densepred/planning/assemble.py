@@ -149,7 +149,7 @@ def _patch_why(one: Configuration, limits: Limits) -> str:
     if whole:
         return "a typical image as a whole, rounded up to what the strides divide"
     bound = "what the time allows" if one.net.voxels * 1.5 > most else "what the memory allows"
-    return f"{one.covers:.1%} of a typical image, in its proportions: {bound}"
+    return f"{min(one.covers, 1):.0%} of the voxels of a typical image: {bound}"
 
 
 def _shape(one: Configuration) -> Sequence[float]:
