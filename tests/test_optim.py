@@ -10,7 +10,8 @@ from torch import nn
 
 from densepred.config import OptimizerConfig
 from densepred.models.encoders.convnext import ConvNeXtEncoder
-from densepred.training.optim import MovingAverage, learning_rate, make_optimizer
+from densepred.training.optim import MovingAverage, make_optimizer
+from densepred.training.schedules import learning_rate
 
 
 def test_polynomial_schedule_is_nnunets():

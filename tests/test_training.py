@@ -182,7 +182,7 @@ def test_a_skipped_step_leaves_no_trace_in_running_statistics(root: Path, monkey
             batch.image[0, 0, 3, 3, 3] = np.inf
         return batch
 
-    monkeypatch.setattr("densepred.training.trainer.PatchSampler.batch", poisoned)
+    monkeypatch.setattr("densepred.cases.patches.PatchSampler.batch", poisoned)
     run = train(load(root, "model.norm=batch", "training.epochs=1"), root / "run")
     assert np.isfinite(run.rows[0]["dice_mean"])
     assert (root / "run" / "nonfinite.json").exists()
@@ -197,10 +197,10 @@ def test_labels_without_any_foreground_are_refused(root: Path):
 
 
 def test_memory_running_out_is_said_so(root: Path, monkeypatch):
-    def exhausted(self, image, loss_of, clip):
+    def exhausted(self, parts, clip):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
-    monkeypatch.setattr("densepred.training.engine.Engine.gradient", exhausted)
+    monkeypatch.setattr("densepred.training.engine.Engine.gradients", exhausted)
     with pytest.raises(ResourceError, match="memory is exhausted") as caught:
         train(load(root), root / "run")
     assert "patch.size" in caught.value.fix

@@ -35,7 +35,18 @@ CACHE_VERSION = 3
 MOST_AT_ONCE = 8
 """Cases that are prepared at a time, where there are as many cores."""
 META, COUNTS, ARRAYS = "meta.json", "counts.npy", ("image", "label")
-_SETTINGS = {"dims", "label_map", "ignore", "spacing", "resampling", "slices", "normalize", "reading"}
+_SETTINGS = {
+    "dims",
+    "label_map",
+    "ignore",
+    "spacing",
+    "resampling",
+    "slices",
+    "normalize",
+    "reading",
+    "instances",
+    "targets",
+}
 
 
 T = TypeVar("T")
@@ -170,7 +181,7 @@ def _each(make: Callable[[Case, Event], T], cases: Sequence[Case], workers: int)
 
 
 def _prepare(case: Case, plan: Plan, folder: Path, known: dict[tuple[str, int, int], str], stop: Event) -> CachedCase:
-    if case.label is None:
+    if case.label is None and plan.classes:
         raise InputError("no label", "add the label or leave the case out", case.images[0], case.id)
     _go_on(stop)
     files = [_stamp(path, known) for path in case.files]
@@ -206,7 +217,7 @@ def _build(case: Case, plan: Plan, part: Path, stop: Event) -> dict[str, Any]:
                 image.add(planes)
 
             one.write(of_image, lambda planes: label.add(planes.astype(small)))
-    counts = _counts(StoredArray(part / "label", case=case.id), len(plan.classes))
+    counts = _counts(StoredArray(part / "label", case=case.id), max(len(plan.classes), 1))
     content = io.BytesIO()
     np.save(content, counts, allow_pickle=False)
     (part / COUNTS).write_bytes(content.getvalue())  # to a path, numpy.save takes a full disk for a success

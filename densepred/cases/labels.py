@@ -76,6 +76,8 @@ def map_labels(array: np.ndarray, plan: Plan, case: Case) -> np.ndarray:
     Raises:
         InputError: values that no class has, with their counts and a mapping to paste.
     """
+    if plan.instances:
+        array = np.where(array > 0, array.dtype.type(1), array)
     known = {**plan.label_map, **dict.fromkeys(plan.ignore, IGNORE)}
     out = np.empty(array.shape, np.int16)
     for plane in range(array.shape[0]):  # plane by plane, for the memory's sake

@@ -18,14 +18,16 @@ from densepred.cases.case import Case
 from densepred.cases.names import channel_names, class_names, ignored_values
 from densepred.cases.normalize import fit_dataset
 from densepred.cases.reading import VALIDITY, Reading
+from densepred.cases.targets import Covariate, Target, make_covariates, make_targets
 from densepred.config import Config, DataConfig, Section
 from densepred.config.data import ChannelConfig, Resampling
 from densepred.config.normalize import CTWindow, NoNormalization, Normalize
+from densepred.config.tasks import kind_of
 from densepred.errors import DensepredError, InputError
 from densepred.files import atomic_write
 
-FORMAT_VERSION = 2
-"""2: `reading`, and `normalize` for each channel."""
+FORMAT_VERSION = 3
+"""2: `reading`, and `normalize` for each channel. 3: `targets`, `covariates`, `regions`, `instances`; no classes."""
 
 
 class Plan(Section):
@@ -39,14 +41,22 @@ class Plan(Section):
     """Spatial dimensions."""
     channels: Annotated[tuple[str, ...], Field(min_length=1)]
     """Names of the network's input channels in their order; the validity, where it is one, is the last."""
-    classes: Annotated[tuple[str, ...], Field(min_length=2)]
-    """Class names by index, background first."""
+    classes: tuple[str, ...]
+    """Class names by index, background first; none where voxels are not told apart."""
     values: tuple[int, ...]
     """The label value that is written for each class."""
     label_map: dict[int, int]
     """Label value in the files -> class index."""
     ignore: tuple[int, ...] = ()
     """Label values without a truth."""
+    instances: bool = False
+    """Labels number objects: every value above 0 is class 1."""
+    regions: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    """Regions that are predicted instead of the classes: name -> the indices of the classes it is made of."""
+    targets: dict[str, Target] = Field(default_factory=dict)
+    """What is predicted besides the classes."""
+    covariates: tuple[Covariate, ...] = ()
+    """Numbers of a table that the network sees beside the image, in their order."""
     spacing: tuple[float, ...] | None = None
     """Voxel spacing of the network's input, slowest axis first; None: as the file."""
     typical_spacing: tuple[float, ...] | None = None
@@ -62,6 +72,8 @@ class Plan(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Plan:
+        if len(self.classes) < 2 and (self.classes or not self.targets):
+            raise ValueError(f"{len(self.classes)} classes, at least 2 are needed")
         if len(self.values) != len(self.classes):
             raise ValueError(f"{len(self.classes)} classes but {len(self.values)} values")
         if any(self.label_map.get(value) != index for index, value in enumerate(self.values)):
@@ -93,9 +105,19 @@ class Plan(Section):
         return (*flags, *range(len(self.image_channels), len(self.channels)))
 
     @property
+    def maps(self) -> tuple[str, ...]:
+        """The targets that are maps of numbers."""
+        return tuple(name for name, target in self.targets.items() if target.kind == "regression")
+
+    @property
+    def truth_channels(self) -> tuple[int, ...]:
+        """The channels of a prepared case after the image's: of each map the numbers, and where they are known."""
+        return tuple(range(len(self.channels), len(self.channels) + 2 * len(self.maps)))
+
+    @property
     def invalid(self) -> int:
         """The label value that is written where a pixel is invalid: the first ignored one, else the background's."""
-        return self.ignore[0] if self.ignore else self.values[0]
+        return (*self.ignore, *self.values, 0)[0]
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically."""
@@ -148,8 +170,8 @@ def make_plan(config: Config, cases: list[Case]) -> Plan:
         InputError: classes are not named, or the names of the channels do not fit the files.
     """
     data, dims = config.data, config.model.dims
-    names = class_names(data)
-    if len(set(names.values())) < 2:
+    names = class_names(data) if data.segments else {}
+    if data.segments and len(set(names.values())) < 2:
         fix = "name them, say data.classes={0: background, 1: lesion}; densepred check lists the values in the files"
         raise InputError(f"{len(set(names.values()))} classes are named, at least 2 are needed", fix)
     if not cases:
@@ -167,7 +189,10 @@ def make_plan(config: Config, cases: list[Case]) -> Plan:
         classes=classes,
         values=values,
         label_map=label_map,
-        ignore=ignored_values(data),
+        ignore=ignored_values(data) if data.segments else (),
+        instances=data.instances,
+        regions=_regions(data, classes),
+        targets={name: Target(kind=kind_of(target)) for name, target in data.targets.items()},
         spacing=spacing,
         typical_spacing=spacing or median,
         resampling=data.resampling,
@@ -175,7 +200,17 @@ def make_plan(config: Config, cases: list[Case]) -> Plan:
         normalize=_normalizations(data, len(channels)),
         reading=reading,
     )
-    return plan.model_copy(update={"normalize": _fitted(plan, cases)})
+    found = {"targets": make_targets(config, plan, cases), "covariates": make_covariates(data, cases)}
+    return plan.model_copy(update={"normalize": _fitted(plan, cases), **found})
+
+
+def _regions(data: DataConfig, classes: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    for name, members in data.regions.items():
+        strange = [one for one in members if one not in classes]
+        if strange:
+            what = f"the region {name} is made of {', '.join(strange)}, but the classes are {', '.join(classes)}"
+            raise InputError(what, "name classes in data.regions as they stand in data.classes or the list")
+    return {name: tuple(map(classes.index, members)) for name, members in data.regions.items()}
 
 
 def _of_planes(spacing: tuple[float, ...], slices: int | str | None) -> tuple[float, ...] | None:

@@ -15,6 +15,7 @@ from densepred.cases.normalize import Fitted, fit
 from densepred.cases.plan import Plan
 from densepred.cases.quantiles import slab_thickness
 from densepred.cases.resample import resample, resample_labels, resampled_shape
+from densepred.cases.targets import Maps, open_maps, settled
 from densepred.config import ValidityConfig
 from densepred.errors import DensepredError, InputError
 from densepred.volumes import GEOMETRY_TOLERANCE, Volume, corner_offset
@@ -198,23 +199,28 @@ class Prepared:
         label: on the same grid, or None.
         plan: says how values become classes and to which spacing all is resampled.
         case: for messages.
+        maps: of targets, whose planes follow those of the image, or None.
 
     Attributes:
-        shape: of the image that comes out, `(C, *spatial)`.
+        shape: of the image that comes out with these, `(C, *spatial)`.
         spacing: of its voxels.
     """
 
-    def __init__(self, image: NormalizedVolume, label: Volume | None, plan: Plan, case: Case) -> None:
-        self._image, self._label, self._plan, self._case = image, label, plan, case
+    def __init__(
+        self, image: NormalizedVolume, label: Volume | None, plan: Plan, case: Case, maps: Maps | None = None
+    ) -> None:
+        self._image, self._label, self._plan, self._case, self._maps = image, label, plan, case, maps
         self._target = target_spacing(plan, image.spacing)
         self.spacing = self._target or image.spacing
         spatial = image.shape[1:]
         if self._target is not None:
             spatial = resampled_shape(spatial, image.spacing, self._target)
-        self.shape = (image.shape[0], *spatial)
+        self.shape = (image.shape[0] + (len(plan.truth_channels) if maps else 0), *spatial)
 
     def write(self, image: Sink, label: Sink) -> None:
         """Give out all planes: of the image float32 `(C, n, *rest)`, of the label int16 `(n, *rest)`.
+
+        Where voxels are not told apart, the label is 0 where the image is valid.
 
         Raises:
             InputError: damaged files, or label values that no class has.
@@ -226,7 +232,13 @@ class Prepared:
         for start in range(0, self._image.shape[1], thickness):
             stop = min(start + thickness, self._image.shape[1])
             values, valid = self._image.read((slice(None), slice(start, stop)))
-            image(values)
+            image(values if self._maps is None else np.concatenate([values, self._maps.planes(start, stop, valid)]))
+            if not self._plan.classes:
+                label(
+                    np.zeros(values.shape[1:], np.int16)
+                    if valid is None
+                    else np.where(valid, 0, IGNORE).astype(np.int16)
+                )
             if slabs is not None:
                 assert self._label is not None
                 classes = _classes(next(slabs)[2][0], self._label, self._plan, self._case)
@@ -254,7 +266,7 @@ class Prepared:
             for start in range(0, planes.shape[1], most):
                 regrid.add(torch.from_numpy(np.require(planes[:, start : start + most], np.float32, ["C", "W"])))
                 if regrid.done < regrid.ready:
-                    image(regrid.take(regrid.ready).numpy())
+                    image(settled(regrid.take(regrid.ready).numpy(), 0 if self._maps is None else len(self._plan.maps)))
 
         def of_label(planes: np.ndarray) -> None:
             relabel.add(planes)
@@ -282,11 +294,13 @@ def prepared(case: Case, plan: Plan) -> Iterator[Prepared]:
     try:
         with ExitStack() as stack:
             volume = stack.enter_context(open_image(case, plan))
-            label = None
-            if case.label is not None:
+            label = maps = None
+            if case.maps:
+                maps = stack.enter_context(open_maps(case, plan, volume))
+            if case.label is not None and plan.classes:
                 label = stack.enter_context(plan.reading.open_plane(case.label))
                 _check_grids(volume, label, case)
-            yield Prepared(normalized(volume, plan), label, plan, case)
+            yield Prepared(normalized(volume, plan), label, plan, case, maps)
     except DensepredError as error:
         raise error.of_case(case.id) from error
 
@@ -299,8 +313,9 @@ def preprocess(case: Case, plan: Plan) -> tuple[np.ndarray, np.ndarray | None]:
         plan: how to read them.
 
     Returns:
-        The image, float32 `(C, *spatial)`, invalid voxels 0; the label, int16 `(*spatial)` with -1 where there is no
-        truth or where any channel is invalid, or None if the case has none.
+        The image, float32 `(C, *spatial)`, invalid voxels 0, and after it the maps of targets, where the case has any
+        (see `densepred.cases.targets`); the label, int16 `(*spatial)` with -1 where there is no truth or where any
+        channel is invalid, or None if the case has none.
 
     Raises:
         DensepredError: files that are damaged, do not belong together or do not fit the plan; it names the case.

@@ -57,6 +57,7 @@ class VolumePass:
             taken; None: images have as many axes as the model.
         name: of the image, for messages.
         resampling: how the image gets to the spacing of the model, and the result back; see `kernels_for`.
+        temperature: by which logits are divided for probabilities.
 
     Attributes:
         shape: spatial shape of the image.
@@ -73,8 +74,9 @@ class VolumePass:
         slices: int | str | None = None,
         name: str = "image",
         resampling: str = "linear",
+        temperature: float = 1.0,
     ) -> None:
-        self.source, self.blocks, self.name = source, blocks, name
+        self.source, self.blocks, self.name, self.temperature = source, blocks, name, temperature
         self.channels, *shape = source.shape
         self.shape = tuple(shape)
         before = len(shape) - 2
@@ -124,7 +126,8 @@ class VolumePass:
         streams = [self._slabs(one, back, image, hook) for (one, back), hook in zip(passes, hooks, strict=True)]
         with closing(streams[0] if len(streams) == 1 else averaged(streams)) as slabs:
             parts = ((a, b, split(slab, ready[0][0].variance)) for a, b, slab in slabs)
-            planes = (Predicted(a, b, logits, source.invalid(a, b), spread) for a, b, (logits, spread) in parts)
+            heat = self.temperature
+            planes = (Predicted(a, b, logits, source.invalid(a, b), spread, heat) for a, b, (logits, spread) in parts)
             yield from planes if self.blocks == 1 else in_blocks(planes, self.blocks, part.planes[0])
 
     def _passes(

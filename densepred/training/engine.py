@@ -1,19 +1,28 @@
-"""One optimisation step on any device and in any precision, through accelerate."""
+"""One optimisation step on any device, in any precision and by any number of processes, through accelerate."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from densepred.errors import InputError
 from densepred.models.forms import Form, in_form, set_form
+from densepred.models.norms import BatchNorm
+from densepred.training import ranks
+from densepred.training.small_maps import guard_small_maps
 
+Inputs = Tensor | tuple[Tensor, ...]
+"""An image, or an image and covariates."""
 Outputs = Tensor | Mapping[str, Tensor]
+Part = tuple[Inputs, Callable[[Outputs], Tensor]]
+"""An image (B, C, *spatial), maybe with covariates, and the loss of what the network gives for it."""
 
 
 class Engine:
@@ -25,33 +34,63 @@ class Engine:
         device: where to compute.
         precision: torch.float32, or torch.bfloat16 for autocast.
         form: how the network computes; see `densepred.models.forms`.
+        partly: with several processes: some parameters do not learn at times.
+
+    Raises:
+        InputError: several processes on CPUs, and a network whose batch normalisation would see only its own samples.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, device: torch.device, precision: torch.dtype, form: Form
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        device: torch.device,
+        precision: torch.dtype,
+        form: Form,
+        partly: bool = False,
     ) -> None:
-        for state in (AcceleratorState, PartialState, GradientState):  # kept for the process; each run needs its own
+        kept = (AcceleratorState, GradientState, *((PartialState,) if ranks.count() == 1 else ()))
+        for state in kept:  # for the process; each run needs its own
             state._reset_state()
         if device.type == "cuda":
             torch.cuda.set_device(device.index or 0)
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         mixed = "bf16" if precision == torch.bfloat16 else "no"
-        self.accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
-        prepared = self.accelerator.prepare(model, optimizer)
+        options = DistributedDataParallelKwargs(find_unused_parameters=partly)
+        self.accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu", kwargs_handlers=[options])
         self.form = form
-        self.model: nn.Module = set_form(prepared[0], form, device)
+        if ranks.count() > 1:
+            model = _synchronised(model, device)
+        if device.type == "cpu" and precision == torch.bfloat16:
+            guard_small_maps(model)
+        set_form(model.to(device), form, device)
+        prepared = self.accelerator.prepare(model, optimizer)
+        self.model: nn.Module = prepared[0]
         self.optimizer: Optimizer = prepared[1]
 
-    def gradient(self, image: Tensor, loss_of: Callable[[Outputs], Tensor], clip: float) -> tuple[float, float]:
-        """Loss and gradient norm of a batch (B, C, *spatial); the gradients stay in the parameters.
+    def gradient(self, inputs: Inputs, loss_of: Callable[[Outputs], Tensor], clip: float) -> tuple[float, float]:
+        """Loss and gradient norm of a batch (B, C, *spatial), maybe with covariates (B, F).
 
-        Their norm is clipped to `clip`, unless that is 0.
+        The gradients stay in the parameters. Their norm is clipped to `clip`, unless that is 0.
+        """
+        return self.gradients([(inputs, loss_of)], clip)
+
+    def gradients(self, parts: Sequence[Part], clip: float) -> tuple[float, float]:
+        """As `gradient`, of the mean of the losses of several parts of a batch.
+
+        With several processes the losses are of the samples of all of them; what they take is gathered.
         """
         self.model.train()
-        loss = loss_of(self.model(in_form(image, self.form)))
-        self.accelerator.backward(loss)
+        total = torch.zeros(())
+        for index, (inputs, loss_of) in enumerate(parts):
+            image, *others = (inputs,) if isinstance(inputs, Tensor) else inputs
+            last = index == len(parts) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss = loss_of(ranks.whole(self.model(in_form(image, self.form), *others))) / len(parts)
+                self.accelerator.backward(loss * ranks.count())  # whose gradients are averaged over the processes
+            total = total.to(loss.device) + loss.detach()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), clip or float("inf"))
-        return float(loss.detach()), float(norm)
+        return float(total), float(norm)
 
     def update(self, rate: float) -> None:
         """Step with this learning rate, times a group's own `lr_factor` where it has one, and clear the gradients."""
@@ -63,6 +102,15 @@ class Engine:
     def discard(self) -> None:
         """Clear the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
+
+
+def _synchronised(model: nn.Module, device: torch.device) -> nn.Module:
+    """Batch norms gather their statistics over all processes, so that how a batch is split does not matter."""
+    batched = [m for m in model.modules() if isinstance(m, BatchNorm | nn.modules.batchnorm._BatchNorm)]
+    if batched and device.type == "cpu":
+        what = "batch normalisation over several processes needs GPUs"
+        raise InputError(what, "set model.norm to instance or group, or train in one process")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if batched else model
 
 
 def seeded(*numbers: int) -> int:

@@ -11,15 +11,27 @@ from densepred.cases.case import Case, collect
 from densepred.cases.folds import split
 from densepred.cases.plan import Plan, make_plan
 from densepred.config import Config
+from densepred.device import pick_device
 from densepred.errors import InputError
-from densepred.files import locked, sweep_parts, writable_folder
+from densepred.files import sweep_parts, writable_folder
 from densepred.models.weights.sources import is_file
 from densepred.progress import progress
+from densepred.training import ranks
 from densepred.training.finetune import rehearse
 from densepred.training.run import CONFIG, PLAN, Run
+from densepred.training.trackers import require
 from densepred.training.trainer import Trainer
 
-MAY_CHANGE = ("data.root", "data.cache", "training.epochs", "training.workers", "training.device")
+MAY_CHANGE = (
+    "data.root",
+    "data.cache",
+    "training.epochs",
+    "training.budget",
+    "training.workers",
+    "training.device",
+    "training.tensorboard",
+    "training.trackers",
+)
 """What a resumed training may be given anew; anything else would make it another training."""
 _LOG = logging.getLogger(__name__)
 
@@ -39,20 +51,23 @@ def train(config: Config | str | Path, run: str | Path, overrides: tuple[str, ..
     """
     if not isinstance(config, Config):
         config = configuration.load(config, overrides)
-    config = _anchored(config)
-    rehearse(config.model)
+    config = anchored(config)
+    rehearse(config)
+    require(config)
+    ranks.join(pick_device(config.training.device))
     folder = writable_folder(run)
-    with locked(folder):
-        if any((folder / "checkpoints").glob("step-*")):
-            raise InputError(
-                "holds a training already",
-                f"go on with it (densepred train --resume {folder}) or choose another folder",
-                folder,
-            )
+    with ranks.holding(folder):
         cases = collect(config.data)
-        made = Run(folder, config, make_plan(config, split(cases, config.data)[0]))
-        made.save_recipe()
-        return _fit(made, cases)
+        if ranks.first():
+            if any((folder / "checkpoints").glob("step-*")):
+                raise InputError(
+                    "holds a training already",
+                    f"go on with it (densepred train --resume {folder}) or choose another folder",
+                    folder,
+                )
+            Run(folder, config, make_plan(config, split(cases, config.data)[0])).save_recipe()
+        ranks.wait()
+        return _fit(Run(folder, config, Plan.load(folder / PLAN)), cases)
 
 
 def resume(run: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Run:
@@ -74,13 +89,15 @@ def resume(run: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Run:
         raise InputError(
             f"a resumed training cannot change {', '.join(refused)}", f"only {', '.join(MAY_CHANGE)} may change", folder
         )
-    with locked(writable_folder(folder)):
-        config = _anchored(configuration.load(folder / CONFIG, overrides))
+    config = anchored(configuration.load(folder / CONFIG, overrides))
+    require(config)
+    ranks.join(pick_device(config.training.device))
+    with ranks.holding(writable_folder(folder)):
         found = Run(folder, config, Plan.load(folder / PLAN))
         return _fit(found, collect(found.config.data))
 
 
-def _anchored(config: Config) -> Config:
+def anchored(config: Config) -> Config:
     """The recipe with absolute folders, so that it can be resumed from anywhere."""
     data, model = config.data, config.model
     if model.pretrained and is_file(model.pretrained):
@@ -90,20 +107,33 @@ def _anchored(config: Config) -> Config:
 
 
 def _fit(run: Run, cases: list[Case]) -> Run:
-    sweep_parts(run.path)
-    sweep_parts(run.checkpoints)
+    if ranks.first():
+        sweep_parts(run.path)
+        sweep_parts(run.checkpoints)
+    Trainer(run, *prepared(run, cases)).fit()
+    return run
+
+
+def prepared(run: Run, cases: list[Case]) -> tuple[list[CachedCase], list[CachedCase]]:
+    """The cases to learn from and those to validate on, preprocessed; of several processes by the first.
+
+    Raises:
+        InputError: no training case has any class but the background, or a case is at fault.
+    """
     train_cases, val_cases = split(cases, run.config.data)
+    if not ranks.first():
+        ranks.wait()  # and find them all there
     cached = {case.id: case for case in _prepare(run, [*train_cases, *val_cases])}
+    if ranks.first():
+        ranks.wait()
     seen = {index for case in train_cases for index in cached[case.id].classes}
-    if not seen:
+    if not seen and run.plan.classes:
         raise InputError(
             "no training case has a voxel of any class but the background", "check data.classes and labels"
         )
     for index in set(range(1, len(run.plan.classes))) - seen:
         _LOG.warning("no training case holds the class %s", run.plan.classes[index])
-    trainer = Trainer(run, [cached[c.id] for c in train_cases], [cached[c.id] for c in val_cases])
-    trainer.fit()
-    return run
+    return [cached[c.id] for c in train_cases], [cached[c.id] for c in val_cases]
 
 
 def _prepare(run: Run, cases: list[Case]) -> list[CachedCase]:
@@ -111,6 +141,3 @@ def _prepare(run: Run, cases: list[Case]) -> list[CachedCase]:
     unique = list({case.id: case for case in cases}.values())
     with progress(len(unique), "preparing cases") as advance:
         return prepare(unique, run.plan, folder, lambda: advance(1))
-
-
-__all__ = ["Run", "resume", "train"]

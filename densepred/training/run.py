@@ -17,7 +17,7 @@ from densepred.figures import training_curves
 from densepred.files import atomic_write
 from densepred.training.checkpoint import packed
 
-CONFIG, PLAN, WEIGHTS, BEST, METRICS, CURVES, PRETRAINING = (
+CONFIG, PLAN, WEIGHTS, BEST, METRICS, CURVES, PRETRAINING, SNAPSHOTS = (
     "config.yaml",
     "plan.json",
     "model.safetensors",
@@ -25,6 +25,7 @@ CONFIG, PLAN, WEIGHTS, BEST, METRICS, CURVES, PRETRAINING = (
     "metrics.csv",
     "curves.png",
     "pretraining.json",
+    "snapshots",
 )
 
 

@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from torch import nn
 
-from densepred import metrics
-from densepred.augment.volume import Augmenter
 from densepred.cases.cache import CachedCase
-from densepred.cases.patches import Batch, PatchSampler
+from densepred.config import parse_duration
 from densepred.device import needing_memory, pick_device, pick_precision
-from densepred.errors import DiskFullError, InputError, ResourceError, StoppedError
+from densepred.errors import ResourceError, StoppedError
 from densepred.files import atomic_write
-from densepred.inference.sliding_window import SlidingWindowInferer
-from densepred.losses import SegmentationLoss
-from densepred.models.build import build
-from densepred.progress import progress
+from densepred.progress import Advance, progress
 from densepred.signals import StopSignals
-from densepred.training import checkpoint
-from densepred.training.engine import Engine, seeded
-from densepred.training.finetune import start_from_pretrained
-from densepred.training.logging import EventLog
-from densepred.training.optim import MovingAverage, learning_rate, make_optimizer
+from densepred.training import ranks
+from densepred.training.finetune import recall_pretraining, start_from_pretrained
+from densepred.training.keeper import Keeper
+from densepred.training.learner import Learner
+from densepred.training.objective import Drawn, make_objective
 from densepred.training.prefetch import prefetch
-from densepred.training.run import BEST, Run
+from densepred.training.run import Run
+from densepred.training.schedules import Course
+from densepred.training.trackers import Trackers, names
+from densepred.training.watch import dead_shares, gradient_norms, stage_names
 
 ISOLATED = 3
 """Steps in a row whose loss may be non-finite (they are skipped) before training stops."""
+_SHOWN = ("epoch", "step", "loss", "lr", "grad_norm")
+"""Of the columns of metrics.csv what is shown step by step, and need not be for an epoch."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -47,223 +47,266 @@ class Trainer:
         run: the run directory.
         train: cases to learn from.
         validation: cases to score on; may be empty.
+
+    Raises:
+        DensepredError: the recipe cannot be trained; see `densepred.train`.
     """
 
     def __init__(self, run: Run, train: list[CachedCase], validation: list[CachedCase]) -> None:
-        config, plan = run.config, run.plan
+        config = run.config
         self.run, self.config, self.validation = run, config, validation
-        self.device = pick_device(config.training.device)
-        self.precision = pick_precision(config.training.precision, self.device)
-        self.model = build(config.model, len(plan.channels), len(plan.classes), config.training.seed)
-        if config.model.pretrained and not any(run.checkpoints.glob("step-*")):
-            start_from_pretrained(self.model, run)
-        self.optimizer = make_optimizer(self.model, config.optimizer)
-        self.average = MovingAverage(self.model, config.optimizer.ema)
-        self.criterion = SegmentationLoss(config.loss)
-        self.augment = Augmenter(config.augment, len(plan.classes), plan.typical_spacing, plan.flag_channels)
-        patch = config.patch
-        self.sampler = PatchSampler(
-            train, patch.size, patch.batch, patch.foreground, config.training.seed, config.training.steps
-        )
-        self.total = config.training.epochs * config.training.steps
-        self.data_hash = hashlib.sha256(" ".join(sorted(case.key for case in train)).encode()).hexdigest()
-        self.state: dict[str, Any] = {"step": 0, "losses": [], "norms": [], "skipped": 0, "best": None, "seconds": 0.0}
+        device = ranks.join(pick_device(config.training.device))
+        precision = pick_precision(config.training.precision, device)
+        self.objective = make_objective(config, run.plan, train, device, precision)
+        model = self.objective.network()
+        begun = any(run.checkpoints.glob("step-*"))
+        if config.model.pretrained:
+            (recall_pretraining if begun else start_from_pretrained)(model, run)
+        self.learner = Learner(config, self.objective, model, device, precision)
+        self.stages = stage_names(model)
+        data = hashlib.sha256(" ".join(sorted(case.key for case in train)).encode()).hexdigest()
+        self.state: dict[str, Any] = {
+            "step": 0,
+            "losses": [],
+            "norms": [],
+            "skipped": 0,
+            "best": None,
+            "seconds": 0.0,
+            "waited": 0.0,
+            "elapsed": 0.0,
+            "reserve": 0.0,
+            "reached": 0.0,
+            "averaged": 0,
+            "taken": 0,
+            "budget": None,
+            "stages": {},
+            "stepped": 0.0,
+            "peak": None,
+            "stale": 0,
+            "flat": 0,
+            "level": 1.0,
+            "over": False,
+        }
+        self.keeper = Keeper(run, self.learner, self.state, data)
+        budget = config.training.budget and parse_duration(config.training.budget)
+        total = config.training.epochs * config.training.steps
+        self.course = Course(total, config.optimizer.warmup, budget or None)
         self.stop = StopSignals()
-        self.engine: Engine
+        self.log: Trackers
+        self.began = 0.0
 
     def fit(self) -> None:
         """Train to the end, from the newest checkpoint if there is one."""
-        self._restore()
-        self.run.save_recipe()  # with what a resumed training was given anew, now that it can go on
-        self.engine = Engine(self.model, self.optimizer, self.device, self.precision, self.config.training.form)
-        self.average.state = {name: value.to(self.device) for name, value in self.average.state.items()}
-        first, steps = self.state["step"], self.config.training.steps
-        order = ((step // steps, step % steps) for step in range(first, self.total))
-        batches = prefetch(self.sampler.batch, order, self.config.training.workers)
-        log = EventLog(self.run.path, first, self.config.training.tensorboard)
-        with self.stop, log, progress(self.total, "training", done=first) as advance:
-            if len(self.run.rows) < first // steps:  # stopped while this epoch was validated
-                self._end_epoch(log)
-            for step, batch in zip(range(first, self.total), batches, strict=True):
-                started = time.monotonic()
-                with needing_memory("lower patch.size or patch.batch, in a new run"):
-                    self._step(step, batch, log)
-                self.state["seconds"] += time.monotonic() - started
-                self.state["step"] = step + 1
-                losses = self.state["losses"]
-                info = {"epoch": step // steps + 1, "loss": losses[-1] if losses else math.nan}
-                if (step + 1) % steps == 0:
-                    info |= self._end_epoch(log)
-                elif (step + 1) % self.config.training.checkpoint_every == 0:
-                    self._save()
-                advance(1, **info)
-                if self.stop.signal is not None and step + 1 < self.total:
-                    self._stopped(self._save())
-        self._publish()
+        state, steps = self.state, self.config.training.steps
+        self.learner.start(self.keeper.restore())
+        self.learner.averaged, self.course.reserve = state["averaged"], state["reserve"]
+        if state["budget"] == self.course.budget:
+            self.course.reached = state["reached"]
+        state["budget"] = self.course.budget
+        if ranks.first():
+            self.run.save_recipe()  # with what a resumed training was given anew, now that it can go on
+        first = state["step"]
+        order = ((step // steps, step % steps) for step in itertools.count(first))
+        if self.course.budget is None:
+            order = itertools.islice(order, max(self.course.total - first, 0))  # type: ignore[assignment]
+        batches = prefetch(self.objective.draw, order, self.config.training.workers)
+        self.began = time.monotonic() - state["elapsed"]
+        shown = names(self.config) if ranks.first() else ()
+        with self.stop, Trackers(shown, self.run.path, first, self.config) as self.log, self._progress() as advance:
+            closed = self.run.rows[-1]["step"] if self.run.rows else 0
+            if first > closed and (first % steps == 0 or self._over()):  # stopped while this epoch was validated
+                self._end_epoch()
+            while not self._over():
+                self._turn(batches, advance)
+        self.keeper.last = True
+        self.keeper.publish()
+
+    def _progress(self) -> Any:
+        course = self.course
+        if not ranks.first():
+            return contextlib.nullcontext(lambda n=1, **info: None)
+        if course.budget is None:
+            return progress(course.total, "training", done=self.state["step"])
+        return progress(round(course.budget), "training (s)", done=round(self.state["elapsed"]))
+
+    def _over(self) -> bool:
+        return self.state["over"] or self.course.over(self.state["step"])
+
+    def _turn(self, batches: Iterator[Drawn], advance: Advance) -> None:
+        """One step, and what is due after it."""
+        training, state, step = self.config.training, self.state, self.state["step"]
+        started, cycle = time.monotonic(), self.course.cycle(self.config.optimizer, step)
+        drawn = next(batches)
+        waited = time.monotonic() - started
+        with needing_memory("lower patch.size or patch.batch, or raise training.accumulate, in a new run"):
+            self._step(step, drawn)
+        took = time.monotonic() - started
+        state["waited"], state["stepped"] = state["waited"] + waited, state["stepped"] + took
+        state["seconds"] += took - waited
+        state["step"] = step + 1
+        before = self.state["elapsed"]
+        self._agree()
+        info = {"epoch": step // training.steps + 1, "loss": state["losses"][-1] if state["losses"] else math.nan}
+        if self.course.cycle(self.config.optimizer, step + 1) > cycle:
+            self.keeper.snapshot(cycle + 1)
+        if (step + 1) % training.steps == 0 or self._over():
+            info |= self._end_epoch()
+        elif (step + 1) % training.checkpoint_every == 0:
+            self.keeper.save()
+        advance(1 if self.course.budget is None else round(state["elapsed"]) - round(before), **info)
+        if self.stop.signal is not None and not self._over():
+            self._stopped(self.keeper.save())
+
+    def _agree(self) -> None:
+        """Let all processes know of a signal and of the time alike."""
+        elapsed = time.monotonic() - self.began if ranks.first() else 0.0
+        signal, elapsed = ranks.largest(float(self.stop.signal or 0), elapsed)
+        self.stop.signal = int(signal) or None
+        self.course.tick(elapsed)
+        self.state |= {"elapsed": elapsed, "reached": self.course.reached}
 
     def _stopped(self, saved: bool) -> None:
-        step = f"step {self.state['step']} of {self.total}"
+        step = f"step {self.state['step']}" + (f" of {self.course.total}" if self.course.budget is None else "")
         state = f"the state after {step} is saved" if saved else f"the state after {step} could not be saved"
         fix = f"go on with densepred train --resume {self.run.path}"
         raise StoppedError(f"stopped by a signal; {state}", self.stop.exit_code, fix)
 
-    def _step(self, step: int, batch: Batch, log: EventLog) -> None:
+    def _step(self, step: int, drawn: Drawn) -> None:
         """One step; a non-finite loss or gradient skips the update."""
-        config = self.config.optimizer
-        torch.manual_seed(seeded(self.config.training.seed, step))
-        image = torch.from_numpy(batch.image).to(self.device, non_blocking=True)
-        label = torch.from_numpy(batch.label).to(self.device, non_blocking=True).long()
-        image, label = self.augment(image, label, batch.seeds)
-        rate = learning_rate(config, step, self.total)
-        buffers = [buffer.clone() for buffer in self.model.buffers()]
-        loss, norm = self.engine.gradient(image, lambda outputs: self.criterion(outputs, label), config.clip)
+        optimizer, learner = self.config.optimizer, self.learner
+        buffers = [buffer.clone() for buffer in learner.model.buffers()]
+        rate = self.course.rate(optimizer, step) * self.state["level"]
+        loss, norm = learner.gradients(step, drawn)
         if step == 0:
             self._check_first(loss)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+            for buffer, before in zip(learner.model.buffers(), buffers, strict=True):
                 buffer.copy_(before)  # running statistics took the batch in
-            self._nonfinite(step, batch, loss, norm)
+            self._nonfinite(step, drawn, loss, norm)
             return
         self.state["skipped"] = 0
-        self.engine.update(rate)
-        self.average.update(self.model, step)
+        if (step + 1) % self.config.training.steps == 0:
+            clipped = max(norm / optimizer.clip, 1.0) if optimizer.clip else 1.0
+            norms = gradient_norms(learner.model, self.stages)
+            self.state["stages"] = {name: value * clipped for name, value in norms.items()}
+        learner.update(step, rate, averaging=self._averaging())
         self.state["losses"].append(loss)
         self.state["norms"].append(norm)
-        log.scalars(step, {"loss": loss, "lr": rate, "grad_norm": norm})
+        self.log.scalars(step, {"loss": loss, "lr": rate, "grad_norm": norm})
+
+    def _averaging(self) -> bool:
+        """Are the epochs' weights averaged evenly by now?"""
+        swa = self.config.optimizer.swa
+        return swa > 0 and self.course.share(self.state["step"]) >= 1 - swa
 
     def _check_first(self, loss: float) -> None:
-        expected = self.criterion.at_chance(len(self.run.plan.classes))
+        expected = self.objective.at_chance
         if math.isfinite(loss) and loss > 3 * expected:
             _LOG.warning(
                 "the first loss is %.2f where chance gives %.2f: check the labels and the normalisation", loss, expected
             )
 
-    def _nonfinite(self, step: int, batch: Batch, loss: float, norm: float) -> None:
-        self.engine.discard()
+    def _nonfinite(self, step: int, drawn: Drawn, loss: float, norm: float) -> None:
+        self.learner.engine.discard()
         self.state["skipped"] += 1
         record = {
             "step": step,
             "loss": str(loss),
             "grad_norm": str(norm),
-            "cases": list(batch.ids),
-            "seeds": [int(s) for s in batch.seeds],
+            "cases": list(drawn.ids),
+            "seeds": [int(s) for s in drawn.seeds],
         }
-        atomic_write(self.run.path / "nonfinite.json", json.dumps(record, indent=1))
-        _LOG.warning("step %d skipped: loss %s, gradient norm %s, cases %s", step, loss, norm, ", ".join(batch.ids))
+        if ranks.first():
+            atomic_write(self.run.path / "nonfinite.json", json.dumps(record, indent=1))
+            text = ", ".join(drawn.ids)
+            _LOG.warning("step %d skipped: loss %s, gradient norm %s, cases %s", step, loss, norm, text)
         if self.state["skipped"] > ISOLATED:
-            count, last = self.state["skipped"], ", ".join(batch.ids)
+            count, last = self.state["skipped"], ", ".join(drawn.ids)
             what = f"the loss is not finite ({count} steps in a row, the last on {last}; seeds in nonfinite.json)"
             fix = "look at these cases with densepred check, or lower optimizer.lr in a new run"
             raise ResourceError(what, fix, self.run.path)
 
-    def _end_epoch(self, log: EventLog) -> dict[str, float]:
+    def _end_epoch(self) -> dict[str, float]:
         """Close the epoch's row, validate if it is due, and write what people look at.
 
         The state is saved before and after, so that a kill during the validation costs only the validation.
         """
-        saved = self._save()
-        training, epoch = self.config.training, self.state["step"] // self.config.training.steps
-        losses, norms = self.state["losses"], self.state["norms"]
-        row: dict[str, Any] = {
-            "epoch": epoch,
-            "step": self.state["step"],
-            "loss": float(np.mean(losses)) if losses else math.nan,
-            "lr": learning_rate(self.config.optimizer, self.state["step"] - 1, self.total),
-            "grad_norm": float(np.mean(norms)) if norms else math.nan,
-            "seconds": round(self.state["seconds"], 2),
-        }
+        started, state, training = time.monotonic(), self.state, self.config.training
+        epoch = math.ceil(state["step"] / training.steps)
+        if self._averaging() and state["taken"] < epoch:
+            self.learner.take()
+            state |= {"averaged": self.learner.averaged, "taken": epoch}
+        saved = self.keeper.save()
+        model = self.learner.judged()
+        row = self._row(epoch, model)
         scores: dict[str, float] = {}
-        if self.validation and (epoch % training.validate_every == 0 or epoch == training.epochs):
+        untimed = self.course.budget is not None and not self.course.reserve
+        if self.validation and (epoch % training.validate_every == 0 or self._over() or untimed):
             with needing_memory("lower inference.window or inference.batch, in a new run"):
-                scores = self._validate(saved)
-            log.scalars(self.state["step"], scores)
+                scores = self._validate(model, saved)
+        self.log.scalars(state["step"], {key: value for key, value in row.items() if key not in _SHOWN} | scores)
         self.run.rows.append(row | scores)
-        self.state |= {"losses": [], "norms": []}
-        mean = scores.get("dice_mean", math.nan)
-        better = math.isfinite(mean) and (self.state["best"] is None or mean > self.state["best"])
-        if better and self._write("best weights", lambda: self.run.save_weights(self._weights(), BEST)):
-            self.state["best"] = mean
-        self._publish()
-        self._save()
-        return {"dice": mean} if math.isfinite(mean) else {}
+        state |= {"losses": [], "norms": [], "stages": {}, "waited": 0.0, "stepped": 0.0}
+        merit = self.objective.merit(scores)
+        better = math.isfinite(merit) and (state["best"] is None or merit > state["best"])
+        if better and self.keeper.keep_best():
+            state["best"] = merit
+        if scores:
+            self._judge(merit)
+        self.keeper.last = self._over()
+        self.keeper.publish()
+        if self.course.budget is not None:
+            self.course.keep(ranks.largest(time.monotonic() - started)[0])
+            state["reserve"] = self.course.reserve
+            self._agree()
+        self.keeper.save()
+        return {"score": merit} if math.isfinite(merit) else {}
 
-    def _validate(self, saved: bool) -> dict[str, float]:
-        """Dice per class on whole volumes, the mean over the cases that have it in truth or prediction."""
-        config, classes = self.config.inference, self.run.plan.classes
-        model = copy.deepcopy(self.model)
-        model.load_state_dict(self._weights())
-        window = config.window or self.config.patch.size
-        precision = str(self.precision).removeprefix("torch.")
-        inferer = SlidingWindowInferer(
-            window,
-            config.overlap,
-            config.blend,
-            config.batch,
-            self.device,
-            precision,
-            mirror_axes=config.mirror,
-            multiple=self.model.stride if config.blend == "none" else 1,
-        )
+    def _row(self, epoch: int, model: nn.Module) -> dict[str, Any]:
+        state, step = self.state, self.state["step"]
+        losses, norms = state["losses"], state["norms"]
+        drawn = self.objective.draw(*divmod(step - 1, self.config.training.steps))
+        inputs, _ = self.objective.tensors(drawn, self.learner.samples[0], self.learner.device)
+        dead = dead_shares(model, [inputs], self.stages)
+        return {
+            "epoch": epoch,
+            "step": step,
+            "loss": float(np.mean(losses)) if losses else math.nan,
+            "lr": self.course.rate(self.config.optimizer, step - 1) * state["level"],
+            "grad_norm": float(np.mean(norms)) if norms else math.nan,
+            "seconds": round(state["seconds"], 2),
+            "waiting": round(state["waited"] / max(state["stepped"], 1e-9), 4),
+            **{f"grad_norm_{name}": value for name, value in state["stages"].items()},
+            **{f"dead_{name}": value for name, value in dead.items()},
+        }
+
+    def _judge(self, merit: float) -> None:
+        """Has the score not grown for too long? Then the rate drops, or the training is over."""
+        state, optimizer, patience = self.state, self.config.optimizer, self.config.training.patience
+        if math.isfinite(merit) and (state["peak"] is None or merit > state["peak"]):
+            state |= {"peak": merit, "stale": 0, "flat": 0}
+            return
+        state |= {"stale": state["stale"] + 1, "flat": state["flat"] + 1}
+        if optimizer.schedule == "plateau" and state["flat"] >= optimizer.plateau:
+            state |= {"level": state["level"] * optimizer.drop, "flat": 0}
+        if patience is not None and state["stale"] >= patience:
+            state["over"] = True
+            _LOG.info("the score has not grown in %d validations: the training ends here", patience)
+
+    def _validate(self, model: nn.Module, saved: bool) -> dict[str, float]:
+        """The scores of the validation cases, which are shared out to the processes."""
 
         def watch(done: int, total: int) -> None:
-            if self.stop.signal is not None:
+            if self.stop.signal is not None and ranks.count() == 1:
                 self._stopped(saved)
 
-        dice = []
-        for case in self.validation:
-            counts = np.zeros((len(classes),) * 2, np.int64)
-            for start, stop, logits in inferer.stream(model, case.image, watch):
-                labels = logits.max(0).indices.cpu().numpy()
-                counts += metrics.confusion(case.label[start:stop], labels, len(classes))
-            dice.append(metrics.dice(counts)[1:])
-        known = np.isfinite(dice)
-        mean = np.divide(np.nansum(dice, 0), known.sum(0), out=np.full(len(classes) - 1, np.nan), where=known.any(0))
-        named = {f"dice_{name}": float(value) for name, value in zip(classes[1:], mean, strict=True)}
-        return named | {"dice_mean": float(np.nanmean(mean)) if known.any() else math.nan}
-
-    def _weights(self) -> dict[str, Tensor]:
-        """The weights to validate and keep: the moving average if there is one."""
-        return self.average.state if self.config.optimizer.ema else self.model.state_dict()
-
-    def _publish(self) -> None:
-        self._write("metrics", self.run.save_metrics)
-        self._write("weights", lambda: self.run.save_weights(self._weights()))
-
-    def _save(self) -> bool:
-        """Write a checkpoint; was there room for it?"""
-        tensors = {
-            "model": self.model.state_dict(),
-            "average": self.average.state,
-            "optimizer": checkpoint.optimizer_tensors(self.optimizer),
-        }
-        state = self.state | {"rows": self.run.rows, "data": self.data_hash, "torch": torch.__version__}
-        step = self.state["step"]
-        return self._write("checkpoint", lambda: checkpoint.save(self.run.checkpoints, step, tensors, state))
-
-    def _write(self, what: str, action: Callable[[], object]) -> bool:
-        """Do it; a full disk is a warning, and the next attempt may do, until the training is at its end."""
-        try:
-            action()
-        except DiskFullError as error:
-            if self.state["step"] == self.total:
-                raise
-            _LOG.warning("no %s at step %d: %s", what, self.state["step"], error.what)
-            return False
-        return True
-
-    def _restore(self) -> None:
-        found = checkpoint.newest(self.run.checkpoints)
-        if found is None:
-            return
-        tensors, state = found
-        if state.pop("data") != self.data_hash:
-            made = f" (with densepred {self.run.plan.densepred_version})" if self.run.plan.densepred_version else ""
-            what = f"the training cases, or how they are prepared, have changed since this run began{made}"
-            raise InputError(what, "restore the files, go on with that version, or start a new run", self.run.path)
-        if state.pop("torch") != torch.__version__:
-            _LOG.warning("resuming under another version of torch: the end may differ in the last bits")
-        self.run.rows[:] = state.pop("rows")
-        self.state = state
-        self.model.load_state_dict(tensors["model"])
-        self.average.state = tensors["average"]
-        checkpoint.load_optimizer(self.optimizer, tensors["optimizer"])
+        judged = []
+        for start in range(0, len(self.validation), ranks.count()):
+            mine = start + ranks.rank()
+            if mine < len(self.validation):
+                judged.append(self.objective.judge(model, self.validation[mine], watch))
+            if ranks.count() > 1:
+                self.stop.signal = int(ranks.largest(float(self.stop.signal or 0))[0]) or None
+                if self.stop.signal is not None:
+                    self._stopped(saved)
+        return self.objective.scores(ranks.collected(judged))

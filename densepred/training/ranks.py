@@ -1,0 +1,136 @@
+"""Several processes that train one network together, started by `accelerate launch` or `torchrun`; alone there is one.
+
+What is minimised is the loss of the whole batch: each process computes the outputs of its samples, all of them see all
+outputs, and each sends the gradient back through its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate.state import PartialState
+from torch import Tensor
+
+from densepred.errors import InputError
+from densepred.files import locked
+
+_PATIENCE = timedelta(hours=24)
+"""For what one process does alone, such as preparing the cases; a dead one is told by the launcher at once."""
+
+
+def join(device: torch.device) -> torch.device:
+    """Meet the other processes, if this one was started as one of several.
+
+    Args:
+        device: the one chosen; of several GPUs each process of a machine takes its own.
+
+    Returns:
+        The device of this process.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        PartialState(cpu=device.type == "cpu", timeout=_PATIENCE)
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if count() > 1 and device.type == "cuda" else device
+
+
+def count() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this one is, from 0. The first writes files and speaks."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def first() -> bool:
+    """Is this the one that writes?"""
+    return rank() == 0
+
+
+def wait() -> None:
+    """For the others to come here too."""
+    if count() > 1:
+        dist.barrier()
+
+
+@contextlib.contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Hold a folder, once for all processes."""
+    with locked(folder) if first() else contextlib.nullcontext():
+        yield
+        wait()
+
+
+def alone(action: Callable[[], Any]) -> Any:
+    """What the first process finds by `action`, plain data, told to all."""
+    found = [action() if first() else None]
+    if count() > 1:
+        dist.broadcast_object_list(found)
+    return found[0]
+
+
+def largest(*values: float) -> list[float]:
+    """The largest over the processes of each value; what all of them must decide alike is decided by this."""
+    if count() == 1:
+        return list(values)
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else None
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor.tolist()
+
+
+def collected(items: Sequence[Any]) -> list[Any]:
+    """The items of a list of which process r has done r, r + n, r + 2 n, ...: all of them in their order."""
+    if count() == 1:
+        return list(items)
+    parts: list[Sequence[Any]] = [()] * count()
+    dist.all_gather_object(parts, items)
+    longest = max(map(len, parts))
+    return [part[index] for index in range(longest) for part in parts if index < len(part)]
+
+
+def whole(values: Any) -> Any:
+    """The values of all processes' samples: tensors (b, ...) -> (n * b, ...), alone or in a mapping.
+
+    The gradient flows to the samples of this process; those of the others get theirs there.
+    """
+    if count() == 1:
+        return values
+    if isinstance(values, Mapping):
+        return {name: whole(value) for name, value in values.items()}
+    own: Tensor = values.contiguous()
+    parts = [torch.empty_like(own) for _ in range(count())]
+    dist.all_gather(parts, own.detach())
+    parts[rank()] = own
+    return torch.cat(parts)
+
+
+def samples(batch: int, parts: int) -> list[slice]:
+    """Which samples of a batch this process computes, in each of the parts that are computed one after the other.
+
+    Raises:
+        InputError: they cannot all have equally many.
+
+    Example:
+        >>> samples(6, 2)
+        [slice(0, 3, None), slice(3, 6, None)]
+    """
+    shares = parts * count()
+    if batch % shares:
+        text = f" of {parts} parts" if parts > 1 else ""
+        what = f"a batch of {batch} cannot be split evenly over {count()} processes{text}"
+        raise InputError(what, f"set patch.batch to a multiple of {shares}")
+    size = batch // shares
+    return [slice(start, start + size) for start in ((part * count() + rank()) * size for part in range(parts))]
+
+
+def full(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of which each process may hold a shard, put together."""
+    return {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in tensors.items()}
