@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from safetensors.torch import load_file
 from tests.training_runs import ROOT, losses, volumes
 
 RECIPE = """
-data: {images: "images/*.nii.gz", labels: "labels/{id}.nii.gz", classes: {0: background, 7: cube}, folds: 3, cache: cache}
+data: {images: "images/*.nii.gz", labels: "labels/{id}.nii.gz", classes: {0: background, 7: cube}, folds: 3}
 model: {channels: [4, 8], deep_supervision: 0}
 patch: {size: [12, 12, 12], batch: 4}
 optimizer: {ema: 0.5, lr: 0.01, momentum: 0.9}
@@ -39,7 +37,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(root: Path, name: str, command: list[str], *overrides: str) -> Path:
     """The run directory of a training by a command line."""
     run = root / name
-    words = [*command, "train", "recipe.yaml", *overrides, "--run", str(run)]
+    words = [*command, "train", "recipe.yaml", "data.cache=cache", *overrides, "--run", str(run)]
     done = subprocess.run(words, cwd=root, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return run

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from densepred.cases.case import collect
 from densepred.cases.folds import split
 from densepred.cases.plan import make_plan
