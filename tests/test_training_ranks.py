@@ -27,8 +27,6 @@ training: {epochs: 3, steps: 4, accumulate: 2, checkpoint_every: 1, tensorboard:
 ALONE = [sys.executable, "-m", "densepred"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "--"]
 TOGETHER = [*TORCHRUN, "densepred"]
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-BY_ACCELERATE = [*LAUNCH, "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "densepred"]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +58,7 @@ def alone(root: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def together(root: Path, alone: Path) -> Path:
+def together(root: Path) -> Path:
     """The run of two."""
     return trained(root, "together", TOGETHER, "training.workers=2")
 
@@ -88,10 +86,10 @@ def test_sharing_out_the_weights_changes_nothing(root: Path, alone: Path):
 
 
 def test_all_stop_together_and_what_is_gone_on_with_ends_bit_for_bit(root: Path, together: Path):
-    """Stopped by a signal to the launcher, of another kind, and with other numbers of workers."""
+    """Stopped by a signal to the launcher, and with other numbers of workers."""
     run = root / "stopped"
     overrides = ("data.cache=cache", "training.workers=5")
-    process = start(root, *BY_ACCELERATE, "train", "recipe.yaml", *overrides, "--run", run)
+    process = start(root, *TOGETHER, "train", "recipe.yaml", *overrides, "--run", run)
     until = time.monotonic() + 200
     while process.poll() is None and time.monotonic() < until and not list(run.glob("checkpoints/step-*[2-9]")):
         time.sleep(0.002)
