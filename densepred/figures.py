@@ -161,6 +161,46 @@ def overlay(
         spine.set_visible(False)
 
 
+def labelled(axes: Axes, image: np.ndarray, label: np.ndarray, colors: Mapping[int, str], aspect: float = 1.0) -> None:
+    """Draw a picture with an outline around every class; where there is no truth, hatching.
+
+    Args:
+        axes: where to draw; emptied of ticks.
+        image: (rows, columns) or (rows, columns, 3), 0 to 1.
+        label: (rows, columns) class indices, -1 without a truth.
+        colors: the classes to outline, with their colours.
+        aspect: height of a pixel over its width.
+    """
+    axes.imshow(image, cmap="gray", vmin=0, vmax=1, aspect=aspect, interpolation="nearest")
+    if (label < 0).any():
+        unknown = np.where(label < 0, 1.0, 0.0)
+        rows, columns = (np.linspace(-0.5, size - 0.5, 4 * size + 1) for size in label.shape)
+        cells = np.ix_(*(np.clip(np.round(at).astype(int), 0, len(at) // 4 - 1) for at in (rows, columns)))
+        hatched = axes.contourf(columns, rows, unknown[cells], levels=[0.5, 1.5], colors=[FAINT], hatches=["////"])
+        hatched.set(edgecolor="white", linewidth=0)
+    for value, color in colors.items():
+        _outline(axes, label == value, colors=_HALO, linewidths=1.8, alpha=0.6)
+        _outline(axes, label == value, colors=color, linewidths=1.1)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def legend_below(figure: Figure, named: Mapping[str, str], hatched: str) -> None:
+    """A legend below pictures of `labelled`: a colour for each of `named`, and what hatching is."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    lines = [Line2D([], [], color=color, linewidth=2.5, label=name) for name, color in named.items()]
+    unknown = Patch(facecolor=FAINT, edgecolor="white", hatch="////", linewidth=0, label=hatched)
+    columns = max(2, min(len(lines) + 1, int(figure.get_figwidth() / 1.5)))
+    legend = figure.legend(
+        handles=[*lines, unknown], loc="outside lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK
+    )
+    _plain_text(legend)
+
+
 def outline_legend(figure: Figure, named: Mapping[str, str]) -> None:
     """A legend below an overlay: what solid and dashed lines are, and a colour for each of `named`."""
     from matplotlib.lines import Line2D

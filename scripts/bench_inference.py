@@ -352,23 +352,19 @@ def bench_images(arguments: argparse.Namespace, work: Path) -> Figures:
 
     task = {"window": [arguments.image_size] * 2, "overlap": 0.0, "device": str(pick_device(arguments.device))}
     (work / "task.json").write_text(json.dumps({**task, "model": {}, "channels": 3, "classes": 3}))
-    bench, rounds = Bench(arguments, work), []
-    for _ in range(arguments.repeats):
-        rounds.append({name: bench.child(f"images_{name}") for name in ("bare", "ours")})
-        for name, figures in rounds[-1].items():
-            if isinstance(figures, dict) and "failed" in figures:
-                raise SystemExit(f"{name}: {figures['failed']}")
-    batches = {name: statistics.median(one["bare"][name] for one in rounds) for name in rounds[0]["bare"]}
-    best = max(batches, key=lambda name: batches[name])
-    ours, ratio = (
-        statistics.median(values)
-        for values in zip(*((one["ours"], one["ours"] / one["bare"][best]) for one in rounds), strict=True)
-    )
+    rounds = [Bench(arguments, work).child("images") for _ in range(arguments.repeats)]
+    for figures in rounds:
+        if "failed" in figures:
+            raise SystemExit(figures["failed"])
     side = arguments.image_size
     print(f"{arguments.images} images of {side}x{side}, ResNet-34 U-Net, torch {torch.__version__}\n")
     print("| run | images a second | of the bare network |\n|---|---|---|")
-    for name, speed in batches.items():
-        print(f"| bare network, {name} | {speed:.2f} | {speed / batches[best]:.3f} |")
+    for name in rounds[0]["bare"]:
+        speed = statistics.median(one["bare"][name] for one in rounds)
+        print(f"| bare network, {name} | {speed:.2f} | |")
+    alone, ours = (statistics.median(one[name] for one in rounds) for name in ("alone", "ours"))
+    ratio = statistics.median(one["ours"] / one["alone"] for one in rounds)
+    print(f"| {rounds[0]['best']}, in turns with densepred | {alone:.2f} | 1.000 |")
     print(f"| densepred | {ours:.2f} | {ratio:.3f} |", flush=True)
     return {"torch": torch.__version__, "images": arguments.images, "image_size": side, "rounds": rounds}
 
@@ -377,7 +373,7 @@ def main() -> None:
     """Parse the command line, measure and report; or, as a child, measure one row."""
     arguments = parsed()
     if arguments.child:
-        if arguments.child in ("ours", "bare", "images_ours", "images_bare"):
+        if arguments.child in ("ours", "bare", "images"):
             tune_allocator()  # before torch is imported, as the command `densepred` does
         import_module("bench_peers.child").main(arguments)
         return

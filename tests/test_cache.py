@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from densepred.cases.cache import MAX_LOCATIONS, prepare
+from densepred.cases.cache import prepare
 from densepred.cases.case import Case
 from densepred.cases.preprocess import preprocess
-from densepred.errors import InputError
+from densepred.cases.store import ArrayWriter
+from densepred.errors import DiskFullError, InputError
+from tests import disk_faults
 from tests.case_files import blob, case_of, plan, save
 
 
@@ -41,12 +43,11 @@ def test_cached_arrays_are_the_preprocessed_ones(tmp_path: Path) -> None:
         assert entry.shape == (1, 6, 7, 8)
         assert np.array_equal(entry.image, image)
         assert np.array_equal(entry.label, label)
-        assert (entry.image.dtype, entry.label.dtype, entry.locations.dtype) == (np.float32, np.int8, np.int32)
-        assert isinstance(entry.image, np.memmap)
-        for index, (first, stop) in entry.classes.items():
-            rows = entry.locations[first:stop]
-            assert np.array_equal(rows[:, 1:], np.argwhere(label == index))
-            assert set(rows[:, 0]) == {index}
+        assert (entry.image.dtype, entry.label.dtype, entry.counts.dtype) == (np.float32, np.int8, np.int64)
+        assert entry.spacing == (1.0, 1.0, 1.0)
+        assert entry.classes == {index: int((label == index).sum()) for index in (1, 2)}
+        assert entry.labelled == label.size
+        assert entry.counts.tolist() == [[(label == index).sum() for index in range(3)]]
 
 
 def test_a_second_call_changes_nothing_and_reads_no_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +55,7 @@ def test_a_second_call_changes_nothing_and_reads_no_input(tmp_path: Path, monkey
     first = prepare(cases, plan(), tmp_path / "cache")
     before = snapshot(tmp_path / "cache")
     monkeypatch.setattr("densepred.cases.cache.sha256", lambda path: pytest.fail(f"{path} was hashed again"))
-    monkeypatch.setattr("densepred.cases.cache.preprocess", lambda *_: pytest.fail("preprocessed again"))
+    monkeypatch.setattr("densepred.cases.cache.prepared", lambda *_: pytest.fail("preprocessed again"))
     assert prepare(cases, plan(), tmp_path / "cache") == first
     assert snapshot(tmp_path / "cache") == before
 
@@ -86,38 +87,36 @@ def test_unfinished_entries_are_made_anew(tmp_path: Path, harm: str) -> None:
     meta = entry.folder / "meta.json"
     if harm == "no meta":
         meta.unlink()
-        (entry.folder / "image.npy").unlink()
-        (entry.folder / ".999999999.abcdef01.part.image.npy").write_bytes(b"torn")
+        (tmp_path / "cache" / ".999999999.abcdef01.part.c0.0123456789abcdef").mkdir()
     elif harm == "torn meta":
         meta.write_text(meta.read_text()[:40])
     else:
-        with open(entry.folder / "label.npy", "r+b") as file:
+        with open(entry.folder / "label" / "c" / "0" / "0" / "0", "r+b") as file:
             file.truncate(100)
     prepare(cases, plan(), tmp_path / "cache")
     assert contents(tmp_path / "cache") == before
+    assert not list((tmp_path / "cache").glob(".*part*"))
 
 
 def test_a_stopped_run_leaves_whole_entries_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cases, writes, write = two_cases(tmp_path), [0], np.save
+    cases, add = two_cases(tmp_path), ArrayWriter.add
     whole = tmp_path / "whole"
     prepare(cases, plan(), whole)
+    for stop in range(4):  # two arrays per case: stop in the middle of each
+        writes = [0]
 
-    for stop in range(6):  # three arrays per case: stop in the middle of each
-
-        def fail(path: Path, array: np.ndarray, allow_pickle: bool, stop: int = stop) -> None:
+        def fail(writer: ArrayWriter, planes: np.ndarray, stop: int = stop, writes: list[int] = writes) -> None:
             writes[0] += 1
             if writes[0] == stop + 1:
-                Path(path).write_bytes(b"half")
                 raise KeyboardInterrupt
-            write(path, array, allow_pickle=allow_pickle)
+            add(writer, planes)
 
-        writes[0] = 0
         with monkeypatch.context() as patched:
-            patched.setattr("densepred.cases.cache.np.save", fail)
+            patched.setattr(ArrayWriter, "add", fail)
             with pytest.raises(KeyboardInterrupt):
-                prepare(cases, plan(), tmp_path / "cache")
+                prepare(cases, plan(), tmp_path / "cache", workers=1)
         finished = [path.parent.name for path in (tmp_path / "cache").glob("*/meta.json")]
-        assert finished == [path.name for path in sorted(whole.iterdir())][: stop // 3]
+        assert finished == [path.name for path in sorted(whole.iterdir())][: stop // 2]
         prepare(cases, plan(), tmp_path / "cache")
         assert contents(tmp_path / "cache") == contents(whole)
         shutil.rmtree(tmp_path / "cache")
@@ -139,19 +138,99 @@ def test_bad_cases_are_all_named_and_the_others_made(tmp_path: Path) -> None:
         prepare(bad[:1], plan(), tmp_path / "cache")
 
 
-def test_locations_are_bounded_per_class(tmp_path: Path) -> None:
-    label = np.ones((30, 30, 30), np.uint8)
-    label[0, 0, :5] = 2
-    entry = prepare([case_of(tmp_path, label * 1.0, label)], plan(), tmp_path / "cache")[0]
-    assert entry.classes == {1: (0, MAX_LOCATIONS), 2: (MAX_LOCATIONS, MAX_LOCATIONS + 5)}
-    positions = entry.locations[:, 1:]
-    assert len(np.unique(positions, axis=0)) == len(positions)
-    assert abs(positions[:MAX_LOCATIONS].mean(0) - 14.5).max() < 0.5
+def test_however_many_work_at_a_time_the_cache_is_the_same(tmp_path: Path) -> None:
+    cases = [case_of(tmp_path, *blob((40, 37, 70), seed=number), name=f"c{number}") for number in range(5)]
+    found = [prepare(cases, plan(), tmp_path / str(workers), workers=workers) for workers in (1, 5)]
+    assert [entry.id for entry in found[1]] == [case.id for case in cases]
+    assert contents(tmp_path / "1") == contents(tmp_path / "5")
 
 
-def test_a_damaged_cache_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["image", "label"])
+def test_a_flipped_bit_is_named_and_the_case_made_anew(tmp_path: Path, where: str) -> None:
+    generator = np.random.default_rng(0)
+    image, label = generator.normal(size=(70, 80, 66)), generator.integers(0, 3, (70, 80, 66)).astype(np.uint8)
+    cases = [case_of(tmp_path, image.astype(np.float32), label, name="c0")]
+    entry = prepare(cases, plan(), tmp_path / "cache")[0]
+    before = contents(tmp_path / "cache")
+    file = entry.folder / where / "c" / "0" / "0" / "0" / ("0" if where == "image" else "")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    again = prepare(cases, plan(), tmp_path / "cache")[0]  # the size is right, so that it is found on reading
+    with pytest.raises(
+        InputError, match=r"ERROR c0: .*the cache is damaged: chunk \(.*\) does not have its checksum"
+    ) as caught:
+        np.asarray(getattr(again, where))
+    assert "prepared anew" in caught.value.fix
+    assert contents(tmp_path / "cache") != before
+    again = prepare(cases, plan(), tmp_path / "cache")[0]
+    assert contents(tmp_path / "cache") == before
+    assert np.array_equal(again.label, label)
+
+
+@pytest.mark.parametrize("name", ["image/zarr.json", "counts.npy", "label/c/0/0/0"])
+def test_a_damaged_cache_is_named(tmp_path: Path, name: str) -> None:
     entry = prepare(two_cases(tmp_path)[:1], plan(), tmp_path / "cache")[0]
-    (entry.folder / "image.npy").write_bytes(b"\x80\x04nonsense")
-    with pytest.raises(InputError, match=r"ERROR c0: .*image.npy: the cache is damaged"):
-        _ = entry.image
-    assert json.loads((entry.folder / "meta.json").read_text())["id"] == "c0"
+    file = entry.folder / name
+    file.write_bytes(b"\x80\x04nonsense".ljust(file.stat().st_size, b"-"))
+    with pytest.raises(InputError, match=r"ERROR c0: .*: the cache is damaged"):
+        _ = np.asarray(entry.image), np.asarray(entry.label), entry.counts
+    assert not (entry.folder / "meta.json").exists()
+
+
+def test_a_full_disk_keeps_what_is_done(tmp_path: Path) -> None:
+    """With SPACE for each number of changes to the disk, from none to all."""
+    if reason := disk_faults.available():
+        pytest.skip(reason)
+    cases, whole, cache = two_cases(tmp_path), tmp_path / "whole", tmp_path / "cache"
+    prepare(cases, plan(), whole)
+    seen = set()
+    for last in itertools.count(1, 4):
+        trial = disk_faults.attempt(lambda: _made(cases, cache), cache, last, "full")
+        if trial.struck is None:
+            break
+        assert trial.status == 0, trial.said
+        assert trial.said.startswith("the disk is full"), trial.said
+        assert not list(cache.glob(".*part*"))
+        for entry in cache.glob("*.*/meta.json"):
+            inner = entry.parent.name
+            assert contents(entry.parent) == contents(whole / inner)
+        seen.add(len(list(cache.glob("*.*/meta.json"))))
+        shutil.rmtree(cache, ignore_errors=True)
+    assert trial.said == "2 cases"
+    assert seen >= {0, 1}
+
+
+@pytest.mark.parametrize("fault", ["kill", "full once"])
+def test_a_killed_preparation_goes_on(tmp_path: Path, fault: disk_faults.Fault) -> None:
+    if reason := disk_faults.available():
+        pytest.skip(reason)
+    cases, whole, cache = two_cases(tmp_path), tmp_path / "whole", tmp_path / "cache"
+    prepare(cases, plan(), whole)
+    for last in itertools.count(1, 7):
+        trial = disk_faults.attempt(lambda: _made(cases, cache), cache, last, fault)
+        if trial.struck is None:
+            break
+        prepare(cases, plan(), cache)
+        assert contents(cache) == contents(whole), trial.struck
+        shutil.rmtree(cache)
+    assert last > 10
+
+
+def _made(cases: list[Case], cache: Path) -> str:
+    try:
+        return f"{len(prepare(cases, plan(), cache, workers=1))} cases"
+    except DiskFullError as error:
+        return error.what
+
+
+def test_invalid_voxels_have_no_truth_and_labels_out_of_range_are_named(tmp_path: Path) -> None:
+    image, label = blob()
+    image[2, 3, 4] = np.nan
+    entry = prepare([case_of(tmp_path, image, label, name="nan")], plan(), tmp_path / "cache")[0]
+    assert np.array_equal(np.argwhere(np.asarray(entry.label) == -1), [[2, 3, 4]])
+    assert np.isfinite(np.asarray(entry.image)).all()
+    assert entry.labelled == label.size - 1
+    label[5, 0, :2] = 7
+    with pytest.raises(InputError, match=r"ERROR seven: .*label values without a class: 7 \(2 voxels\)"):
+        prepare([case_of(tmp_path, blob()[0], label, name="seven")], plan(), tmp_path / "cache")

@@ -284,7 +284,7 @@ def test_plan_faults(tmp_path: Path) -> None:
         make_plan(Config(data=by_patterns(tmp_path, spacing="median"), model=ModelConfig(dims=2)), collect(data))
     path = tmp_path / "plan.json"
     path.write_text(json.dumps({"format_version": FORMAT_VERSION + 1, "densepred_version": "9.9", "new": 1}))
-    with pytest.raises(InputError, match=r"made in format 3 by 9.9; this version reads up to 2\n  fix: upgrade"):
+    with pytest.raises(InputError, match=r"made in format 4 by 9.9; this version reads up to 3\n  fix: upgrade"):
         Plan.load(path)
     path.write_text(plan().model_dump_json().replace('"2":2', '"2":5'))
     with pytest.raises(InputError, match="does not lead from values"):

@@ -82,7 +82,7 @@ def test_a_wrong_key_or_value_names_itself(load, text: str, path: str, says: str
         (DATA + "model: {dims: 2}", "patch.size"),
         (DATA + "inference: {window: [8, 8]}", "inference.window"),
         (DATA + "inference: {mirror: [3]}", "inference.mirror"),
-        (DATA + "augment: {flip: [-1]}", "augment.flip"),
+        (DATA + "augment: {flip: [-1]}", "augment.flip.axes"),
         (DATA + "augment: {gamma: {probability: 1, range: [2, 1]}}", "augment.gamma.range"),
         (DATA + "model: {channels: [8, 16], strides: [1, 2, 2]}", "model.strides"),
         (DATA + "model: {channels: [8, 16], kernels: [3, [1, 3]]}", "model.kernels"),

@@ -15,9 +15,10 @@ import scipy.special
 import torch
 from astropy.io import fits
 
-from densepred import load
+from densepred import load, open_volume
 from densepred.errors import InputError
 from densepred.inference.batch import predict
+from densepred.inference.engines.local import Local
 from densepred.inference.predictor import Predictor
 from tests.acceptance.helpers import densepred
 from tests.untrained_runs import noise, run_of
@@ -98,8 +99,6 @@ def test_hashes_and_records_name_all(runs: list[Path], tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"classes": ["sky", "galaxy", "trail"]}, "classes .*galaxy.*, but fold0 has .*star"),
-        ({"normalize": [{"name": "robust"}]}, "normalisation .*robust.*, but fold0 has .*zscore"),
-        ({"spacing": [1.0, 2.0]}, r"spacing \(1.0, 2.0\), but fold0 has None"),
         ({"channels": ["red"]}, r"channels \('red',\), but fold0 has"),
         ({"ignore": [9]}, r"ignored values \(9,\), but fold0 has \(\)"),
         ({"label_map": {"0": 0, "2": 1, "3": 1, "7": 2}}, r"labels .*3: 'star'.*, but fold0 has"),
@@ -114,6 +113,49 @@ def test_members_that_do_not_agree_are_refused(
     with pytest.raises(InputError, match=message) as caught:
         load([runs[0], other])
     assert caught.value.file == other
+
+
+WAYS = [{"normalize": [{"name": "robust"}]}, {"spacing": [1.0, 2.0]}, {"spacing": [1.5, 1.5], "resampling": "cubic"}]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_member_sees_images_in_its_own_way(runs: list[Path], tmp_path: Path, way: dict[str, Any]) -> None:
+    """Two see an image alike, the third otherwise: the mean over all three of what each gives by itself."""
+    other = edited(runs[1], tmp_path / "other", **way)
+    members, overrides = [runs[0], other, runs[2]], ["inference.mirror=[0]", "data.validity.least=0.3"]
+    image = noise(4, 41)
+    image[3:7, 5:20] = np.nan
+    alone = [load(run, overrides).predict(image, outputs="logits").numpy() for run in members]
+    joint = load(members, overrides)
+    found = joint.predict(image, outputs=["logits", "labels", "probabilities"])
+    np.testing.assert_allclose(found["logits"].numpy(), np.mean(alone, 0), rtol=0, atol=1e-5)
+    mean = np.nan_to_num(np.mean(alone, 0))
+    top = np.sort(mean, 0)[-1] - np.sort(mean, 0)[-2]
+    sure = ~np.isnan(alone[0][0]) & (top > 1e-4)
+    np.testing.assert_array_equal(found["labels"].numpy()[0][sure], np.array([0, 2, 7])[mean.argmax(0)][sure])
+    np.testing.assert_allclose(found["probabilities"].numpy(), scipy.special.softmax(np.mean(alone, 0), 0), atol=1e-5)
+    (many,) = joint.predict_many([image], ["logits"])
+    np.testing.assert_array_equal(many["logits"].numpy(), found["logits"].numpy())
+    (streamed,) = [planes.logits.numpy() for planes in [*joint.stream(joint._volume(image, None))][:1]]
+    assert streamed.shape[0] == 3
+    with pytest.raises(InputError, match="no variance"):
+        joint.predict(image, outputs="variance")
+    assert joint.config_hash not in {load(runs, overrides).config_hash, load(runs[0], overrides).config_hash}
+    assert len(joint.models) == 3
+
+
+def test_members_with_ways_of_their_own_predict_files(runs: list[Path], tmp_path: Path) -> None:
+    other = edited(runs[1], tmp_path / "other", **WAYS[1])
+    picture, settings = runs[0].parent / "set" / "c0.fits", ["inference.outputs=[labels, entropy]"]
+    for name, devices in (("one", ["cpu"]), ("two", ["cpu", "cpu"])):
+        done = predict([runs[0], other], [picture], tmp_path / name, settings, engine=Local(devices))
+        assert done.exit_code == 0
+    with open_volume(tmp_path / "one" / "c0.fits.fz") as one, open_volume(tmp_path / "two" / "c0.fits.fz") as two:
+        np.testing.assert_array_equal(one.numpy(), two.numpy())
+    expected = load([runs[0], other]).predict(picture, outputs="entropy").numpy()
+    with open_volume(tmp_path / "one" / "entropy" / "c0.fits.fz") as found:
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+    assert not [path for path in (tmp_path / "one").iterdir() if path.name.startswith(".") and path.name != ".lock"]
 
 
 def test_what_only_training_used_may_differ(runs: list[Path], tmp_path: Path) -> None:

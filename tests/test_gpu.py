@@ -40,13 +40,43 @@ def test_sliding_window_equals_the_cpus():
     assert (half.argmax(0) == on_cpu.argmax(0)).float().mean() > 0.98
 
 
-def test_augmentation_does_the_same_on_both():
-    image = torch.randn(4, 1, 20, 24, 16, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("recipe", ["light", "nnunet", "microscopy"])
+def test_augmentation_does_the_same_on_both(recipe: str, dims: int):
+    """All but noise, whose numbers come from the device's own generator."""
+    image = torch.randn(8, 2, *(20, 24, 16)[-dims:], generator=torch.Generator().manual_seed(0))
     label = (image[:, 0] > 0.5).long()
-    augment = Augmenter(AugmentConfig(), 2)
-    on_cpu, on_gpu = augment(image, label, range(4)), augment(image.cuda(), label.cuda(), range(4))
+    quiet = {"recipe": recipe, "noise": None, "poisson_noise": None, "elastic": {"probability": 0.5}}
+    augment = Augmenter(AugmentConfig.model_validate(quiet), 2, (2.0, 1.0, 1.0)[-dims:], flags=[1])
+    on_cpu, on_gpu = augment(image, label, range(8)), augment(image.cuda(), label.cuda(), range(8))
     torch.testing.assert_close(on_gpu[0].cpu(), on_cpu[0], atol=1e-3, rtol=1e-3)
     assert (on_gpu[1].cpu() == on_cpu[1]).float().mean() > 0.999
+    assert not torch.equal(on_cpu[1], label)
+
+
+@pytest.mark.parametrize("name", ["noise", "poisson_noise", "rician_noise"])
+def test_noise_on_a_device_is_a_function_of_the_seed_alone(name: str):
+    image = torch.randn(4, 1, 24, 24, 24, generator=torch.Generator().manual_seed(0))
+    augment = Augmenter(AugmentConfig.model_validate([{name: {"probability": 1}}]), 2)
+    on_cpu = augment(image, image[:, 0].long(), range(4))[0] - image
+    on_gpu = augment(image.cuda(), image[:, 0].long().cuda(), range(4))[0].cpu() - image
+    alone = augment(image[2:3].cuda(), image[2:3, 0].long().cuda(), [2])[0].cpu() - image[2:3]
+    assert torch.equal(on_gpu[2:3], alone)
+    for cpu, gpu in zip(on_cpu, on_gpu, strict=True):
+        assert gpu.std().item() == pytest.approx(cpu.std().item(), rel=0.05)
+
+
+def test_augmentation_does_not_wait_for_the_device():
+    image = torch.randn(4, 1, 48, 48, 48, device="cuda")
+    label = (image[:, 0] > 1).long()
+    entries = ("rotation", "elastic", "flip", "noise", "blur", "brightness", "contrast", "low_resolution", "bias_field")
+    augment = Augmenter(AugmentConfig.model_validate([{name: {"probability": 1}} for name in entries]), 2)
+    augment(image, label, range(4))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        augment(image, label, range(4, 8))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

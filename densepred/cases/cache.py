@@ -1,75 +1,111 @@
-"""Preprocessed cases on disk, as plain .npy files that are read through memory maps.
+"""Preprocessed cases on disk, in chunks of which patches are read.
 
 A folder per case, named by its id and the start of its key: the hash of the contents of its files, of the settings and
-of this module's version. `meta.json` is written last, so a folder without it counts as absent.
+of this module's version. It gets its name when all is in it, so a killed preparation leaves whole cases, and the next
+one goes on with the others. `image` and `label` are Zarr arrays with a checksum for each chunk
+(`densepred.cases.store`); `counts.npy` says how often each class stands in each chunk of the label, from which any
+voxel of a class is found; `meta.json` says what the folder was made of.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from threading import Event
+from typing import Any, TypeVar
 
 import numpy as np
 
 from densepred.cases.case import Case
 from densepred.cases.plan import Plan
-from densepred.cases.preprocess import preprocess
+from densepred.cases.preprocess import prepared
+from densepred.cases.store import ArrayWriter, StoredArray
 from densepred.errors import DensepredError, InputError, ResourceError, StoppedError
-from densepred.files import atomic_path, atomic_write, sha256, sweep_parts, writable_folder
+from densepred.files import atomic_folder, atomic_write, sha256, sweep_parts, writable_folder
 from densepred.volumes import split_part
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 """Raised whenever the arrays would come out otherwise."""
-MAX_LOCATIONS = 10_000
-"""Voxels kept per class to centre patches on."""
-META, ARRAYS = "meta.json", ("image", "label", "locations")
-_SETTINGS = {"dims", "label_map", "ignore", "spacing", "normalize", "reading"}
+MOST_AT_ONCE = 8
+"""Cases that are prepared at a time, where there are as many cores."""
+META, COUNTS, ARRAYS = "meta.json", "counts.npy", ("image", "label")
+_SETTINGS = {
+    "dims",
+    "label_map",
+    "ignore",
+    "spacing",
+    "resampling",
+    "slices",
+    "normalize",
+    "reading",
+    "instances",
+    "targets",
+}
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class CachedCase:
-    """A preprocessed case. The arrays are opened at each access and hold no file open; keep them while you use them."""
+    """A preprocessed case. The arrays hold no file open, and of what is indexed only its chunks are read."""
 
     id: str
     folder: Path
     key: str
     shape: tuple[int, ...]
     """Of the image, `(C, *spatial)`."""
-    classes: dict[int, tuple[int, int]]
-    """Foreground class -> its rows in `locations`."""
+    spacing: tuple[float, ...]
+    """Of its voxels."""
+    classes: dict[int, int]
+    """Foreground class -> its voxels."""
+    labelled: int
+    """Voxels with a truth."""
 
     @property
-    def image(self) -> np.ndarray:
-        """Float32 `(C, *spatial)`, normalised."""
+    def image(self) -> StoredArray:
+        """Float32 `(C, *spatial)`, normalised; indexed as an array."""
         return self._open("image")
 
     @property
-    def label(self) -> np.ndarray:
+    def label(self) -> StoredArray:
         """Class indices `(*spatial)`, int8 or int16, -1 where there is no truth."""
         return self._open("label")
 
     @property
-    def locations(self) -> np.ndarray:
-        """int32 `(n, 1 + dims)`: class index and position of voxels, sorted by class."""
-        return self._open("locations")
-
-    def _open(self, name: str) -> np.ndarray:
-        path = self.folder / f"{name}.npy"
+    def counts(self) -> np.ndarray:
+        """int64 `(chunks of the label, classes)`: how often each class stands in each chunk."""
+        path = self.folder / COUNTS
         try:
-            array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+            counts: np.ndarray = np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise InputError(f"the cache is damaged ({error})", f"remove {self.folder}", path, self.id) from error
-        return array
+            self._discard()
+            fix = f"run again, and this case is prepared anew; if it happens again, remove {self.folder}"
+            raise InputError(f"the cache is damaged ({error})", fix, path, self.id) from error
+        return counts
+
+    def _open(self, name: str) -> StoredArray:
+        return StoredArray(self.folder / name, self._discard, self.id)
+
+    def _discard(self) -> None:
+        """Without it the case counts as absent, and is prepared anew the next time."""
+        (self.folder / META).unlink(missing_ok=True)
 
 
 def prepare(
-    cases: Sequence[Case], plan: Plan, folder: str | Path, progress: Callable[[], None] | None = None
+    cases: Sequence[Case],
+    plan: Plan,
+    folder: str | Path,
+    progress: Callable[[], None] | None = None,
+    workers: int | None = None,
 ) -> list[CachedCase]:
-    """Preprocess the cases that are not in the cache yet.
+    """Preprocess the cases that are not in the cache yet, several at a time, each plane by plane.
 
     A file whose path, size and time of change are known is not hashed again.
 
@@ -78,6 +114,8 @@ def prepare(
         plan: how to preprocess.
         folder: of the cache; several trainings may share it.
         progress: called after each case.
+        workers: cases at a time; by default one for each core, at most `MOST_AT_ONCE`. What comes out does not depend
+            on it. Each takes about a hundred megabytes.
 
     Returns:
         The cases in the given order.
@@ -88,15 +126,23 @@ def prepare(
     """
     folder = writable_folder(folder)
     known = _known_hashes(folder)
+    sweep_parts(folder)
     done: list[CachedCase] = []
     faults: list[DensepredError] = []
-    for case in cases:
+
+    def make(case: Case, stop: Event) -> CachedCase | DensepredError:
         try:
-            done.append(_prepare(case, plan, folder, known))
+            return _prepare(case, plan, folder, known, stop)
         except (ResourceError, StoppedError):
             raise
         except DensepredError as error:
-            faults.append(error.of_case(case.id))
+            return error.of_case(case.id)
+
+    for found in _each(make, cases, workers or min(len(os.sched_getaffinity(0)), MOST_AT_ONCE)):
+        if isinstance(found, DensepredError):
+            faults.append(found)
+        else:
+            done.append(found)
         if progress is not None:
             progress()
     if len(faults) == 1:
@@ -109,9 +155,35 @@ def prepare(
     return done
 
 
-def _prepare(case: Case, plan: Plan, folder: Path, known: dict[tuple[str, int, int], str]) -> CachedCase:
-    if case.label is None:
+def _each(make: Callable[[Case, Event], T], cases: Sequence[Case], workers: int) -> Iterator[T]:
+    """make(case, stop) of each case in order, several at a time; `stop` is set when one breaks off."""
+    stop = Event()
+    broken: list[BaseException] = []
+
+    def run(case: Case) -> T:
+        try:
+            return make(case, stop)
+        except BaseException as error:
+            broken.append(error)
+            stop.set()
+            raise
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="densepred-prepare") as pool:
+        futures = [pool.submit(run, case) for case in cases]
+        try:
+            for future in futures:
+                yield future.result()
+        except BaseException as error:
+            cause = broken[0] if broken else error  # what else was raised only followed from it
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise cause from None
+
+
+def _prepare(case: Case, plan: Plan, folder: Path, known: dict[tuple[str, int, int], str], stop: Event) -> CachedCase:
+    if case.label is None and plan.classes:
         raise InputError("no label", "add the label or leave the case out", case.images[0], case.id)
+    _go_on(stop)
     files = [_stamp(path, known) for path in case.files]
     divided = {role: split_part(path) for role, path in case.roles.items()}
     roles = [[role, case.files.index(path), part] for role, (path, part) in divided.items()]
@@ -121,52 +193,69 @@ def _prepare(case: Case, plan: Plan, folder: Path, known: dict[tuple[str, int, i
     entry = folder / f"{case.id}.{key[:16]}"
     meta = _read_meta(entry)
     if meta is None or meta["key"] != key:
-        meta = _build(case, plan, entry, key) | {"files": files}
-        atomic_write(entry / META, json.dumps(meta, indent=1))
+        with atomic_folder(entry) as part:
+            meta = _build(case, plan, part, stop) | {"key": key, "id": case.id, "files": files}
+            atomic_write(part / META, json.dumps(meta, indent=1))
     elif meta["files"] != files:
         atomic_write(entry / META, json.dumps(meta | {"files": files}, indent=1))
-    rows = {int(index): (start, stop) for index, (start, stop) in meta["classes"].items()}
-    return CachedCase(case.id, entry, key, tuple(meta["shape"]), rows)
+    classes = {int(index): count for index, count in meta["classes"].items()}
+    return CachedCase(case.id, entry, key, tuple(meta["shape"]), tuple(meta["spacing"]), classes, int(meta["labelled"]))
 
 
-def _build(case: Case, plan: Plan, entry: Path, key: str) -> dict[str, Any]:
+def _build(case: Case, plan: Plan, part: Path, stop: Event) -> dict[str, Any]:
     """Write the arrays; returns what `meta.json` says of them."""
-    image, label = preprocess(case, plan)
-    assert label is not None
-    locations = _locations(label, key)
-    entry.mkdir(exist_ok=True)
-    sweep_parts(entry)
-    small = np.int8 if len(plan.classes) <= np.iinfo(np.int8).max else np.int16
-    sizes: dict[str, int] = {}
-    for name, array in zip(ARRAYS, (image, label.astype(small), locations), strict=True):
-        path = entry / f"{name}.npy"
-        with atomic_path(path) as part:
-            np.save(part, array, allow_pickle=False)
-        sizes[name] = path.stat().st_size
-    present, first, counts = np.unique(locations[:, 0], return_index=True, return_counts=True)
-    rows = {str(c): [int(at), int(at + n)] for c, at, n in zip(present, first, counts, strict=True)}
-    return {"key": key, "id": case.id, "shape": list(image.shape), "classes": rows, "sizes": sizes}
+    small = np.dtype(np.int8 if len(plan.classes) <= np.iinfo(np.int8).max else np.int16)
+    with prepared(case, plan) as one:
+        shape = one.shape
+        with (
+            ArrayWriter(part / "image", shape, np.dtype(np.float32), len(shape) - 1) as image,
+            ArrayWriter(part / "label", shape[1:], small, len(shape) - 1) as label,
+        ):
+
+            def of_image(planes: np.ndarray) -> None:
+                _go_on(stop)
+                image.add(planes)
+
+            one.write(of_image, lambda planes: label.add(planes.astype(small)))
+    counts = _counts(StoredArray(part / "label", case=case.id), max(len(plan.classes), 1))
+    content = io.BytesIO()
+    np.save(content, counts, allow_pickle=False)
+    (part / COUNTS).write_bytes(content.getvalue())  # to a path, numpy.save takes a full disk for a success
+    found = counts.sum(0).tolist()
+    return {
+        "shape": list(shape),
+        "spacing": list(one.spacing),
+        "classes": {str(index): count for index, count in enumerate(found) if index and count},
+        "labelled": sum(found),
+        "sizes": {str(path.relative_to(part)): path.stat().st_size for path in _stored(part)},
+    }
 
 
-def _locations(label: np.ndarray, key: str) -> np.ndarray:
-    """Up to `MAX_LOCATIONS` voxels of each foreground class, drawn by a generator that the key seeds."""
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(int(key, 16))))
-    rows = [np.empty((0, 1 + label.ndim), np.int32)]
-    for index in np.unique(label[label > 0]):
-        at = np.flatnonzero(label == index)
-        if len(at) > MAX_LOCATIONS:
-            at = np.sort(generator.choice(at, MAX_LOCATIONS, replace=False))
-        rows.append(np.column_stack([np.full(len(at), index), *np.unravel_index(at, label.shape)]).astype(np.int32))
-    return np.concatenate(rows)
+def _go_on(stop: Event) -> None:
+    if stop.is_set():
+        raise StoppedError("stopped while cases were prepared", fix="run again to go on")
+
+
+def _counts(label: StoredArray, classes: int) -> np.ndarray:
+    """How often each class stands in each chunk, int64 `(chunks, classes)`."""
+    rows = [
+        np.bincount(label.block(number).reshape(-1) + 1, minlength=classes + 1)[1:]
+        for number in range(int(np.prod(label.grid)))
+    ]
+    return np.stack(rows).astype(np.int64)
+
+
+def _stored(entry: Path) -> list[Path]:
+    return sorted(path for path in entry.rglob("*") if path.is_file() and path.name != META)
 
 
 def _read_meta(entry: Path) -> dict[str, Any] | None:
     """What is said of an entry; None unless it is whole."""
     try:
         meta: dict[str, Any] = json.loads((entry / META).read_text())
-        whole = all((entry / f"{name}.npy").stat().st_size == meta["sizes"][name] for name in ARRAYS)
-        return meta if whole and {"key", "files", "shape", "classes"} <= meta.keys() else None
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = all((entry / name).stat().st_size == size for name, size in meta["sizes"].items())
+        return meta if whole and {"key", "files", "shape", "spacing", "classes", "labelled"} <= meta.keys() else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

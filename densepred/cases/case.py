@@ -11,6 +11,7 @@ from typing import Literal
 
 from densepred.cases.patterns import id_of, is_store, match, nothing_matched
 from densepred.config import DataConfig
+from densepred.config.data import TARGET
 from densepred.errors import InputError, UnsafeError
 from densepred.volumes import companions, paired, split_part
 
@@ -47,6 +48,7 @@ class Case:
         group: whose cases stay in one fold.
         mask: a data-quality plane.
         weight: a plane of weights or errors.
+        maps: role, `target NAME` -> file of that target's truth; as pairs.
         fault: why it cannot be predicted, though it was asked for.
     """
 
@@ -57,13 +59,14 @@ class Case:
     mask: Path | None = None
     weight: Path | None = None
     fault: Problem | None = None
+    maps: tuple[tuple[str, Path], ...] = ()
 
     @property
     def roles(self) -> dict[str, Path]:
-        """What each path is for: "image 0", "image 1", ..., "mask", "weight", "label"."""
+        """What each path is for: "image 0", "image 1", ..., "mask", "weight", "label", "target NAME"."""
         named = {f"image {number}": path for number, path in enumerate(self.images)}
         others = {"mask": self.mask, "weight": self.weight, "label": self.label}
-        return named | {role: path for role, path in others.items() if path is not None}
+        return named | {role: path for role, path in others.items() if path is not None} | dict(self.maps)
 
     def check(self) -> None:
         """Raise what is known to be wrong with it.
@@ -77,12 +80,17 @@ class Case:
     @property
     def inputs(self) -> tuple[Path, ...]:
         """What a prediction reads, each file once, without parts: images and planes, and what belongs to them."""
-        return _with_companions(path for role, path in self.roles.items() if role != "label")
+        return _with_companions(path for role, path in self.roles.items() if not is_truth(role))
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """As `inputs`, with the label's file."""
+        """As `inputs`, with the files of label and targets."""
         return _with_companions(self.roles.values())
+
+
+def is_truth(role: str) -> bool:
+    """Whether a path is for training and scores alone: the label, and the maps of targets."""
+    return role == "label" or role.startswith(TARGET)
 
 
 @dataclass
@@ -119,7 +127,7 @@ def find(data: DataConfig) -> Found:
         found = read_list(path)
         _add_planes(found, data, path)
     elif data.images is not None:
-        found = by_patterns(data.patterns(), data.labels, Path(data.root), data.planes())
+        found = by_patterns(data.patterns(), data.labels, Path(data.root), data.planes() | data.maps())
     else:
         raise InputError("no images are named", "give data.images (a pattern) or data.dataset (a list)")
     check_ids(found)
@@ -143,7 +151,8 @@ def _apart(case: Case, data: DataConfig, found: Found) -> list[Case]:
         one = {role: Path(path) for role, path in paths.items()}
         channels = tuple(path for role, path in one.items() if role.startswith("image"))
         planes = (one.get("label"), case.group or case.id, one.get("mask"), one.get("weight"))
-        cases.append(Case(f"{case.id}_{number}" if len(images) > 1 else case.id, channels, *planes))
+        maps = tuple((role, path) for role, path in one.items() if role.startswith(TARGET))
+        cases.append(Case(f"{case.id}_{number}" if len(images) > 1 else case.id, channels, *planes, maps=maps))
     return cases
 
 
@@ -156,7 +165,7 @@ def by_patterns(
         channels: channel name -> pattern, in the order of the channels.
         labels: pattern of the labels; None leaves the cases without.
         root: the folder they are relative to.
-        planes: "mask" and "weight" -> pattern.
+        planes: "mask", "weight" and the roles of targets -> pattern.
     """
     roles = patterns_of(channels, planes or {}, labels)
     matched = dict(zip(roles, match(list(roles.values()), root), strict=True))
@@ -173,7 +182,8 @@ def by_patterns(
         found.problems += problems
         if not problems:
             image, rest = tuple(one.values())[: len(channels)], (one.get("mask"), one.get("weight"))
-            found.cases.append(Case(case, image, one.get("label"), None, *rest))
+            maps = tuple((role, path) for role, path in one.items() if role.startswith(TARGET))
+            found.cases.append(Case(case, image, one.get("label"), None, *rest, maps=maps))
     for case in sorted(set(matched.get("label", {})) - set(ids)):
         found.error(case, matched["label"][case][0], "a label without an image", "add the image or remove the label")
     return found
@@ -201,9 +211,10 @@ def confusion(case: str, files: Mapping[str, Path], pair: Sequence[str], pattern
 def _add_planes(found: Found, data: DataConfig, path: Path) -> None:
     """Give listed cases, where the list does not name them, the planes that patterns find by their ids.
 
-    Planes that the list names and the recipe does not are refused: prediction would do without them.
+    Planes that the list names and the recipe does not are refused: prediction would do without them. Targets that are
+    maps are found likewise.
     """
-    planes = data.planes()
+    planes = data.planes() | data.maps()
     for role in ("mask", "weight"):
         if role not in planes and any(getattr(case, role) is not None for case in found.cases):
             what = f"the list has a {role}, and the recipe has no data.validity.{role}, by which prediction finds one"
@@ -211,13 +222,14 @@ def _add_planes(found: Found, data: DataConfig, path: Path) -> None:
     matched = dict(zip(planes, match(list(planes.values()), Path(data.root)), strict=True))
     whole: list[Case] = []
     for case in found.cases:
-        wanted = [role for role in planes if getattr(case, role) is None]
+        wanted = [role for role in planes if role not in case.roles]
         paths = {role: matched[role].get(case.id, []) for role in wanted}
         problems = [fault for role in wanted if (fault := fault_of(case.id, paths[role], role, planes[role]))]
         found.problems += problems
         if not problems:
             mask, weight = (paths[role][0] if role in paths else getattr(case, role) for role in ("mask", "weight"))
-            whole.append(replace(case, mask=mask, weight=weight))
+            maps = tuple((role, found_paths[0]) for role, found_paths in paths.items() if role.startswith(TARGET))
+            whole.append(replace(case, mask=mask, weight=weight, maps=maps))
     found.cases = whole
 
 
@@ -280,9 +292,9 @@ def missing_files(case: Case, label: bool = True) -> list[Problem]:
 
     Args:
         case: its files.
-        label: look for that too.
+        label: look for that and for targets too.
     """
-    files = dict.fromkeys(split_part(path)[0] for role, path in case.roles.items() if label or role != "label")
+    files = dict.fromkeys(split_part(path)[0] for role, path in case.roles.items() if label or not is_truth(role))
     gone = [path for path in files if not (path.is_file() or is_store(path))]
     return [Problem(case.id, "error", str(path), "no such file", "correct the list, or add the file") for path in gone]
 

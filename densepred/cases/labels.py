@@ -76,15 +76,23 @@ def map_labels(array: np.ndarray, plan: Plan, case: Case) -> np.ndarray:
     Raises:
         InputError: values that no class has, with their counts and a mapping to paste.
     """
+    if plan.instances:
+        array = np.where(array > 0, array.dtype.type(1), array)
     known = {**plan.label_map, **dict.fromkeys(plan.ignore, IGNORE)}
     out = np.empty(array.shape, np.int16)
     for plane in range(array.shape[0]):  # plane by plane, for the memory's sake
         out[plane] = _map(array[plane], known)
     if (out == _UNKNOWN).any():
-        counts = LabelCounts()
-        counts.add(array[out == _UNKNOWN])
-        raise unknown_labels(counts, known, {v: plan.classes[i] for v, i in plan.label_map.items()}, case)
+        raise unknown_of([array], plan, case)
     return out
+
+
+def unknown_of(slabs: Iterable[np.ndarray], plan: Plan, case: Case) -> InputError:
+    """The error for the values in some arrays that no class has."""
+    known, counts = {**plan.label_map, **dict.fromkeys(plan.ignore, IGNORE)}, LabelCounts()
+    for slab in slabs:
+        counts.add(slab[_map(slab, known) == _UNKNOWN])
+    return unknown_labels(counts, known, {v: plan.classes[i] for v, i in plan.label_map.items()}, case)
 
 
 def unknown_labels(counts: LabelCounts, known: Iterable[int], names: Mapping[int, str], case: Case) -> InputError:

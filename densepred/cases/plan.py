@@ -18,14 +18,16 @@ from densepred.cases.case import Case
 from densepred.cases.names import channel_names, class_names, ignored_values
 from densepred.cases.normalize import fit_dataset
 from densepred.cases.reading import VALIDITY, Reading
+from densepred.cases.targets import Covariate, Target, make_covariates, make_targets
 from densepred.config import Config, DataConfig, Section
-from densepred.config.data import ChannelConfig
+from densepred.config.data import ChannelConfig, Resampling
 from densepred.config.normalize import CTWindow, NoNormalization, Normalize
+from densepred.config.tasks import kind_of
 from densepred.errors import DensepredError, InputError
 from densepred.files import atomic_write
 
-FORMAT_VERSION = 2
-"""2: `reading`, and `normalize` for each channel."""
+FORMAT_VERSION = 3
+"""2: `reading`, and `normalize` for each channel. 3: `targets`, `covariates`, `regions`, `instances`; no classes."""
 
 
 class Plan(Section):
@@ -39,18 +41,30 @@ class Plan(Section):
     """Spatial dimensions."""
     channels: Annotated[tuple[str, ...], Field(min_length=1)]
     """Names of the network's input channels in their order; the validity, where it is one, is the last."""
-    classes: Annotated[tuple[str, ...], Field(min_length=2)]
-    """Class names by index, background first."""
+    classes: tuple[str, ...]
+    """Class names by index, background first; none where voxels are not told apart."""
     values: tuple[int, ...]
     """The label value that is written for each class."""
     label_map: dict[int, int]
     """Label value in the files -> class index."""
     ignore: tuple[int, ...] = ()
     """Label values without a truth."""
+    instances: bool = False
+    """Labels number objects: every value above 0 is class 1."""
+    regions: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    """Regions that are predicted instead of the classes: name -> the indices of the classes it is made of."""
+    targets: dict[str, Target] = Field(default_factory=dict)
+    """What is predicted besides the classes."""
+    covariates: tuple[Covariate, ...] = ()
+    """Numbers of a table that the network sees beside the image, in their order."""
     spacing: tuple[float, ...] | None = None
     """Voxel spacing of the network's input, slowest axis first; None: as the file."""
     typical_spacing: tuple[float, ...] | None = None
     """Median voxel spacing of the training cases as the network sees them, by which augmentation keeps shapes rigid."""
+    resampling: Resampling = "linear"
+    """How images get to `spacing`, and results back."""
+    slices: Literal[0, 1, 2, "all"] | None = None
+    """A model of planes learnt from volumes: the axis that the planes lie across, or all; None: from images."""
     normalize: Annotated[tuple[Normalize, ...], Field(strict=False)]
     """For each channel of the images how intensities are normalised, with what was fitted to the training cases."""
     reading: Reading = Reading()
@@ -58,6 +72,8 @@ class Plan(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Plan:
+        if len(self.classes) < 2 and (self.classes or not self.targets):
+            raise ValueError(f"{len(self.classes)} classes, at least 2 are needed")
         if len(self.values) != len(self.classes):
             raise ValueError(f"{len(self.classes)} classes but {len(self.values)} values")
         if any(self.label_map.get(value) != index for index, value in enumerate(self.values)):
@@ -66,6 +82,8 @@ class Plan(Section):
             raise ValueError(f"label_map {self.label_map} leads beyond the {len(self.classes)} classes")
         if self.spacing is not None and (len(self.spacing) != self.dims or not min(self.spacing) > 0):
             raise ValueError(f"spacing {self.spacing} is not {self.dims} positive numbers")
+        if self.slices is not None and self.dims != 2:
+            raise ValueError(f"slices {self.slices}, but a model of {self.dims} axes")
         if len(self.normalize) != len(self.image_channels):
             raise ValueError(f"{len(self.normalize)} normalisations for {len(self.image_channels)} channels")
         return self
@@ -76,15 +94,30 @@ class Plan(Section):
         return self.channels[: len(self.channels) - self.reading.validity.channel]
 
     @property
+    def image_dims(self) -> int:
+        """The spatial axes of the images: one more than the model's where it learns from planes of volumes."""
+        return self.dims if self.slices is None else self.dims + 1
+
+    @property
     def flag_channels(self) -> tuple[int, ...]:
         """The channels that hold ones and zeros rather than intensities: planes of flags, and the validity."""
         flags = [index for index, bits in enumerate(self.reading.bits) if bits]
         return (*flags, *range(len(self.image_channels), len(self.channels)))
 
     @property
+    def maps(self) -> tuple[str, ...]:
+        """The targets that are maps of numbers."""
+        return tuple(name for name, target in self.targets.items() if target.kind == "regression")
+
+    @property
+    def truth_channels(self) -> tuple[int, ...]:
+        """The channels of a prepared case after the image's: of each map the numbers, and where they are known."""
+        return tuple(range(len(self.channels), len(self.channels) + 2 * len(self.maps)))
+
+    @property
     def invalid(self) -> int:
         """The label value that is written where a pixel is invalid: the first ignored one, else the background's."""
-        return self.ignore[0] if self.ignore else self.values[0]
+        return (*self.ignore, *self.values, 0)[0]
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically."""
@@ -137,15 +170,16 @@ def make_plan(config: Config, cases: list[Case]) -> Plan:
         InputError: classes are not named, or the names of the channels do not fit the files.
     """
     data, dims = config.data, config.model.dims
-    names = class_names(data)
-    if len(set(names.values())) < 2:
+    names = class_names(data) if data.segments else {}
+    if data.segments and len(set(names.values())) < 2:
         fix = "name them, say data.classes={0: background, 1: lesion}; densepred check lists the values in the files"
         raise InputError(f"{len(set(names.values()))} classes are named, at least 2 are needed", fix)
     if not cases:
         raise InputError("no training case", "choose other folds, or add cases")
     classes, values, label_map = index_classes(names)
     reading = Reading.of(data)
-    median = median_spacing(cases, reading, dims)
+    slices = config.patch.axis
+    median = _of_planes(median_spacing(cases, reading, dims + (slices is not None)), slices)
     spacing = median if data.spacing == "median" else data.spacing
     channels = _channels(channel_names(data), cases, reading)
     plan = Plan(
@@ -155,13 +189,35 @@ def make_plan(config: Config, cases: list[Case]) -> Plan:
         classes=classes,
         values=values,
         label_map=label_map,
-        ignore=ignored_values(data),
+        ignore=ignored_values(data) if data.segments else (),
+        instances=data.instances,
+        regions=_regions(data, classes),
+        targets={name: Target(kind=kind_of(target)) for name, target in data.targets.items()},
         spacing=spacing,
         typical_spacing=spacing or median,
+        resampling=data.resampling,
+        slices=slices,
         normalize=_normalizations(data, len(channels)),
         reading=reading,
     )
-    return plan.model_copy(update={"normalize": _fitted(plan, cases)})
+    found = {"targets": make_targets(config, plan, cases), "covariates": make_covariates(data, cases)}
+    return plan.model_copy(update={"normalize": _fitted(plan, cases), **found})
+
+
+def _regions(data: DataConfig, classes: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    for name, members in data.regions.items():
+        strange = [one for one in members if one not in classes]
+        if strange:
+            what = f"the region {name} is made of {', '.join(strange)}, but the classes are {', '.join(classes)}"
+            raise InputError(what, "name classes in data.regions as they stand in data.classes or the list")
+    return {name: tuple(map(classes.index, members)) for name, members in data.regions.items()}
+
+
+def _of_planes(spacing: tuple[float, ...], slices: int | str | None) -> tuple[float, ...] | None:
+    """The spacing in the planes across an axis; across all there is not one."""
+    if slices is None or slices == "all":
+        return spacing if slices is None else None
+    return tuple(size for axis, size in enumerate(spacing) if axis != slices)
 
 
 def _fitted(plan: Plan, cases: Sequence[Case]) -> tuple[Normalize, ...]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import EllipsisType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from densepred.cases.case import Case
-from densepred.cases.labels import IGNORE, map_labels
+from densepred.cases.labels import IGNORE, map_labels, unknown_of
 from densepred.cases.normalize import Fitted, fit
 from densepred.cases.plan import Plan
 from densepred.cases.quantiles import slab_thickness
 from densepred.cases.resample import resample, resample_labels, resampled_shape
+from densepred.cases.targets import Maps, open_maps, settled
 from densepred.config import ValidityConfig
 from densepred.errors import DensepredError, InputError
 from densepred.volumes import GEOMETRY_TOLERANCE, Volume, corner_offset
@@ -21,12 +24,17 @@ from densepred.volumes.fits_header import WCS_TOLERANCE
 from densepred.volumes.grid import Box
 from densepred.volumes.volume import full_key, span
 
+if TYPE_CHECKING:
+    pass
+
 __all__ = [
     "NormalizedVolume",
+    "Prepared",
     "grid_fault",
     "map_labels",
     "normalized",
     "open_image",
+    "prepared",
     "preprocess",
     "resample",
     "resample_labels",
@@ -130,7 +138,10 @@ def open_image(case: Case, plan: Plan) -> Volume:
         InputError: another number of channels or axes than the plan's.
     """
     volume = plan.reading.open_case(case)
-    check_image(volume, plan, case.id)
+    if plan.slices is not None and volume.dims != plan.image_dims:
+        what = f"{volume.dims} spatial axes, and patch.axis is for volumes, which have {plan.image_dims}"
+        raise InputError(what, "leave out patch.axis, or give volumes", volume.path, case.id)
+    check_image(volume, plan, case.id, None if plan.slices is None else True)
     return volume
 
 
@@ -176,32 +187,144 @@ def grid_fault(image: Volume, label: Volume) -> tuple[str, str] | None:
     return None
 
 
+Sink = Callable[[np.ndarray], object]
+"""Takes planes in order."""
+
+
+class Prepared:
+    """An opened case whose arrays come out plane by plane; a few megabytes of it are in memory, whatever its size.
+
+    Args:
+        image: as the network sees it, but for its grid.
+        label: on the same grid, or None.
+        plan: says how values become classes and to which spacing all is resampled.
+        case: for messages.
+        maps: of targets, whose planes follow those of the image, or None.
+
+    Attributes:
+        shape: of the image that comes out with these, `(C, *spatial)`.
+        spacing: of its voxels.
+    """
+
+    def __init__(
+        self, image: NormalizedVolume, label: Volume | None, plan: Plan, case: Case, maps: Maps | None = None
+    ) -> None:
+        self._image, self._label, self._plan, self._case, self._maps = image, label, plan, case, maps
+        self._target = target_spacing(plan, image.spacing)
+        self.spacing = self._target or image.spacing
+        spatial = image.shape[1:]
+        if self._target is not None:
+            spatial = resampled_shape(spatial, image.spacing, self._target)
+        self.shape = (image.shape[0] + (len(plan.truth_channels) if maps else 0), *spatial)
+
+    def write(self, image: Sink, label: Sink) -> None:
+        """Give out all planes: of the image float32 `(C, n, *rest)`, of the label int16 `(n, *rest)`.
+
+        Where voxels are not told apart, the label is 0 where the image is valid.
+
+        Raises:
+            InputError: damaged files, or label values that no class has.
+        """
+        if self.shape[1:] != self._image.shape[1:]:
+            image, label = self._resampling(image, label)
+        thickness = slab_thickness(self._image.shape)
+        slabs = None if self._label is None else self._label.slabs(thickness)
+        for start in range(0, self._image.shape[1], thickness):
+            stop = min(start + thickness, self._image.shape[1])
+            values, valid = self._image.read((slice(None), slice(start, stop)))
+            image(values if self._maps is None else np.concatenate([values, self._maps.planes(start, stop, valid)]))
+            if not self._plan.classes:
+                label(
+                    np.zeros(values.shape[1:], np.int16)
+                    if valid is None
+                    else np.where(valid, 0, IGNORE).astype(np.int16)
+                )
+            if slabs is not None:
+                assert self._label is not None
+                classes = _classes(next(slabs)[2][0], self._label, self._plan, self._case)
+                if valid is not None:
+                    classes[~valid] = IGNORE
+                label(classes)
+        if slabs is not None:
+            next(slabs, None)  # which verifies the file
+
+    def _resampling(self, image: Sink, label: Sink) -> tuple[Sink, Sink]:
+        """What takes planes on the grid of the files, and gives them on to these on the new one."""
+        import torch  # takes a second; checking files needs none of it
+
+        from densepred.cases.regrid import Regrid, kernels_for
+        from densepred.cases.relabel import Relabel
+
+        assert self._target is not None
+        grids = (self._image.shape[1:], self.shape[1:])
+        spacings = (self._plan.resampling, self._image.spacing, self._target)
+        regrid = Regrid(*grids, kernels=kernels_for(*spacings))
+        relabel = Relabel(*grids, kernels_for(*spacings, labels=True))
+
+        def of_image(planes: np.ndarray) -> None:
+            most = regrid.piece(len(planes))
+            for start in range(0, planes.shape[1], most):
+                regrid.add(torch.from_numpy(np.require(planes[:, start : start + most], np.float32, ["C", "W"])))
+                if regrid.done < regrid.ready:
+                    image(settled(regrid.take(regrid.ready).numpy(), 0 if self._maps is None else len(self._plan.maps)))
+
+        def of_label(planes: np.ndarray) -> None:
+            relabel.add(planes)
+            if relabel.done < relabel.ready:
+                label(relabel.take(relabel.ready))
+
+        return of_image, of_label
+
+
+def target_spacing(plan: Plan, spacing: Sequence[float]) -> tuple[float, ...] | None:
+    """The spacing that an image is resampled to; None: its own. Across planes nothing is."""
+    if plan.spacing is None or plan.slices is None:
+        return plan.spacing
+    assert plan.slices != "all"
+    return (*plan.spacing[: plan.slices], spacing[plan.slices], *plan.spacing[plan.slices :])
+
+
+@contextmanager
+def prepared(case: Case, plan: Plan) -> Iterator[Prepared]:
+    """Open a case, look once at its intensities, and check that its files belong together.
+
+    Raises:
+        DensepredError: files that are damaged, do not belong together or do not fit the plan; it names the case.
+    """
+    try:
+        with ExitStack() as stack:
+            volume = stack.enter_context(open_image(case, plan))
+            label = maps = None
+            if case.maps:
+                maps = stack.enter_context(open_maps(case, plan, volume))
+            if case.label is not None and plan.classes:
+                label = stack.enter_context(plan.reading.open_plane(case.label))
+                _check_grids(volume, label, case)
+            yield Prepared(normalized(volume, plan), label, plan, case, maps)
+    except DensepredError as error:
+        raise error.of_case(case.id) from error
+
+
 def preprocess(case: Case, plan: Plan) -> tuple[np.ndarray, np.ndarray | None]:
-    """The arrays of a case.
+    """The arrays of a case, whole in memory.
 
     Args:
         case: its files.
         plan: how to read them.
 
     Returns:
-        The image, float32 `(C, *spatial)`, invalid voxels 0; the label, int16 `(*spatial)` with -1 where there is no
-        truth or where any channel is invalid, or None if the case has none.
+        The image, float32 `(C, *spatial)`, invalid voxels 0, and after it the maps of targets, where the case has any
+        (see `densepred.cases.targets`); the label, int16 `(*spatial)` with -1 where there is no truth or where any
+        channel is invalid, or None if the case has none.
 
     Raises:
         DensepredError: files that are damaged, do not belong together or do not fit the plan; it names the case.
     """
-    try:
-        with open_image(case, plan) as volume:
-            label = _read_label(case, plan, volume) if case.label else None
-            image = _read_image(volume, plan, label)
-            spacing = volume.spacing
-    except DensepredError as error:
-        raise error.of_case(case.id) from error
-    if plan.spacing is not None:
-        shape = resampled_shape(image.shape[1:], spacing, plan.spacing)
-        image = resample(image, shape)
-        label = None if label is None else resample_labels(label, shape)
-    return image, label
+    images: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    with prepared(case, plan) as one:
+        one.write(images.append, labels.append)
+    return np.concatenate(images, 1), np.concatenate(labels) if labels else None
 
 
 def foreground(case: Case, plan: Plan, channel: int) -> Iterator[np.ndarray]:
@@ -212,30 +335,26 @@ def foreground(case: Case, plan: Plan, channel: int) -> Iterator[np.ndarray]:
     """
     try:
         with open_image(case, plan) as volume:
-            label = _read_label(case, plan, volume)
-            for start, stop, slab in volume.slabs(slab_thickness(volume.shape)):
-                yield slab[channel][label[start:stop] > 0]
+            assert case.label is not None
+            with plan.reading.open_plane(case.label) as label:
+                _check_grids(volume, label, case)
+                thickness = slab_thickness(volume.shape)
+                for (*_, values), (*_, truth) in zip(volume.slabs(thickness), label.slabs(thickness), strict=True):
+                    yield values[channel][_classes(truth[0], label, plan, case) > 0]
     except DensepredError as error:
         raise error.of_case(case.id) from error
 
 
-def _read_image(volume: Volume, plan: Plan, label: np.ndarray | None) -> np.ndarray:
-    """Normalised voxels; `label` is set to -1 where they are invalid."""
-    source = normalized(volume, plan)
-    image = np.empty(source.shape, np.float32)
-    thickness = slab_thickness(volume.shape)
-    for start in range(0, volume.shape[1], thickness):
-        stop = min(start + thickness, volume.shape[1])
-        image[:, start:stop], valid = source.read((slice(None), slice(start, stop)))
-        if label is not None and valid is not None:
-            label[start:stop][~valid] = IGNORE
-    return image
+def _check_grids(image: Volume, label: Volume, case: Case) -> None:
+    fault = grid_fault(image, label)
+    if fault is not None:
+        raise InputError(*fault, case.label, case.id)
 
 
-def _read_label(case: Case, plan: Plan, image: Volume) -> np.ndarray:
-    assert case.label is not None
-    with plan.reading.open_plane(case.label) as label:
-        fault = grid_fault(image, label)
-        if fault is not None:
-            raise InputError(*fault, case.label, case.id)
-        return map_labels(label.numpy()[0], plan, case)
+def _classes(values: np.ndarray, label: Volume, plan: Plan, case: Case) -> np.ndarray:
+    """Class indices of a part of a label; of values without a class the error gives the counts in the whole."""
+    try:
+        return map_labels(values, plan, case)
+    except InputError as error:
+        parts = (slab[0] for *_, slab in label.slabs(slab_thickness(label.shape)))
+        raise unknown_of(parts, plan, case) from error

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from densepred.cases.case import Case
+from densepred.cases.case import Case, is_truth
 from densepred.config import ChannelConfig, DataConfig, Section, ValidityConfig
 from densepred.config.base import Axes
 from densepred.errors import InputError
@@ -87,7 +87,7 @@ class Reading(Section):
             InputError: a plane or channel holds neither one image nor as many as the others, or other versions.
         """
         case.check()
-        return len(self._apart({role: path for role, path in case.roles.items() if role != "label"}, case.id))
+        return len(self._apart({role: path for role, path in case.roles.items() if not is_truth(role)}, case.id))
 
     def open_cases(self, case: Case, planes_required: bool = True) -> Generator[Volume, None, None]:
         """As `open_case`, for each of the images that a case holds; a file of one image goes with each of them.

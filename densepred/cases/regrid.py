@@ -1,7 +1,8 @@
 """Moving planes from one grid to another, axis by axis, while they stream by.
 
-The filter is linear interpolation between half-pixel centres; where an axis shrinks, the triangle is widened by the
-factor, so that nothing aliases (the "antialias" of PIL and torch). Beyond the ends the last voxel goes on.
+The usual filter is linear interpolation between half-pixel centres; where an axis shrinks, the triangle is widened by
+the factor, so that nothing aliases (the "antialias" of PIL and torch). Beyond the ends the last voxel goes on. Each
+axis may have another filter: see `Kernel` and `kernels_for`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +18,63 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PIECE_BYTES = 1 << 22  # of float32 planes worked on at a time: about what a processor's cache holds
+COARSE = 3.0
+"""Times the spacing of the next axis from which on one is too coarse to be interpolated as the others (nnU-Net's)."""
+_POLE = math.sqrt(3) - 2  # of the filter that turns samples into coefficients of cubic B-splines
+_SPLINE_REACH = 10  # voxels; what lies beyond has shares below 4e-6
+
+
+class Kernel(NamedTuple):
+    """The filter along one axis.
+
+    Attributes:
+        order: 0 the nearest voxel; 1 linear; 3 cubic: B-splines through the voxels where the axis grows (those of
+            `scipy.ndimage.zoom`), the kernel of Keys (a = -0.5) where it shrinks.
+        antialias: widen it by the factor where the axis shrinks. Without, cubic is B-splines there too.
+    """
+
+    order: int = 1
+    antialias: bool = True
+
+
+def kernels_for(
+    method: str, spacing: Sequence[float], target: Sequence[float], labels: bool = False
+) -> tuple[Kernel, ...]:
+    """The filters of a way of resampling, for images, or for labels and logits.
+
+    Where one axis alone is the coarsest, before or after, by more than `COARSE` times the finest, cubic goes linearly
+    along it, and nnunet takes the nearest plane.
+
+    Args:
+        method: linear; cubic; or nnunet: cubic (labels: linear) without antialiasing, as nnU-Net has it.
+        spacing: of the image.
+        target: of the new grid.
+        labels: linear instead of cubic.
+
+    Example:
+        >>> kernels_for("cubic", (5.0, 1.0, 1.0), (4.0, 1.0, 1.0))[0]
+        Kernel(order=1, antialias=True)
+
+    Source: Isensee et al. 2021, doi:10.1038/s41592-020-01008-z, "Image resampling".
+    """
+    if method == "linear":
+        return (Kernel(),) * len(spacing)
+    plain = Kernel(1 if labels else 3, method != "nnunet")
+    coarse = _coarse_axis(spacing, target)
+    apart = Kernel(0, False) if method == "nnunet" else Kernel()
+    return tuple(apart if axis == coarse else plain for axis in range(len(spacing)))
+
+
+def _coarse_axis(spacing: Sequence[float], target: Sequence[float]) -> int | None:
+    """The axis of a volume that is too coarse; None where there is none, or several are alike."""
+    for sizes in (spacing, target) if len(spacing) == 3 else ():
+        if max(sizes) > COARSE * min(sizes):
+            alike = [axis for axis, size in enumerate(sizes) if size == max(sizes)]
+            return alike[0] if len(alike) == 1 else None
+    return None
+
+
+LINEAR = Kernel()
 
 
 @dataclass(frozen=True)
@@ -31,7 +90,7 @@ class Taps:
     share: Tensor
 
     @classmethod
-    def of(cls, size: int, target: int, device: str | torch.device = "cpu") -> Taps:
+    def of(cls, size: int, target: int, device: str | torch.device = "cpu", kernel: Kernel = LINEAR) -> Taps:
         """From an axis of `size` voxels to one of `target` over the same extent.
 
         Example:
@@ -39,14 +98,26 @@ class Taps:
             tensor([3., 3., 1.])
         """
         scale = size / target
-        width = max(scale, 1.0)
+        stretch = max(scale, 1.0) if kernel.antialias else 1.0
+        splines = kernel.order == 3 and stretch == 1
+        width = _SPLINE_REACH if splines else {0: 0.5, 1: 1.0, 3: 2.0}[kernel.order] * stretch
         centre = (np.arange(target) + 0.5) * scale
-        first = np.maximum(np.floor(centre - width).astype(np.int64), 0)
+        first = np.floor(centre - width).astype(np.int64)
+        first = first if splines else np.maximum(first, 0)
         index = first[:, None] + np.arange(int(np.ceil(2 * width)) + 2)
-        share = np.maximum(1 - np.abs(index + 0.5 - centre[:, None]) / width, 0) * (index < size)
-        order = np.argsort(share == 0, axis=1, kind="stable")[:, : int((share > 0).sum(1).max())]
+        distance = index + 0.5 - centre[:, None]
+        if kernel.order == 0:  # of two alike the later, as floor(centre) is
+            share = (index == np.floor(centre).astype(np.int64)[:, None]).astype(float)
+        elif kernel.order == 1:
+            share = np.maximum(1 - np.abs(distance) / stretch, 0)
+        else:
+            share = _spline(distance) if splines else _keys(np.abs(distance) / stretch)
+        if splines:
+            index = np.clip(index, 0, size - 1)  # beyond the ends the last voxel goes on
+        share = share * (index < size)
+        order = np.argsort(share == 0, axis=1, kind="stable")[:, : int((share != 0).sum(1).max())]
         index, share = (np.take_along_axis(part, order, 1) for part in (index, share))
-        index = np.where(share > 0, index, index[:, :1])  # a share of none must not bring in a NaN from elsewhere
+        index = np.where(share != 0, index, index[:, :1])  # a share of none must not bring in a NaN from elsewhere
         share = (share / share.sum(1, keepdims=True)).astype(np.float32)
         return cls(torch.from_numpy(index).to(device), torch.from_numpy(share).to(device))
 
@@ -61,6 +132,25 @@ class Taps:
         return Taps(part.index - part.reach[0], part.share)
 
 
+def _spline(distance: np.ndarray) -> np.ndarray:
+    """The cubic B-spline that is 1 at 0 and 0 at all other integers, cut off at `_SPLINE_REACH`."""
+    out = np.zeros(distance.shape)
+    for knot in range(-_SPLINE_REACH - 3, _SPLINE_REACH + 4):
+        x = np.abs(distance - knot)
+        base = np.where(x < 1, 2 / 3 - x**2 + x**3 / 2, np.maximum(2 - x, 0) ** 3 / 6)
+        out += math.sqrt(3) * _POLE ** abs(knot) * base
+    return np.where(np.abs(distance) < _SPLINE_REACH, out, 0)
+
+
+def _keys(x: np.ndarray) -> np.ndarray:
+    """Keys' kernel of distances, a = -0.5.
+
+    Source: Keys 1981, doi:10.1109/TASSP.1981.1163711, eq. 15.
+    """
+    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
 class Regrid:
     """A ring of the planes that the next planes of the new grid need: planes go in in order, and come out so.
 
@@ -72,6 +162,7 @@ class Regrid:
         device: where the planes are.
         lines: of the new grid, from where to where along axis 1; by default all. Planes then go in with the lines
             that these need, `lines_needed`.
+        kernels: the filter of each axis; by default linear.
 
     Example:
         >>> regrid = Regrid((2, 4), (4, 2))
@@ -86,13 +177,15 @@ class Regrid:
         target: Sequence[int],
         device: str | torch.device = "cpu",
         lines: tuple[int, int] | None = None,
+        kernels: Sequence[Kernel] | None = None,
     ) -> None:
+        kernels = kernels or (LINEAR,) * len(shape)
         self.shape, self.target = tuple(shape), tuple(target)
         moved = [axis for axis, size in enumerate(shape) if axis == 0 or size != target[axis]]
         ratio = {axis: target[axis] / shape[axis] for axis in moved}  # of two alike, columns when the rows are fewer
         order = sorted(moved, key=lambda axis: (ratio[axis], axis if ratio[axis] < 1 else -axis))
         place = order.index(0)
-        taps = {axis: Taps.of(shape[axis], target[axis], device) for axis in order if axis}
+        taps = {axis: Taps.of(shape[axis], target[axis], device, kernels[axis]) for axis in order if axis}
         self.lines_needed = lines or (0, target[1])
         if lines is not None and 1 in taps:
             self.lines_needed = Taps(taps[1].index[slice(*lines)], taps[1].share[slice(*lines)]).reach
@@ -106,15 +199,21 @@ class Regrid:
                 (shape[0], high - low, *shape[2:]),
                 (target[0], lines[1] - lines[0], *target[2:]),
             )
-        first = Taps.of(shape[0], target[0])
-        self._lowest, self._highest = first.index.amin(1).numpy(), first.index.amax(1).numpy()
+        first = Taps.of(shape[0], target[0], kernel=kernels[0])
+        linear = Taps.of(shape[0], target[0])  # all planes are asked for, also those that count nowhere
+        self._lowest = torch.minimum(first.index.amin(1), linear.index.amin(1)).numpy()
+        self._highest = torch.maximum(first.index.amax(1), linear.index.amax(1)).numpy()
         self._first = Taps(first.index.to(device), first.share.to(device))
         self._ring: Tensor | None = None
         self.restart(0)
 
     def restart(self, start: int) -> None:
         """Forget all planes: the next to come out is `start`, and the next to go in is then `read`."""
-        self.done, self.read = start, int(self._lowest[start])
+        self.done, self.read = start, self.first(start)
+
+    def first(self, start: int) -> int:
+        """The first plane of the image that those of the new grid from `start` on need."""
+        return int(self._lowest[start])
 
     @property
     def ready(self) -> int:

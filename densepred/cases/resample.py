@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from densepred.cases.regrid import Kernel
 
 
 def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]) -> tuple[int, ...]:
@@ -17,12 +21,13 @@ def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequ
     return tuple(max(1, round(n * old / new)) for n, old, new in zip(shape, spacing, target, strict=True))
 
 
-def resample(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+def resample(array: np.ndarray, shape: Sequence[int], kernels: Sequence[Kernel] | None = None) -> np.ndarray:
     """Resample an image; besides the result a few planes are in memory.
 
     Args:
         array: `(C, *spatial)`.
         shape: the new spatial shape.
+        kernels: the filter of each axis; by default linear, antialiased.
 
     Returns:
         float32 `(C, *shape)`.
@@ -40,7 +45,7 @@ def resample(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
     from densepred.cases.regrid import Regrid
 
-    regrid = Regrid(array.shape[1:], shape)
+    regrid = Regrid(array.shape[1:], shape, kernels=kernels)
     out = np.empty((array.shape[0], *shape), np.float32)
     most = regrid.piece(array.shape[0])
     for start in range(0, array.shape[1], most):
@@ -51,15 +56,16 @@ def resample(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return out
 
 
-def resample_labels(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Resample labels: each class linearly as an image of its own, and the largest share wins.
+def resample_labels(array: np.ndarray, shape: Sequence[int], kernels: Sequence[Kernel] | None = None) -> np.ndarray:
+    """Resample labels: each class as an image of its own, and the largest share wins.
 
     One class at a time, so the memory does not grow with their number; -1 is a class like the others. Where shares are
-    equal the lower value wins.
+    equal, that of the nearest voxel wins.
 
     Args:
         array: `(*spatial)` integers.
         shape: the new shape.
+        kernels: the filter of each axis; by default linear, antialiased.
 
     Returns:
         `(*shape)` of the same type.
@@ -70,11 +76,12 @@ def resample_labels(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """
     if tuple(shape) == array.shape:
         return array.copy()
-    best = np.zeros(tuple(shape), np.float32)
-    out = np.zeros(tuple(shape), array.dtype)
-    for value in np.unique(array):
-        share = resample((array == value)[np.newaxis], shape)[0]
-        better = share > best
-        out[better] = value
-        np.maximum(best, share, out=best)
+    from densepred.cases.relabel import Relabel
+
+    relabel = Relabel(array.shape, shape, kernels)
+    out = np.empty(tuple(shape), array.dtype)
+    for start in range(0, len(array), relabel.piece):
+        relabel.add(array[start : start + relabel.piece])
+        if (done := relabel.done) < relabel.ready:
+            out[done : relabel.ready] = relabel.take(relabel.ready)
     return out

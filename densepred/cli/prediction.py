@@ -67,13 +67,26 @@ def evaluate(
     images: Annotated[Path | None, typer.Option(help="folder of the images, to draw under the contours")] = None,
     axes: Annotated[str | None, typer.Option(help="axes of the labels where open: zyx, xyzt ...")] = None,
     checksum: Checksum = Checking.verify,
+    metrics: Annotated[str, typer.Option(help="more: hd,hd95,assd,surface_dice,pq,rq,sq")] = "",
+    tolerance: Annotated[float | None, typer.Option(help="of surface_dice, in mm or the spacing's unit")] = None,
+    instances: Annotated[bool, typer.Option("--instances", help="values are numbers of objects of one class")] = False,
 ) -> None:
     """Score predictions and draw the worst and the median case."""
     from densepred import evaluation
 
-    scores = evaluation.evaluate(predictions, labels, out, axes=axes, checksum=checksum)
+    more = [name.strip() for name in metrics.split(",") if name.strip()]
+    scores = evaluation.evaluate(
+        predictions,
+        labels,
+        out,
+        axes=axes,
+        checksum=checksum,
+        metrics=more,
+        tolerance=tolerance,
+        instances=instances,
+    )
     pictures = evaluation.draw_cases(scores, out, images)
     for failure in scores.failures:
         say(str(InputError(failure.what, failure.fix, failure.file, failure.case)))
-    show(scores.table(), *map(str, pictures))
+    show(*scores.tables(), *map(str, pictures))
     raise typer.Exit(scores.exit_code)

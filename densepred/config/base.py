@@ -24,6 +24,13 @@ class Section(BaseModel):
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
+    @classmethod
+    def inside(cls, key: int | str) -> type[Section] | None:
+        """The section below a key, for naming the places of faults; None where the key holds a plain value."""
+        field = cls.model_fields.get(str(key))
+        kind = field.annotation if field else None
+        return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from densepred.config.tasks import LOSSES, SEGMENTATION, kind_of
 from densepred.models import catalog
 
 if TYPE_CHECKING:
@@ -22,9 +23,11 @@ def contradictions(config: Config) -> list[tuple[tuple[str, ...], str]]:
     """Settings that are valid alone and impossible together, as (path, message)."""
     rules = (
         *_of_data(config.data),
+        *_of_targets(config),
         *_of_axes(config),
+        *_of_patches(config),
         *of_model(config.model),
-        *_of_ranges(config),
+        *_of_loss(config),
         *_of_outputs(config),
         *_of_training(config),
     )
@@ -35,7 +38,8 @@ def _of_data(data: DataConfig) -> Iterator[Rule]:
     listed, patterns = data.dataset is not None, data.images is not None
     yield patterns and listed, "data.dataset", "give either patterns (images) or a list (dataset), not both"
     yield not (patterns or listed), "data", "no images: give data.images (a pattern) or data.dataset (a list)"
-    yield patterns and data.labels is None, "data.labels", "data.images needs data.labels, a pattern with {id}"
+    unlabelled = patterns and data.labels is None and data.segments
+    yield unlabelled, "data.labels", "data.images needs data.labels, a pattern with {id}"
     yield "{id}" not in (data.labels or "{id}"), "data.labels", "the pattern needs {id}, the place of the image's id"
     beyond = isinstance(data.fold, int) and data.splits is None and data.fold >= data.folds
     yield beyond, "data.fold", f"fold {data.fold} of {data.folds}: the folds count from 0"
@@ -49,6 +53,61 @@ def _of_data(data: DataConfig) -> Iterator[Rule]:
     yield bool(negative), "data.classes", f"label values are 0 or more, got {negative}"
     both = sorted(set(data.ignore) & set(data.classes))
     yield bool(both), "data.ignore", f"{both} cannot be both ignored and a class"
+
+
+def _of_targets(config: Config) -> Iterator[Rule]:
+    data = config.data
+    for name, target in data.targets.items():
+        path = f"data.targets.{name}"
+        taken = name == SEGMENTATION or not name.isidentifier()
+        yield taken, path, f"names are letters, digits and _, and not {SEGMENTATION}, which is that of data.labels"
+        one = (target.file is None) != (target.column is None)
+        yield not one, path, "give either file (a pattern with {id}) or column (of data.table)"
+        lacks = "{id}" not in (target.file or "{id}")
+        yield lacks, f"{path}.file", "the pattern needs {id}, the place of the image's id"
+        mapped = target.file is not None and target.classes is not None
+        yield mapped, f"{path}.classes", "maps of classes are labels: give data.labels and data.classes"
+        yield target.classes is not None and bool(target.unit), f"{path}.unit", "classes have no unit"
+    columns = bool(data.covariates) or any(target.column for target in data.targets.values())
+    lost = columns and data.tabular is None
+    yield lost, "data.table", "columns need a table: give data.table, a CSV with a column id"
+    whole = any(target.column for target in data.targets.values())
+    useless = bool(data.covariates) and not whole
+    yield useless, "data.covariates", "only targets that are columns use covariates, and there is none"
+    if data.regions or data.instances:
+        yield not data.segments, "data", "regions and instances are of labels: give data.labels and data.classes"
+    for name, members in data.regions.items():
+        strange = [one for one in members if data.classes and one not in data.classes.values()]
+        yield bool(strange), f"data.regions.{name}", f"{strange} are no classes of data.classes"
+    names = list(dict.fromkeys(data.classes.values()))
+    counted = data.instances and (set(data.classes) != {0, 1} or bool(data.ignore))
+    yield counted, "data.instances", f"give two classes, 0 and 1, and nothing to ignore, got {names}"
+    mixing = [name for name, _ in config.augment.named() if name in ("cutmix", "mixup")] if data.targets else []
+    yield bool(mixing), "augment", f"{', '.join(mixing)} would mix images and not data.targets"
+    yield from _of_heads(config)
+
+
+def _of_heads(config: Config) -> Iterator[Rule]:
+    data = config.data
+    kinds = {name: str(kind_of(target)) for name, target in data.targets.items()}
+    kinds |= {SEGMENTATION: SEGMENTATION} if data.segments else {}
+    for name, head in config.heads.items():
+        path, kind = f"heads.{name}", kinds.get(name)
+        close = nearest(name, list(kinds))
+        yield kind is None, path, f"nothing of this name is to be predicted{close}; there are {', '.join(kinds)}"
+        if kind is None:
+            continue
+        allowed = LOSSES[kind]
+        strange = [term for term in head.loss if term not in allowed]
+        names = f"it may have {', '.join(allowed)}" if allowed else "that of the segmentation is the section loss"
+        yield bool(strange), f"{path}.loss", f"{strange} cannot be its loss; {names}"
+        yield bool(head.loss) and not any(head.loss.values()), f"{path}.loss", "every term has weight 0"
+        numbers = kind in ("regression", "scalar")
+        yield (head.positive or head.variance) and not numbers, path, "only numbers can be positive or have a variance"
+        mixed = any((term == "gaussian_nll") != head.variance for term in head.loss)
+        yield mixed and numbers, f"{path}.loss", "gaussian_nll goes with variance: true, and nothing else does"
+    silent = bool(kinds) and all(name in config.heads and not config.heads[name].weight for name in kinds)
+    yield silent, "heads", "every head has weight 0"
 
 
 def _of_validity(data: DataConfig) -> Iterator[Rule]:
@@ -83,9 +142,22 @@ def _of_axes(config: Config) -> Iterator[Rule]:
     for path, value in sizes.items():
         if isinstance(value, tuple):
             yield len(value) != dims, path, f"{len(value)} axes, but model.dims is {dims}"
-    axes = {"augment.flip": (config.augment.flip, 3), "inference.mirror": (config.inference.mirror, dims)}
-    for path, (named, count) in axes.items():
-        yield not set(named) <= set(range(count)), path, f"axes are 0 to {count - 1}"
+    mirror = config.inference.mirror
+    yield not set(mirror) <= set(range(dims)), "inference.mirror", f"axes are 0 to {dims - 1}"
+    flat = [name for name, _ in config.augment.named() if name == "albumentations"]
+    yield bool(flat) and dims != 2, "augment", f"albumentations is for 2D, and model.dims is {dims}"
+
+
+def _of_patches(config: Config) -> Iterator[Rule]:
+    patch, data = config.patch, config.data
+    yield patch.axis is not None and config.model.dims != 2, "patch.axis", "planes are for 2D models: set model.dims=2"
+    across = patch.axis == "all" and data.spacing is not None
+    yield across, "patch.axis", "planes across all axes have no one spacing: leave out data.spacing, or name an axis"
+    weights = patch.classes if isinstance(patch.classes, dict) else {}
+    unknown = [value for value in weights if data.classes and value not in data.classes]
+    yield bool(unknown), "patch.classes", f"{unknown} are no label values of data.classes"
+    nothing = isinstance(patch.classes, dict) and sum(weights.values()) == 0
+    yield nothing, "patch.classes", "one weight at least is greater than 0; foreground=0 centres no patch"
 
 
 def of_model(model: ModelConfig) -> Iterator[Rule]:
@@ -142,26 +214,36 @@ def _of_stages(model: ModelConfig) -> Iterator[Rule]:
     yield model.deep_supervision > coarser, "model.deep_supervision", f"at most {coarser} coarser decoder stages exist"
 
 
-def _of_ranges(config: Config) -> Iterator[Rule]:
-    yield config.loss.dice == config.loss.cross_entropy == 0, "loss", "every term has weight 0"
-    for name, value in config.augment:
-        if hasattr(value, "range"):
-            low, high = value.range
-            yield low > high, f"augment.{name}.range", "the smallest comes first"
-            yield name in ("scaling", "gamma") and low <= 0, f"augment.{name}.range", f"greater than 0, got {low}"
-            yield name == "noise" and low < 0, f"augment.{name}.range", f"a deviation is 0 or more, got {low}"
+def _of_loss(config: Config) -> Iterator[Rule]:
+    loss, classes = config.loss, len(dict.fromkeys(config.data.classes.values()))
+    yield not loss.terms, "loss", "every term has weight 0"
+    alone = set(loss.terms) <= {"boundary", "hausdorff", "cldice"}
+    yield alone and bool(loss.terms), "loss", f"{', '.join(loss.terms)} stands beside a term such as dice, not alone"
+    for name, term in loss.terms.items():
+        factors = term.settings.get("class_weights")
+        wrong = bool(classes) and factors is not None and len(factors) != classes
+        yield wrong, f"loss.{name}.class_weights", f"{len(factors or ())} weights for the {classes} of data.classes"
+    nothing = "tversky" in loss.terms and loss.tversky.alpha == loss.tversky.beta == 0
+    yield nothing, "loss.tversky", "alpha and beta are both 0, so that no error counts"
 
 
 def _of_outputs(config: Config) -> Iterator[Rule]:
     settings, path = config.inference, "inference.outputs"
-    numbers = "a recipe's model has one segmentation head; regression is for models made in Python"
-    yield "regression" in settings.outputs, path, numbers
-    apart = [kind for kind in settings.outputs if kind in ("logits", "variance")]
+    outputs = settings.outputs or ()
+    numbers = "regression" in outputs and not any(t.file for t in config.data.targets.values())
+    yield numbers, path, "regression writes maps of numbers, and data.targets has none with a file"
+    maps = [*([SEGMENTATION] if config.data.segments else []), *(n for n, t in config.data.targets.items() if t.file)]
+    unknown = f"no map is called so{nearest(settings.head or '', maps)}; there are {', '.join(maps) or 'none'}"
+    yield settings.head is not None and settings.head not in maps, "inference.head", unknown
+    apart = [kind for kind in outputs if kind in ("logits", "variance")]
     wrong = bool(apart) and settings.bin > 1
     yield wrong, path, f"{apart} of blocks of pixels (inference.bin) are not known: probabilities are averaged"
     solid = settings.slices is not None and config.model.dims != 2
     yield solid, "inference.slices", f"slices are for 2D models, and model.dims is {config.model.dims}"
-    yield len(set(settings.outputs)) < len(settings.outputs), path, "each kind stands once"
+    yield len(set(outputs)) < len(outputs), path, "each kind stands once"
+    partial = settings.cutout is not None and bool(settings.keep_largest)
+    whole = "the largest component of a cut-out need not be that of the whole image: say inference.keep_largest=[]"
+    yield partial, "inference.keep_largest", whole
 
 
 def _of_training(config: Config) -> Iterator[Rule]:

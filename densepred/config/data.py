@@ -8,9 +8,14 @@ from pydantic import Field
 
 from densepred.config.base import Axes, Section, Share
 from densepred.config.normalize import Normalize, ZScore
+from densepred.config.tasks import TargetConfig
 
+TARGET = "target "
+"""Begins the role of a file that is a target's truth."""
 Bits = Annotated[tuple[Annotated[int, Field(gt=0)] | str, ...], Field(strict=False)]
 """Flags of a data-quality plane: their values (1, 2, 4 ...), or names that `validity.flags` gives to such."""
+
+Resampling = Literal["linear", "cubic", "nnunet"]
 
 
 class ChannelConfig(Section):
@@ -64,10 +69,22 @@ class DataConfig(Section):
     """Which pixels count."""
     classes: Annotated[dict[int, str], Field(strict=False)] = Field(default_factory=dict)
     """Label value in the files -> class name, background first. Gaps are allowed; equal names merge values."""
+    instances: bool = False
+    """Labels number single objects: every value above 0 is the one class after the background."""
+    regions: dict[str, Annotated[tuple[str, ...], Field(strict=False, min_length=1)]] = Field(default_factory=dict)
+    """Instead of exclusive classes predict regions, which may overlap: name -> the classes it is made of."""
+    targets: dict[str, TargetConfig] = Field(default_factory=dict)
+    """What is to be predicted besides or instead of the classes: name -> maps of numbers, or a column of the table."""
+    table: str | None = None
+    """CSV with a column id, and of each image targets and covariates; by default `dataset` where that is a CSV."""
+    covariates: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Columns of the table with numbers that the network sees beside the image, standardised as in training."""
     ignore: Annotated[tuple[int, ...], Field(strict=False)] = ()
     """Label values that mark voxels without a truth: left out of loss and scores. Invalid pixels get the first one."""
     spacing: Annotated[tuple[float, ...], Field(strict=False)] | Literal["median"] | None = None
     """Voxel spacing to resample to, slowest axis first; `median` of the training cases; none keeps the grids."""
+    resampling: Resampling = "linear"
+    """How images get to `spacing`: linear or cubic, both antialiased; nnunet: cubic as nnU-Net does it."""
     normalize: Normalize = ZScore()
     """Intensities, over the valid voxels of each case and channel; `{name: asinh, softening: 3}` has settings."""
     folds: Annotated[int, Field(ge=2)] = 5
@@ -92,3 +109,19 @@ class DataConfig(Section):
         """Of `mask` and `weight`, the patterns that are given."""
         found = {"mask": self.validity.mask, "weight": self.validity.weight}
         return {name: pattern for name, pattern in found.items() if pattern is not None}
+
+    def maps(self) -> dict[str, str]:
+        """Role of each target that is a map, `target NAME` -> its pattern."""
+        return {f"{TARGET}{name}": target.file for name, target in self.targets.items() if target.file is not None}
+
+    @property
+    def segments(self) -> bool:
+        """Whether classes of voxels are learnt: always, unless there are other targets and no labels."""
+        listed = self.dataset is not None and self.dataset.lower().endswith(".json")
+        return not self.targets or self.labels is not None or bool(self.classes) or listed
+
+    @property
+    def tabular(self) -> str | None:
+        """The table, relative to root."""
+        listed = self.dataset is not None and self.dataset.lower().endswith(".csv")
+        return self.table or (self.dataset if listed else None)

@@ -28,6 +28,10 @@ class InferenceConfig(Section):
     """Windows whose normalised values span at most so much are predicted once for all; 0 skips windows of one value."""
     mirror: Annotated[tuple[int, ...], Field(strict=False)] = ()
     """Axes mirrored for test-time augmentation; every subset is one more forward pass."""
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Logits are divided by it before they become probabilities or entropy; `densepred crossval` fits it."""
+    keep_largest: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Classes of which only the largest component stays in label maps, one after the other; `*`: all together."""
     slices: Literal[0, 1, 2, "all"] | None = None
     """Volumes by a 2D model: the axis that its images lie across, or all three, of whose logits the mean is taken."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -36,8 +40,10 @@ class InferenceConfig(Section):
     """What runs the network: auto takes another than torch where a short trial shows it to be faster and as exact."""
     device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
-    outputs: Annotated[tuple[Output, ...], Field(strict=False, min_length=1)] = ("labels",)
-    """Kinds of result; all but labels in a folder of their name. Variance is that over models and mirrored views."""
+    outputs: Annotated[tuple[Output, ...], Field(strict=False, min_length=1)] | None = None
+    """Kinds of result, all but labels in a folder of their name; by default labels, or of numbers regression."""
+    head: str | None = None
+    """Of a model that predicts several things of each voxel, which is written; by default the first."""
     cutout: str | None = None
     """The part to predict: `y0:y1,x0:x1` (pixels from 0), or `ra,dec,size` on the sky; normalised as in the whole."""
     bin: Positive = 1

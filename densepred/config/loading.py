@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from densepred.config.augment import AugmentConfig, RandomConfig
+from densepred.config.base import Section
 from densepred.config.contradictions import contradictions, nearest
 from densepred.config.data import DataConfig
 from densepred.config.schema import Config
@@ -31,6 +31,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         UnsafeError: the file holds tags, duplicate keys, too many aliases, or is too large or too deep.
     """
     data, lines = read_yaml(Path(path))
+    if isinstance(data.get("augment"), str):
+        data["augment"] = {"recipe": data["augment"]}  # so that an override can change a part of it
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not re.fullmatch(r"[\w.]+", key):
@@ -38,18 +40,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         path_in = tuple(key.split("."))
         set_path(data, [int(part) if part.isdecimal() else part for part in path_in], value_of(value, text))
         lines[path_in] = 0
-    _complete(data)
     return check(data, lines, str(path))
-
-
-def _complete(data: dict[str, Any]) -> None:
-    """Fill in what an augmentation leaves out, say its range, from its default."""
-    given = data.get("augment")
-    if not isinstance(given, dict):
-        return
-    for name, field in AugmentConfig.model_fields.items():
-        if isinstance(given.get(name), dict) and isinstance(field.default, RandomConfig):
-            given[name] = field.default.model_dump(mode="json") | given[name]
 
 
 def check(data: dict[str, Any], lines: dict[tuple[str, ...], int], name: str) -> Config:
@@ -89,7 +80,7 @@ def _line(path: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> int:
     return lines.get(path, 1)
 
 
-def field_faults(error: ValidationError, whole: type[BaseModel] = Config) -> list[tuple[tuple[str, ...], str]]:
+def field_faults(error: ValidationError, whole: type[Section] = Config) -> list[tuple[tuple[str, ...], str]]:
     """The faults that validating `whole` found, as (path, message)."""
     faults: dict[tuple[str, ...], str] = {}
     for item in error.errors(include_url=False):
@@ -103,15 +94,15 @@ def field_faults(error: ValidationError, whole: type[BaseModel] = Config) -> lis
     return list(faults.items())
 
 
-def _walk(loc: tuple[int | str, ...], section: type[BaseModel]) -> tuple[type[BaseModel], tuple[str, ...]]:
+def _walk(loc: tuple[int | str, ...], section: type[Section]) -> tuple[type[Section], tuple[str, ...]]:
     """The section that holds the fault, and its path cut at the last key that stands in the YAML."""
     path: list[str] = []
     for part in loc:
         path.append(str(part))
-        field = section.model_fields.get(str(part))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        inner = section.inside(part)
+        if inner is None:
             break
-        section = field.annotation
+        section = inner
     return section, tuple(path)
 
 

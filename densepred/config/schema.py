@@ -6,24 +6,15 @@ from typing import Annotated
 
 from pydantic import Field
 
-from densepred.config.augment import AugmentConfig
-from densepred.config.base import Positive, Section, Share
+from densepred.config.augment import AugmentConfig, any_form
+from densepred.config.base import Section
 from densepred.config.data import DataConfig
 from densepred.config.inference import InferenceConfig
 from densepred.config.loss import LossConfig
 from densepred.config.model import ModelConfig
+from densepred.config.patch import PatchConfig
+from densepred.config.tasks import HeadConfig
 from densepred.config.training import OptimizerConfig, TrainingConfig
-
-
-class PatchConfig(Section):
-    """What one training sample is."""
-
-    size: Annotated[tuple[Positive, ...], Field(strict=False, min_length=2, max_length=3)] = (96, 96, 96)
-    """Patch size in voxels, slowest axis first."""
-    batch: Positive = 2
-    """Patches per step."""
-    foreground: Share = 0.33
-    """Share of a batch's patches centred on a foreground voxel, the class drawn evenly (at least one if above 0)."""
 
 
 class Config(Section):
@@ -32,8 +23,10 @@ class Config(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     patch: PatchConfig = PatchConfig()
-    augment: AugmentConfig = AugmentConfig()
+    augment: Annotated[AugmentConfig, Field(json_schema_extra=any_form)] = AugmentConfig.model_validate("light")
     loss: LossConfig = LossConfig()
+    heads: dict[str, HeadConfig] = Field(default_factory=dict)
+    """Of `segmentation`, and of each of `data.targets`, how it is predicted; may be left out."""
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     inference: InferenceConfig = InferenceConfig()

@@ -9,7 +9,9 @@ Example:
 from __future__ import annotations
 
 from densepred.evaluation.compare import evaluate
+from densepred.evaluation.measures import MEASURES
 from densepred.evaluation.pictures import draw_cases
-from densepred.evaluation.scores import CaseResult, Failure, Scores
+from densepred.evaluation.scores import CaseResult, Scores
+from densepred.evaluation.summaries import Failure
 
-__all__ = ["CaseResult", "Failure", "Scores", "draw_cases", "evaluate"]
+__all__ = ["MEASURES", "CaseResult", "Failure", "Scores", "draw_cases", "evaluate"]

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from densepred.errors import DensepredError, InputError
-from densepred.evaluation.counting import Pairs, Voxel, count_pairs
+from densepred.evaluation.counting import Pairs, Reading, Voxel, count_pairs
+from densepred.evaluation.measures import Measured, Wanted, measure
 from densepred.evaluation.pairing import Files, find_files
 from densepred.evaluation.records import Meaning, check_out, failed_before, meaning_of
-from densepred.evaluation.scores import CaseResult, Failure, Scores
+from densepred.evaluation.scores import CaseResult, Scores
+from densepred.evaluation.summaries import Failure
 from densepred.files import writable_folder
 from densepred.volumes import members, split_part, suffix_of
 
+OBJECTS = "objects"
+"""The class of all objects."""
 _SHOWN = 5
 
 
@@ -28,6 +32,8 @@ class _Counted:
     pairs: Pairs
     unpredicted: Counter[int]
     voxel: Voxel
+    measured: Mapping[int, Measured] = field(default_factory=dict)
+    unit: str = ""
 
     @property
     def values(self) -> set[int]:
@@ -42,6 +48,9 @@ def evaluate(
     ignore: Collection[int] = (),
     axes: str | None = None,
     checksum: str = "verify",
+    metrics: Sequence[str] = (),
+    tolerance: float | None = None,
+    instances: bool = False,
 ) -> Scores:
     """Score predicted label maps, case by case and over the set.
 
@@ -60,10 +69,13 @@ def evaluate(
         ignore: values of the truth that mean "not known": their voxels are not scored.
         axes: what the axes of the label files hold, where that is open ("zyx" for FITS cubes).
         checksum: of FITS files, as for `open_volume`.
+        metrics: more than the overlaps, of `densepred.evaluation.MEASURES`; these read a case as a whole.
+        tolerance: of the metric surface_dice, in mm, or in the unit of the spacing where this is not one of length.
+        instances: the values are numbers of objects, all of one class; what `labels.json` calls them is not looked at.
 
     Raises:
-        InputError: a folder is missing or cannot be written to, two files have one id, `labels.json` cannot be read, or
-            the predictions have several that differ.
+        InputError: a metric is unknown or lacks its tolerance, a folder is missing or cannot be written to, two files
+            have one id, `labels.json` cannot be read, or the predictions have several that differ.
         UnsafeError: `out` is the folder of the predictions.
         NothingDoneError: there are no predictions or no labels at all.
 
@@ -72,25 +84,30 @@ def evaluate(
         >>> scores.mean["anterior"]["dice"]  # doctest: +SKIP
         0.8812
     """
+    wanted = Wanted(tuple(metrics), tolerance)
     predicted, truths = find_files(predictions, "predictions"), find_files(labels, "labels")
     if out is not None:
         check_out(out, predicted.values())
         writable_folder(out)
     meaning = meaning_of(predicted.values(), axes)
-    axes, ignore = axes or meaning.axes, {*ignore, *meaning.ignore}
+    if instances:
+        meaning = replace(meaning, classes={1: OBJECTS}, merged={})
+    reading = Reading(frozenset({*ignore, *meaning.ignore}), meaning.invalid, axes or meaning.axes, checksum, instances)
     names, allowed = (meaning.classes, None) if classes is None else (dict(classes), dict(classes))
     counted: list[_Counted] = []
     failed = failed_before(predicted, truths)
     failures, unpredicted = list(failed.values()), sorted(truths.keys() - predicted.keys() - failed.keys())
     for case, truth in [pair for pair in truths.items() if pair[0] in predicted.keys() - failed.keys()]:
         try:
-            found = count_pairs(truth, predicted[case], ignore, meaning.invalid, axes, checksum)
-            counted.append(_meant(case, truth, predicted[case], found, allowed, meaning))
+            found = count_pairs(truth, predicted[case], reading)
+            one = _meant(case, truth, predicted[case], found, allowed, meaning)
+            counted.append(_measured(one, meaning, wanted, reading) if wanted.metrics else one)
         except (DensepredError, OSError) as error:
             failures.append(_failure(case, truth, predicted[case], error))
     known = _names({value for of in counted for value in of.values}, names)
     results = [_result(of, list(known)) for of in counted]
-    scores = Scores(known, results, failures, sorted(predicted.keys() - truths.keys()), unpredicted, axes, checksum)
+    unlabelled = sorted(predicted.keys() - truths.keys())
+    scores = Scores(known, results, failures, unlabelled, unpredicted, reading.axes, checksum, wanted, instances)
     if out is not None:
         scores.save(out)
     return scores
@@ -133,6 +150,15 @@ def _meant(
     return _Counted(case, truth, prediction, pairs, unpredicted, found[1])
 
 
+def _measured(of: _Counted, meaning: Meaning, wanted: Wanted, reading: Reading) -> _Counted:
+    """The counts, with the metrics that need more."""
+    values = sorted(of.values - {0})
+    if not values:
+        return of
+    measured, unit = measure(of.truth, of.prediction, values, meaning.merged, wanted, reading)
+    return replace(of, measured=measured, unit=unit)
+
+
 def _check_values(unknown: list[int], allowed: list[int], path: Path) -> None:
     if unknown:
         listed = ", ".join(map(str, unknown[:_SHOWN])) + (", ..." if len(unknown) > _SHOWN else "")
@@ -147,7 +173,7 @@ def _result(of: _Counted, values: list[int]) -> CaseResult:
     for (truth, prediction), count in of.pairs.items():
         matrix[index[truth], index[prediction]] = count
     left_out = np.array([of.unpredicted[value] for value in values], np.int64)
-    return CaseResult(of.case, of.truth, of.prediction, matrix, left_out, of.voxel)
+    return CaseResult(of.case, of.truth, of.prediction, matrix, left_out, of.voxel, of.measured, of.unit)
 
 
 def _failure(case: str, truth: Path, prediction: Path, error: DensepredError | OSError) -> Failure:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -33,23 +33,31 @@ class Voxel(NamedTuple):
     unit: str
 
 
-def count_pairs(
-    truth: Path,
-    prediction: Path,
-    ignore: Collection[int] = (),
-    invalid: int | None = None,
-    axes: str | None = None,
-    checksum: str = "verify",
-) -> tuple[Pairs, Voxel]:
+class Reading(NamedTuple):
+    """How the values of two label files are read.
+
+    Args:
+        ignore: voxels whose truth has one of these values do not count; a prediction of one is background.
+        invalid: the predicted value of voxels that were not predicted.
+        axes: what the axes of both files hold, where that is open.
+        checksum: of FITS files, as for `open_volume`.
+        objects: values are numbers of objects, which are all of class 1.
+    """
+
+    ignore: frozenset[int] = frozenset()
+    invalid: int | None = None
+    axes: str | None = None
+    checksum: str = "verify"
+    objects: bool = False
+
+
+def count_pairs(truth: Path, prediction: Path, reading: Reading = Reading()) -> tuple[Pairs, Voxel]:  # noqa: B008
     """Count the voxels of every pair (true value, predicted value); memory does not depend on the depth.
 
     Args:
         truth: the label file; several images of it ("x.fits[SCI,all]", frames with axes "xyzt") are counted together.
         prediction: the predicted labels on the same grid, or the same grids.
-        ignore: voxels whose truth has one of these values are not counted; a prediction of one counts as background.
-        invalid: a predicted value that keeps its own place in the counts all the same.
-        axes: what the axes of both files hold, where that is open.
-        checksum: of FITS files, as for `open_volume`.
+        reading: which voxels do not count; `invalid` keeps its own place in the counts all the same.
 
     Returns:
         the counts, and the size of a voxel of the truth; unknown where that of several images differs.
@@ -58,23 +66,43 @@ def count_pairs(
         InputError: the grids, the places on the sky or the numbers of images differ, the values are not labels, or a
             file is damaged.
     """
-    rows = paired_labels(truth, prediction, axes)
     pairs: Pairs = Counter()
     sizes: set[Voxel] = set()
+    for expected, got in each_pair(truth, prediction, reading):
+        for ours, theirs in label_slabs(expected, got, truth, prediction):
+            if reading.objects:
+                ours, theirs = (_one_class(slab, reading) for slab in (ours, theirs))
+            pairs.update(_count(ours, theirs, reading.ignore, reading.invalid))
+        sizes.add(voxel_of(expected))
+    _check_classes(len({value for pair in pairs for value in pair}))
+    return pairs, sizes.pop() if len(sizes) == 1 else Voxel(math.nan, "")
+
+
+def each_pair(truth: Path, prediction: Path, reading: Reading) -> Iterator[tuple[Volume, Volume]]:
+    """The images of two label files that belong together, one after the other, open.
+
+    Raises:
+        InputError: as `count_pairs`.
+    """
+    rows = paired_labels(truth, prediction, reading.axes)
     with ExitStack() as stack:
         streams = [
-            stack.enter_context(closing(open_each(path, [row[role] for row in rows], axes, checksum)))
+            stack.enter_context(closing(open_each(path, [row[role] for row in rows], reading.axes, reading.checksum)))
             for role, path in (("truth", truth), ("prediction", prediction))
         ]
         for expected, got in zip(*streams, strict=True):
             with expected, got:
                 _check_grids(expected, got, prediction)
-                thickness = max(1, _SLAB_VOXELS // int(np.prod(expected.shape[2:])))
-                for (_, _, ours), (_, _, theirs) in zip(expected.slabs(thickness), got.slabs(thickness), strict=True):
-                    pairs.update(_count(_integers(ours, truth), _integers(theirs, prediction), ignore, invalid))
-                sizes.add(_voxel(expected))
-    _check_classes(len({value for pair in pairs for value in pair}))
-    return pairs, sizes.pop() if len(sizes) == 1 else Voxel(math.nan, "")
+                yield expected, got
+
+
+def label_slabs(
+    expected: Volume, got: Volume, truth: Path, prediction: Path
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The labels of two volumes on one grid, int64 (1, n, ...) each, read forward."""
+    thickness = max(1, _SLAB_VOXELS // int(np.prod(expected.shape[2:])))
+    for (_, _, ours), (_, _, theirs) in zip(expected.slabs(thickness), got.slabs(thickness), strict=True):
+        yield _integers(ours, truth), _integers(theirs, prediction)
 
 
 def paired_labels(truth: Path, prediction: Path, axes: str | None = None) -> list[dict[str, str]]:
@@ -107,12 +135,25 @@ def _check_grids(truth: Volume, prediction: Volume, path: Path) -> None:
     check_grids(truth, prediction, "label and prediction")
 
 
-def _voxel(volume: Volume) -> Voxel:
+def spacing_of(volume: Volume) -> tuple[tuple[float, ...], str]:
+    """The spacing in mm, or um where the file's unit is smaller, and this unit; as it is and "" where none is known."""
     unit = micrometres(volume)
     if unit is None:
-        return Voxel(math.nan, "")
+        return volume.spacing, ""
     name, factor = ("mm", unit / 1e3) if unit >= 1e3 else ("um", unit)
-    return Voxel(float(np.prod([size * factor for size in volume.spacing])), f"{name}{volume.dims}")
+    return tuple(size * factor for size in volume.spacing), name
+
+
+def voxel_of(volume: Volume) -> Voxel:
+    """The size of a voxel of a volume."""
+    spacing, unit = spacing_of(volume)
+    return Voxel(float(np.prod(spacing)), f"{unit}{volume.dims}") if unit else Voxel(math.nan, "")
+
+
+def _one_class(slab: np.ndarray, reading: Reading) -> np.ndarray:
+    """Every object as class 1; values that do not count keep their own."""
+    own = np.isin(slab, [value for value in (*reading.ignore, reading.invalid) if value is not None])
+    return np.where(own, slab, slab != 0)
 
 
 def _integers(slab: np.ndarray, path: Path) -> np.ndarray:
@@ -131,7 +172,7 @@ def _check_classes(count: int) -> None:
     """Refuse instance maps, whose table of pairs would fill the memory."""
     if count > MAX_CLASSES:
         what = f"{count} different label values, at most {MAX_CLASSES} are scored: are these instances?"
-        raise InputError(what, "give label maps of classes")
+        raise InputError(what, "give label maps of classes, or say that values are objects (--instances)")
 
 
 def _count(truth: np.ndarray, prediction: np.ndarray, ignore: Collection[int], invalid: int | None) -> Pairs:

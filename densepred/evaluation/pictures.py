@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from densepred.evaluation.pairing import Files, find_files
 from densepred.evaluation.planes import Plane, fullest, read_planes
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 _PANEL_HEIGHT, _FRAME_HEIGHT = 3.6, 1.1  # inches
 _WIDEST = 2.0  # of a panel over its height
+_LONGEST = 24  # letters of a case's name in the title
 
 
 def draw_cases(scores: Scores, out: str | Path, images: Files | None = None) -> list[Path]:
@@ -56,8 +60,11 @@ def case_figure(scores: Scores, result: CaseResult, kind: str, image: Path | Non
     """
     foreground = [value for value in scores.classes if value != 0]
     colors = {value: color_of(index) for index, value in enumerate(foreground)}
-    shown = fullest(result.truth, result.prediction, image, foreground, scores.axes, scores.checksum)
-    planes = read_planes(*shown, foreground, scores.axes, scores.checksum)
+    looked_for = None if scores.instances else foreground
+    shown = fullest(result.truth, result.prediction, image, looked_for, scores.axes, scores.checksum)
+    planes = read_planes(*shown, looked_for, scores.axes, scores.checksum)
+    if scores.instances:
+        planes = [replace(one, truth=_objects(one.truth), prediction=_objects(one.prediction)) for one in planes]
     shapes = [min(width / height, _WIDEST) for height, width in (plane.size for plane in planes)]
     figure = new_figure(max(6.0, _PANEL_HEIGHT * sum(shapes) + 0.5), _PANEL_HEIGHT + _FRAME_HEIGHT)
     for axes, plane in zip(figure.subplots(1, len(planes), squeeze=False, width_ratios=shapes)[0], planes, strict=True):
@@ -71,9 +78,19 @@ def case_figure(scores: Scores, result: CaseResult, kind: str, image: Path | Non
     outline_legend(figure, named)
     part = split_part(shown[0])[1] if shown[0] != str(result.truth) else None
     name = result.case if part is None else f"{result.case} [{part}]"
+    name = name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}...{name[-_LONGEST // 2 :]}"
     title = f"{kind} case: {name}, mean Dice {scores.case_dice[result.case]:.3f}"
     figure.suptitle(title, fontsize=12, color=INK, parse_math=False)
     return figure
+
+
+def _objects(numbers: np.ndarray) -> np.ndarray:
+    """1 in every object, 0 outside and on one side of where two touch, so that the outline parts them."""
+    inside = numbers != 0
+    for axis in (0, 1):
+        here, before = (np.moveaxis(array, axis, 0) for array in (inside, numbers))
+        here[1:] &= (before[1:] == before[:-1]) | (before[:-1] == 0)
+    return inside.astype(np.uint8)
 
 
 def _draw_plane(axes: Axes, plane: Plane, colors: dict[int, str]) -> None:

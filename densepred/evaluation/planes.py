@@ -50,11 +50,11 @@ def read_planes(
     truth: str | Path,
     prediction: str | Path,
     image: str | Path | None,
-    values: Sequence[int],
+    values: Sequence[int] | None,
     axes: str | None = None,
     checksum: str = "verify",
 ) -> list[Plane]:
-    """One slice across each axis, where the truth (or else the prediction) has most voxels of `values`.
+    """One slice across each axis, where the truth, or else the prediction, has most voxels of `values` (None: not 0).
 
     The files are read slab by slab. An image that is missing, damaged or of another shape is drawn black.
     """
@@ -81,7 +81,7 @@ def fullest(
     truth: Path,
     prediction: Path,
     image: Path | None,
-    values: Sequence[int],
+    values: Sequence[int] | None,
     axes: str | None = None,
     checksum: str = "verify",
 ) -> tuple[str, str, str | None]:
@@ -106,11 +106,11 @@ def fullest(
     return chosen["truth"], chosen["prediction"], shown
 
 
-def _areas(volume: Volume, values: Sequence[int]) -> list[np.ndarray]:
-    """Per spatial axis the number of voxels of `values` in each slice, int64."""
+def _areas(volume: Volume, values: Sequence[int] | None) -> list[np.ndarray]:
+    """Per spatial axis the number of voxels of `values` in each slice, int64; None: of any but 0."""
     areas = [np.zeros(size, np.int64) for size in volume.shape[1:]]
     for start, stop, slab in volume.slabs(_thickness(volume)):
-        mask = np.isin(slab[0], values)
+        mask = slab[0] != 0 if values is None else np.isin(slab[0], values)
         for axis, area in enumerate(areas):
             others = tuple(other for other in range(mask.ndim) if other != axis)
             area[slice(start, stop) if axis == 0 else slice(None)] += mask.sum(others)

@@ -13,7 +13,7 @@ from typing import Any
 from densepred.bids import sources_of
 from densepred.cases.patterns import id_of
 from densepred.errors import InputError, UnsafeError
-from densepred.evaluation.scores import Failure
+from densepred.evaluation.summaries import Failure
 from densepred.volumes import FORMATS, Volume, members, open_volume, split_part, suffix_of
 from densepred.volumes.fits_header import FitsHeader
 from densepred.volumes.record import INVALID

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +14,19 @@ import numpy as np
 
 from densepred.errors import DONE, NOTHING_DONE, SOME_FAILED
 from densepred.evaluation.counting import Voxel
+from densepred.evaluation.measures import Measured, Wanted, pooled
+from densepred.evaluation.summaries import (
+    Failure,
+    delimited,
+    mean_of,
+    save_failures,
+    statistics_of,
+    version_of,
+    without_nan,
+)
 from densepred.files import atomic_write, writable_folder
 from densepred.metrics import METRICS, dice
+from densepred.metrics.bootstrap import resampled
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,6 +43,8 @@ class CaseResult:
         confusion: (K, K) int64 in the order of `Scores.classes`, truth in rows.
         left_out: (K,) int64, true voxels of each class that are not in it: the prediction marks them as invalid.
         voxel: its size and unit.
+        measured: class value -> the metrics that need more than counts, of the classes that the case has.
+        unit: of distances: "mm", "um", or "" where the files do not say.
     """
 
     case: str
@@ -43,21 +53,13 @@ class CaseResult:
     confusion: np.ndarray
     left_out: np.ndarray
     voxel: Voxel
+    measured: Mapping[int, Measured] = field(default_factory=dict)
+    unit: str = ""
 
     @property
     def unpredicted(self) -> int:
         """The voxels of all classes that were left out."""
         return int(self.left_out.sum())
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A case that could not be scored, and why."""
-
-    case: str
-    file: str
-    what: str
-    fix: str
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Scores:
         unpredicted: ids of labels that have no prediction.
         axes: what the axes of the files hold, where that was open.
         checksum: what was done with those of FITS files.
+        wanted: the metrics beside those of overlap.
+        instances: values are numbers of objects.
     """
 
     classes: Mapping[int, str]
@@ -83,6 +87,13 @@ class Scores:
     unpredicted: Sequence[str] = field(default=())
     axes: str | None = None
     checksum: str = "verify"
+    wanted: Wanted = field(default_factory=Wanted)
+    instances: bool = False
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of all metrics."""
+        return (*METRICS, *self.wanted.metrics)
 
     @cached_property
     def cases(self) -> list[dict[str, Any]]:
@@ -93,15 +104,22 @@ class Scores:
         """
         return [row for result in self.results for row in self._rows(result)]
 
+    def _of(self, result: CaseResult, metric: str) -> list[float]:
+        """A metric of a case for each class; nan where it has none."""
+        if metric in METRICS:
+            return [float(value) for value in METRICS[metric](result.confusion)]
+        none = Measured(dict.fromkeys(self.wanted.metrics, math.nan))
+        return [result.measured.get(value, none).values[metric] for value in self.classes]
+
     def _rows(self, result: CaseResult) -> list[dict[str, Any]]:
-        metrics = {name: metric(result.confusion) for name, metric in METRICS.items()}
+        metrics = {name: self._of(result, name) for name in self.metrics}
         voxels = {"truth": result.confusion.sum(1), "prediction": result.confusion.sum(0)}
         return [
             {
                 "case": result.case,
                 "class": self.classes[value],
                 "value": value,
-                **{name: float(scores[index]) for name, scores in metrics.items()},
+                **{name: scores[index] for name, scores in metrics.items()},
                 **{f"{side}_voxels": int(count[index]) for side, count in voxels.items()},
                 "unpredicted_voxels": int(result.left_out[index]),
                 **{f"{side}_size": float(count[index] * result.voxel.size) for side, count in voxels.items()},
@@ -113,20 +131,25 @@ class Scores:
 
     @cached_property
     def summary(self) -> dict[str, dict[str, dict[str, float]]]:
-        """class -> metric -> mean, std (n - 1), median, lowest and highest over the cases, pooled, n, n_nan."""
+        """class -> metric -> mean, low, high, std (n - 1), median, lowest and highest over the cases, pooled, n, n_nan.
+
+        `low` and `high` bound the 95 % interval of the mean: percentiles over cases drawn anew (bootstrap), always with
+        the same draws. `pooled` is the metric of all cases taken together; nan for hd and hd95, which do not add up.
+        """
         total = sum((result.confusion for result in self.results), np.zeros((len(self.classes),) * 2, np.int64))
-        per_case = {name: [metric(result.confusion) for result in self.results] for name, metric in METRICS.items()}
-        return {
-            name: {
-                metric: {
-                    **_statistics([float(scores[index]) for scores in per_case[metric]]),
-                    "pooled": float(METRICS[metric](total)[index]),
-                }
-                for metric in METRICS
-            }
-            for index, (value, name) in enumerate(self.classes.items())
-            if value != 0
-        }
+        per_case = {name: np.array([self._of(result, name) for result in self.results]) for name in self.metrics}
+        drawn = resampled([result.case for result in self.results]) if self.results else None
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for index, (value, name) in enumerate(self.classes.items()):
+            if value == 0:
+                continue
+            found[name] = {}
+            for metric, scores in per_case.items():
+                one = scores[:, index] if len(scores) else np.empty(0)
+                measured = [result.measured[value] for result in self.results if value in result.measured]
+                whole = float(METRICS[metric](total)[index]) if metric in METRICS else pooled(measured, metric)
+                found[name][metric] = {**statistics_of(one, drawn), "pooled": whole}
+        return found
 
     @cached_property
     def left_out(self) -> dict[str, dict[str, float]]:
@@ -165,13 +188,13 @@ class Scores:
     @property
     def mean_dice(self) -> float:
         """The mean over the classes of their mean Dice; nan if there is none."""
-        return _mean([metrics["dice"] for metrics in self.mean.values()])
+        return mean_of([metrics["dice"] for metrics in self.mean.values()])
 
     @property
     def case_dice(self) -> dict[str, float]:
         """case -> mean Dice over its classes; nan for a case without any."""
         foreground = [index for index, value in enumerate(self.classes) if value != 0]
-        return {result.case: _mean(dice(result.confusion)[foreground].tolist()) for result in self.results}
+        return {result.case: mean_of(dice(result.confusion)[foreground].tolist()) for result in self.results}
 
     def ranked(self) -> list[CaseResult]:
         """The cases that have a score, the worst first."""
@@ -188,9 +211,9 @@ class Scores:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON: nan is None."""
-        return _without_nan(
+        return without_nan(
             {
-                "densepred": _version(),
+                "densepred": version_of(),
                 "scored": len(self.results),
                 "mean_dice": self.mean_dice,
                 "classes": {str(value): name for value, name in self.classes.items()},
@@ -200,6 +223,8 @@ class Scores:
                 "failures": [vars(failure) for failure in self.failures],
                 "predictions_without_label": list(self.unlabelled),
                 "labels_without_prediction": list(self.unpredicted),
+                "tolerance": self.wanted.tolerance,
+                "distance_unit": self.distance_unit,
                 "unpredicted_voxels": {result.case: result.unpredicted for result in self.results},
             }
         )
@@ -212,11 +237,10 @@ class Scores:
         """
         folder = writable_folder(folder)
         voxels = [f"{side}_voxels" for side in ("truth", "prediction", "unpredicted")]
-        columns = ["case", "class", "value", *METRICS, *voxels, "truth_size", "prediction_size", "unit"]
-        atomic_write(folder / "scores.csv", _delimited(columns, _without_nan(self.cases), ","))
+        columns = ["case", "class", "value", *self.metrics, *voxels, "truth_size", "prediction_size", "unit"]
+        atomic_write(folder / "scores.csv", delimited(columns, without_nan(self.cases), ","))
         atomic_write(folder / "scores.json", json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
-        failures = [{key: " ".join(text.split()) for key, text in vars(failure).items()} for failure in self.failures]
-        atomic_write(folder / "failures.tsv", _delimited(["case", "file", "what", "fix"], failures, "\t"))
+        save_failures(self.failures, folder)
 
     def table(self) -> Table:
         """The classes with their means and worst cases, for the terminal."""
@@ -224,46 +248,14 @@ class Scores:
 
         return scores_table(self)
 
+    def tables(self) -> list[Table]:
+        """`table`, and one of the metrics beside those of overlap if there are any."""
+        from densepred.evaluation.table import measures_table
 
-def _statistics(values: Sequence[float]) -> dict[str, float]:
-    known = np.array([value for value in values if not math.isnan(value)])
-    if not known.size:
-        empty = dict.fromkeys(("mean", "std", "median", "lowest", "highest"), math.nan)
-        return {**empty, "n": 0, "n_nan": len(values)}
-    return {
-        "mean": float(known.mean()),
-        "std": float(known.std(ddof=1)) if known.size > 1 else math.nan,
-        "median": float(np.median(known)),
-        "lowest": float(known.min()),
-        "highest": float(known.max()),
-        "n": known.size,
-        "n_nan": len(values) - known.size,
-    }
+        return [self.table(), measures_table(self)] if self.wanted.metrics else [self.table()]
 
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _delimited(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], delimiter: str) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, delimiter=delimiter, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _version() -> str:
-    try:
-        return version("densepred")
-    except PackageNotFoundError:
-        return "not installed"
+    @property
+    def distance_unit(self) -> str:
+        """The unit of distances; "" where the files do not say, and "mixed" if they say different ones."""
+        units = {result.unit for result in self.results if result.measured}
+        return units.pop() if len(units) == 1 else "mixed" if units else ""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from rich.markup import escape
 from rich.table import Table
 
+from densepred.evaluation.measures import DISTANCES, MEASURES
 from densepred.evaluation.scores import Scores
 
-_COLUMNS = ("Dice", "std", "median", "pooled", "IoU", "prec.", "recall", "n")
+_COLUMNS = ("Dice", "95 %", "median", "pooled", "IoU", "prec.", "recall", "n")
+_MEASURES = ("mean", "95 %", "worst", "pooled", "n", "none")
 _NAMED = 10
 _TINY = 0.01  # share of a class below which it is not said that it was left out
 
@@ -17,8 +20,8 @@ _TINY = 0.01  # share of a class below which it is not said that it was left out
 def scores_table(scores: Scores) -> Table:
     """A row per class and one for their mean; 80 columns are enough.
 
-    Dice has its mean, standard deviation and median over the n cases with a score, and its value for all voxels pooled;
-    the others are means over cases. Below: the worst cases, and what was left out.
+    Dice has its mean, the 95 % interval of the mean (bootstrap over cases) and its median over the n cases that have
+    one, and its value for all voxels pooled; the others are means over cases. Below: the worst, and what was left out.
     """
     table = Table(title="Scores over cases", caption=_caption(scores), show_footer=True, caption_justify="left")
     table.add_column("class", footer="mean", overflow="fold")
@@ -27,9 +30,30 @@ def scores_table(scores: Scores) -> Table:
         table.add_column(name, footer=overall.get(name, ""), justify="right")
     for name, metrics in scores.summary.items():
         dice = metrics["dice"]
-        numbers = [dice["mean"], dice["std"], dice["median"], dice["pooled"]]
-        numbers += [metrics[of]["mean"] for of in ("iou", "precision", "recall")]
-        table.add_row(escape(name), *map(_number, numbers), str(dice["n"]))
+        numbers = [dice["median"], dice["pooled"], *(metrics[of]["mean"] for of in ("iou", "precision", "recall"))]
+        table.add_row(escape(name), _number(dice["mean"]), _interval(dice), *map(_number, numbers), str(dice["n"]))
+    return table
+
+
+def measures_table(scores: Scores) -> Table:
+    """A row per class and metric beside those of overlap: over the n cases that have it; `none` of the others have."""
+    unit = f", in {scores.distance_unit}" if scores.distance_unit else ""
+    notes = [f"{name}: {MEASURES[name]}{unit if name in DISTANCES else ''}" for name in scores.wanted.metrics]
+    if scores.wanted.tolerance is not None:
+        notes.append(f"tolerance: {scores.wanted.tolerance:g} {scores.distance_unit}".rstrip())
+    notes.append("none: neither there, or for distances and sq one without the other")
+    table = Table(title="Surfaces and objects over cases", caption="\n".join(notes), caption_justify="left")
+    table.add_column("class", overflow="fold")
+    table.add_column("metric")
+    for name in _MEASURES:
+        table.add_column(name, justify="right")
+    for name, metrics in scores.summary.items():
+        for metric in scores.wanted.metrics:
+            of = metrics[metric]
+            worst = of["highest" if metric in DISTANCES else "lowest"]
+            numbers = map(_number, (worst, of["pooled"]))
+            counts = (str(of["n"]), str(of["n_nan"]))
+            table.add_row(escape(name), metric, _number(of["mean"]), _interval(of), *numbers, *counts)
     return table
 
 
@@ -67,6 +91,10 @@ def _left_out(scores: Scores) -> list[str]:
     """The classes of which more than a little was not predicted, the first of them."""
     shares = [(name, of["share"]) for name, of in scores.left_out.items() if of["share"] >= _TINY]
     return [f"not predicted, so not scored: {share:.1%} of {escape(name)}" for name, share in shares[:_NAMED]]
+
+
+def _interval(of: Mapping[str, float]) -> str:
+    return "-" if math.isnan(of["low"]) else f"{of['low']:.3f}-{of['high']:.3f}"
 
 
 def _number(value: float) -> str:

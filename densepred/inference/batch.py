@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +14,16 @@ from densepred.inference.engines.local import Local
 from densepred.inference.inputs import find_inputs
 from densepred.inference.layouts import Bids, Layout, Plain
 from densepred.inference.manifest import Manifest
-from densepred.inference.predictor import load
+from densepred.inference.outputs import default_kind
+from densepred.inference.predictor import Predictor, load
 from densepred.inference.records import FAILURES, write_meaning
 from densepred.inference.shards import Shard, held, record_of
+from densepred.inference.tabular import write_table
 from densepred.inference.work import BatchResult, Job, Work, failing
 from densepred.volumes.region import parse_region
 
 __all__ = ["BatchResult", "predict"]
+_LOG = logging.getLogger(__name__)
 
 
 def predict(
@@ -33,6 +37,8 @@ def predict(
     engine: Engine | None = None,
 ) -> BatchResult:
     """Segment files into `out/<id>` with the suffix of the images' format (`.nii.gz`, `.fits.fz`, `.tif` ...).
+
+    Maps of numbers go to `out/regression/<id>`, what is predicted of whole images to `out/predictions.csv`.
 
     Args:
         run: the run directory (its config, plan and weights are used), or several whose mean is predicted.
@@ -57,12 +63,16 @@ def predict(
         StoppedError: a signal; likewise.
     """
     engine = engine or Local()
-    predictor = load(run, overrides, device=engine.device)
+    predictor = _telling(load(run, overrides, device=engine.device))
     if predictor.config.inference.cutout is not None:
         parse_region(predictor.config.inference.cutout)  # a slip of the pen is found before anything is read
     cases = find_inputs([str(item) for item in inputs], predictor.config, predictor.plan.image_channels)
     settings = predictor.config.inference
-    layout: Layout = Plain(Path(out), settings.outputs)
+    if predictor.whole:
+        said = write_table(predictor, cases if shard is None else shard.of(cases), Path(out), overwrite, shard)
+        if not predictor.maps:
+            return said
+    layout: Layout = Plain(Path(out), settings.outputs or (default_kind(predictor.head),))
     if bids:
         layout = Bids(Path(out), cases[0].images[0], predictor.name, predictor.plan, settings)
     layout.prepare()
@@ -80,8 +90,16 @@ def predict(
         manifest.settle(None if shard is None else {job.key for job in jobs})
         write_meaning(predictor.plan, manifest, [job.key for job in jobs], overwrite)
         manifest.compact()
+        if predictor.whole:
+            result.failed |= {case: said.failed[case] for case in said.failed.keys() - result.failed.keys()}
         with engine.workers(_folders(run), overrides, predictor) as workers:
             return Work(predictor, layout, manifest, result, overwrite, shard).run(jobs, workers)
+
+
+def _telling(predictor: Predictor) -> Predictor:
+    for line in predictor.origin.why:
+        _LOG.info("%s", line)
+    return predictor
 
 
 def _folders(run: str | Path | Sequence[str | Path]) -> list[Path]:

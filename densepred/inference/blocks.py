@@ -25,7 +25,7 @@ def in_blocks(planes: Iterator[Predicted], factor: int, done: int = 0) -> Iterat
     """
     held: list[tuple[Tensor, Tensor]] = []
     for part in planes:
-        shares = probabilities(part.logits)
+        shares = probabilities(part.logits, part.temperature)
         valid = torch.ones(part.logits.shape[1:], device=part.logits.device)
         if part.invalid is not None:
             valid[torch.from_numpy(part.invalid).to(valid.device)] = 0

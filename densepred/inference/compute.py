@@ -200,6 +200,7 @@ class WithinMemory:
         scratch: folder for the lines of bands until all are there.
         sharing: workers that share the budget.
         voxel: bytes of a voxel of all that `reduce` makes.
+        held: bytes of the machine's memory that its results take until all are there.
     """
 
     def __init__(
@@ -210,9 +211,10 @@ class WithinMemory:
         scratch: Path | None = None,
         sharing: int = 1,
         voxel: int = 0,
+        held: int = 0,
     ) -> None:
         self.image, self.compute, self.budget, self.scratch = image, compute, budget, scratch
-        self.sharing, self.voxel = sharing, voxel
+        self.sharing, self.voxel, self.held = sharing, voxel, held
         self.report = Report()
         self._made: list[Ready] = []
         self._narrower = 1  # bands are so many times narrower than foretold
@@ -263,6 +265,7 @@ class WithinMemory:
         fixed = max(ready.fixed for ready in self._made) + memory.shared(grids, shape)
         laid = [(grid, ready.logits) for grid, ready in zip(grids, self._made, strict=True)]
         fixed += sum(memory.buffers(grid, shape, logits) for grid, logits in laid)
+        fixed += 0 if device.type == "cuda" else self.held
         needs = [self._needs(grid, logits) for grid, logits in laid]
 
         spooled = 0 if device.type == "cuda" else memory.SPOOLED * self.voxel * math.prod(image.result_shape[1:])
@@ -363,6 +366,7 @@ def computing(models: Sequence[Network], config: Config, device: torch.device) -
         device=device,
         precision=str(pick_precision(settings.precision, device)).removeprefix("torch."),
         mirror_axes=settings.mirror,
+        output=settings.head,
         multiple=common_stride(models) if settings.blend == "none" else 1,
         skip=settings.skip,
         ahead=READ_AHEAD,

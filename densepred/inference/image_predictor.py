@@ -18,7 +18,9 @@ from densepred.config import Config, ModelConfig
 from densepred.config.base import parse_size
 from densepred.device import pick_device
 from densepred.errors import InputError
+from densepred.inference.components import KeepLargest
 from densepred.inference.compute import Reduce, WithinMemory, computing
+from densepred.inference.heads import chosen
 from densepred.inference.origin import Origin
 from densepred.inference.outputs import (
     Predicted,
@@ -29,7 +31,7 @@ from densepred.inference.outputs import (
 from densepred.inference.sliding_window import Progress, SlidingWindowInferer
 from densepred.inference.spool import Arrays
 from densepred.inference.volume_pass import VolumePass
-from densepred.models.dense import Model
+from densepred.models.dense import DensePredictor, Model
 from densepred.models.heads import HeadSpec, Segmentation
 from densepred.models.layers import to_channels_last
 from densepred.volumes import Volume
@@ -50,6 +52,9 @@ class ImagePredictor:
         name: of the model, or of each, for the records.
         overrides: the `inference.key=value` texts that are in `config`, for the records.
         others: the recipes of the models but the first, for the records.
+
+    Attributes:
+        models: with their heads for voxels; `whole` with those for whole images, if there are such.
     """
 
     def __init__(
@@ -68,8 +73,11 @@ class ImagePredictor:
         settings = config.inference
         self.device = pick_device(settings.device)
         models = [model] if isinstance(model, nn.Module) else list(model)
+        self.whole = tuple(_part(one, dense=False).eval().to(self.device) for one in models if _has(one, dense=False))
+        models = [_part(one, dense=True) if _has(one, True) and _has(one, False) else one for one in models]
         self.models = tuple(to_channels_last(one.eval().to(self.device)) for one in models)
         self._compute = computing(self.models, config, self.device)
+        self.largest = KeepLargest.of(plan, settings.keep_largest)
         self.sharing = 1  # predictors that share the memory of the device
 
     @property
@@ -91,10 +99,10 @@ class ImagePredictor:
         """
         if not hasattr(self.model, "specs"):  # a module of another make
             return Segmentation(len(self.plan.classes))
-        dense = [spec for spec in self.model.specs.values() if spec.dense]
-        if not dense:
+        name = chosen(self.model.specs, self.config.inference.head)
+        if name is None:
             raise InputError("the model predicts nothing for each voxel", "give one with a dense head")
-        return dense[0]
+        return self.model.specs[name]
 
     def prepare(self, image: VolumePass, variance: bool) -> None:
         """Get ready for the windows of an image: where workers share the memory, before any of them fills it."""
@@ -140,7 +148,8 @@ class ImagePredictor:
         for start, stop, arrays in within.slabs(whole, progress):
             logits, (invalid,) = torch.from_numpy(arrays["logits"]), arrays["invalid"]
             spread = torch.from_numpy(arrays["variance"]) if variance else None
-            yield Predicted(start, stop, logits, invalid if invalid.any() else None, spread)
+            heat = 1.0 if self.config.inference.bin > 1 else self.config.inference.temperature  # blocks are cooled
+            yield Predicted(start, stop, logits, invalid if invalid.any() else None, spread, heat)
         self._tell_invalid(volume, within.report.invalid)
 
     def reduce(self, planes: Predicted, kind: str) -> NDArray[Any]:
@@ -158,6 +167,10 @@ class ImagePredictor:
             what = "inference.skip above 0 is held to by comparing class probabilities, of which the model has none"
             raise InputError(what, "set it to 0, which skips windows of one value and changes nothing")
         check_kinds(kinds, self.head, count, self.config.inference.bin)
+        regions = isinstance(self.head, Segmentation) and self.head.regions
+        if regions and not self.plan.regions and set(kinds) != {"logits"}:
+            what = f"the plan does not tell which classes make up the regions that may overlap: no {', '.join(kinds)}"
+            raise InputError(what, "take the logits, whose sigmoids are the probabilities of the regions")
 
     def _box(self, volume: Volume) -> Box | None:
         region = self.config.inference.cutout
@@ -174,7 +187,8 @@ class ImagePredictor:
         seen = seen or self._seen(volume)
         source = seen if box is None else seen.cutout(box)
         slices = settings.slices if volume.dims > self.plan.dims else None
-        return VolumePass(source, volume.spacing, self.plan.spacing, settings.bin, slices, name)
+        spacings, ways = (volume.spacing, self.plan.spacing), (self.plan.resampling, settings.temperature)
+        return VolumePass(source, *spacings, settings.bin, slices, name, *ways)
 
     def _within(
         self,
@@ -188,10 +202,16 @@ class ImagePredictor:
         budget = None if settings.memory is None else parse_size(settings.memory)
         compute = self._compute.giving_variance() if "variance" in kinds else self._compute
         voxel = bytes_of(kinds, self.plan, self.head)
-        return WithinMemory(image, compute, budget, scratch, self.sharing, voxel)
+        held = self.largest.bytes_of(image.result_shape) if "labels" in kinds else 0
+        return WithinMemory(image, compute, budget, scratch, self.sharing, voxel, held)
 
     def _reduced(self, kinds: Iterable[str]) -> Reduce:
         return lambda planes: {kind: reduced(kind, planes, self.plan, self.head) for kind in kinds}
+
+    @property
+    def maps(self) -> bool:
+        """Whether something is predicted for each voxel."""
+        return _has(self.model, dense=True)
 
     def _tell_invalid(self, volume: Volume, count: int) -> None:
         if count:
@@ -200,3 +220,15 @@ class ImagePredictor:
             _LOG.warning(
                 "%s: %d pixels do not count (NaN, infinite or masked): %s", volume.path or "image", count, what
             )
+
+
+def _part(model: nn.Module, dense: bool) -> DensePredictor:
+    """A model's outputs for voxels alone, or for whole images alone."""
+    assert isinstance(model, DensePredictor)  # no other has both kinds
+    return model.part(dense)
+
+
+def _has(model: nn.Module, dense: bool) -> bool:
+    """Whether a model has heads for voxels, or for whole images; one that does not tell has the former alone."""
+    specs = getattr(model, "specs", None)
+    return dense if specs is None else any(spec.dense == dense for spec in specs.values())

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from densepred.cases.case import Case, Problem, confused, confusion, fault_of, patterns_of
+from densepred.cases.case import Case, Problem, confused, confusion, fault_of, is_truth, patterns_of
 from densepred.cases.patterns import id_of, is_store, match, split_pattern
 from densepred.config import Config, DataConfig
 from densepred.errors import InputError, NothingDoneError
@@ -86,7 +86,7 @@ class Around:
     """
 
     def __init__(self, data: DataConfig) -> None:
-        images, planes = data.patterns() if data.images is not None else {}, data.planes()
+        images, planes = data.patterns() if data.images is not None else {}, data.planes() | data.maps()
         self.telling = len(images) > 1 or bool(planes and images)
         self.telling |= any("{id}" in p or split_pattern(p)[1] for p in images.values())
         """A folder holds no other images than those the patterns match."""
@@ -174,7 +174,7 @@ class Around:
         faults: list[Problem] = []
         for role, paths in files.items():
             fault = fault_of(name, paths, role, self._patterns[role])
-            if fault is not None and role != "label" and (paths or role in self._channels):
+            if fault is not None and not is_truth(role) and (paths or role in self._channels):
                 faults.append(fault)
         one = {role: paths[0] for role, paths in files.items() if paths}
         for pair in confused(one, self._patterns):

@@ -86,7 +86,8 @@ class Bids:
     """
 
     def __init__(self, out: Path, source: Path, model: str, plan: Plan, settings: InferenceConfig) -> None:
-        nameless = [kind for kind in settings.outputs if kind not in ("labels", "probabilities")]
+        outputs = settings.outputs or ("labels",)
+        nameless = [kind for kind in outputs if kind not in ("labels", "probabilities")]
         if nameless:
             what = f"BIDS has names for segmentations (dseg) and probabilities (probseg), not for {', '.join(nameless)}"
             raise InputError(what, "leave it out of inference.outputs, or predict without BIDS names")
@@ -94,7 +95,7 @@ class Bids:
         dataset = BidsFile.parse(split_part(source)[0]).dataset
         cut, blocks = settings.cutout is not None, settings.bin
         self._derivatives = Derivatives(dataset, model, names, out, ignored=RECORDS, cut=cut, blocks=blocks)
-        self.folder, self._outputs = self._derivatives.folder, settings.outputs
+        self.folder, self._outputs = self._derivatives.folder, outputs
         self._apart = ("_cutout" if cut else "") + (f"_bin{blocks}" if blocks > 1 else "")
 
     def prepare(self) -> None:

@@ -18,13 +18,14 @@ from densepred.cases.plan import Plan
 from densepred.config import Config
 from densepred.errors import InputError, UnsafeError
 from densepred.files import is_pickled, sha256
+from densepred.inference.heads import heads_of
 from densepred.models.build import build
 from densepred.models.dense import Model
 from densepred.models.weights import Pretraining
 
 WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
 PRETRAINING = "pretraining.json"
-MAY_CHANGE = ("inference.", "data.axes", "data.checksum", "data.validity.least")
+MAY_CHANGE = ("inference.", "data.axes", "data.checksum", "data.validity.least", "data.table")
 """What a prediction may be given anew; anything else belongs to the training."""
 
 
@@ -63,32 +64,43 @@ def read_runs(folders: Sequence[Path], overrides: Sequence[str] = (), weights: s
 
 
 def _check_agreement(first: Member, member: Member, folder: Path) -> None:
-    """Refuse a model that sees or predicts something else than the first.
+    """Refuse a model that reads files or predicts otherwise than the first.
 
     Raises:
         InputError: it names what differs.
     """
-    ours, theirs = _seen_and_predicted(first.plan), _seen_and_predicted(member.plan)
+    ours, theirs = _read_and_predicted(first.plan), _read_and_predicted(member.plan)
     for what, value in ours.items():
         if theirs[what] != value:
-            fix = "give runs of one recipe; what is fitted to the training cases must be said in it to be the same"
+            fix = "give runs that read the same files and predict the same classes"
             raise InputError(f"{what} {theirs[what]}, but {first.name} has {value}: no mean of them", fix, folder)
 
 
-def _seen_and_predicted(plan: Plan) -> dict[str, str]:
+def _read_and_predicted(plan: Plan) -> dict[str, str]:
     labels = {value: plan.classes[index] for value, index in sorted(plan.label_map.items())}
     return {
-        "dimensions": str(plan.dims),
+        "dimensions of images": str(plan.image_dims),
         "classes": str(dict(zip(plan.values, plan.classes, strict=True))),
         "labels": str(labels),
         "ignored values": str(plan.ignore),
         "channels": str(plan.channels),
-        "spacing": str(plan.spacing),
-        "normalisation": ", ".join(str(one) for one in plan.normalize),
         "axes": str(plan.reading.axes),
         "flags": str(plan.reading.bits),
         "validity": str(plan.reading.validity),
+        "regions": str(plan.regions),
+        "targets": ", ".join(f"{name} {one}" for name, one in plan.targets.items()),
+        "covariates": ", ".join(map(str, plan.covariates)),
     }
+
+
+def seen_alike(members: Sequence[Member]) -> list[list[Member]]:
+    """The members in groups that see an image in the same way: on one grid, normalised by the same numbers."""
+    groups: dict[str, list[Member]] = {}
+    for member in members:
+        plan = member.plan
+        seen = (plan.dims, plan.slices, plan.spacing, plan.resampling, [str(one) for one in plan.normalize])
+        groups.setdefault(str(seen), []).append(member)
+    return list(groups.values())
 
 
 def joint_hash(members: Sequence[Member]) -> str:
@@ -115,7 +127,7 @@ def read_run(folder: Path, overrides: Sequence[str] = (), weights: str = "last")
     config = configuration.load(folder / "config.yaml", overrides)
     plan = _read_as(Plan.load(folder / "plan.json"), config, overrides)
     path = folder / WEIGHTS[weights]
-    model = build(config.model, len(plan.channels), len(plan.classes))
+    model = build(config.model, len(plan.channels), heads_of(config, plan))
     load_weights(model, read_weights(path), path)
     if (folder / PRETRAINING).is_file():
         model.get_submodule("encoder").pretraining = _pretraining(folder / PRETRAINING)  # type: ignore[assignment]

@@ -72,6 +72,7 @@ def _together(
     if not waiting:
         return
     (_, first), count = waiting[0], len(waiting)
+    heat = first.temperature
     ready = compute.ready(first.channels, first.ways[0], count)
     inferer, precision = ready.inferer, pick_precision(compute.inferer.precision, compute.device)
     forward = Forward(ready.models, inferer.mirror_axes, inferer.output, inferer.variance, precision)
@@ -82,7 +83,7 @@ def _together(
         volume, _ = waiting.popleft()
         invalid: NDArray[np.bool_] | None = None if valid is None or valid.all() else ~valid
         mean, spread = split(slab, inferer.variance)
-        yield volume, iter([Predicted(0, values.shape[1], mean, invalid, spread)])
+        yield volume, iter([Predicted(0, values.shape[1], mean, invalid, spread, heat)])
 
 
 def counting(planes: Iterable[Predicted], counted: list[int]) -> Iterator[Predicted]:

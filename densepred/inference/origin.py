@@ -8,11 +8,15 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from densepred.cases.case import Case
 from densepred.cases.plan import Plan
 from densepred.config import Config, ModelConfig
 from densepred.volumes import Provenance
+
+LATER = ("temperature", "keep_largest")
+"""Settings that came later: where they do nothing, the hash is that of before, and what was predicted is done."""
 
 
 @dataclass
@@ -26,6 +30,8 @@ class Origin:
         plan: what is fixed in training.
         overrides: the `inference.key=value` texts that are in `config`.
         others: the recipes of the models but the first.
+        joint: the hashes of settings of other groups of models, which see images in another way.
+        why: a line for each setting that a cross-validation decided on.
     """
 
     names: Sequence[str]
@@ -34,6 +40,8 @@ class Origin:
     plan: Plan
     overrides: Sequence[str] = ()
     others: Sequence[ModelConfig] = field(default_factory=tuple)
+    joint: Sequence[str] = ()
+    why: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -44,9 +52,11 @@ class Origin:
     def config_hash(self) -> str:
         """SHA-256 of what, besides the weights, decides on the values of a result."""
         aside = {"device", "memory", "outputs", "record_paths"}
+        known = type(self.config.inference).model_fields
+        aside |= {name for name in LATER if getattr(self.config.inference, name) == known[name].default}
         settings = self.config.inference.model_dump(mode="json", exclude=aside)
-        parts = [settings, self.config.model.model_dump(mode="json"), self.plan.model_dump(mode="json")]
-        parts += [other.model_dump(mode="json") for other in self.others]
+        parts: list[Any] = [settings, self.config.model.model_dump(mode="json"), self.plan.model_dump(mode="json")]
+        parts += [*(other.model_dump(mode="json") for other in self.others), *self.joint]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def of(self, case: Case, device: str) -> Provenance:

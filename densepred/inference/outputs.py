@@ -17,7 +17,7 @@ from torch import Tensor
 from densepred.cases.plan import Plan
 from densepred.errors import InputError
 from densepred.inference import reduce
-from densepred.models.heads import HeadSpec, Regression, Segmentation
+from densepred.models.heads import HeadSpec, Regression, Segmentation, in_unit
 from densepred.volumes import Provenance, Record, SlabWriter, Volume, label_dtype, open_writer
 from densepred.volumes.members import MembersWriter, open_members_writer
 from densepred.volumes.record import INVALID
@@ -32,6 +32,7 @@ class Predicted:
         logits: (K, n, *rest) float32; of a regression its values.
         invalid: bool (n, *rest), the pixels that do not count; None where all do.
         variance: (1, n, *rest), of the probabilities over models and mirrored views, where it was asked for.
+        temperature: by which the logits are divided for probabilities and entropy.
     """
 
     start: int
@@ -39,6 +40,7 @@ class Predicted:
     logits: Tensor
     invalid: NDArray[np.bool_] | None
     variance: Tensor | None = None
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,20 @@ class Kind:
 
 
 def _labels(planes: Predicted, plan: Plan, head: HeadSpec) -> Tensor:
-    return reduce.labels(planes.logits, torch.from_numpy(np.array(plan.values, label_type(plan))))
+    logits = planes.logits
+    if isinstance(head, Segmentation) and head.regions:
+        logits = reduce.likeliest_classes(logits, list(plan.regions.values()), len(plan.classes))
+    return reduce.labels(logits, torch.from_numpy(np.array(plan.values, label_type(plan))))
+
+
+def _probabilities(planes: Predicted, plan: Plan, head: HeadSpec) -> Tensor:
+    if isinstance(head, Segmentation) and head.regions:
+        return planes.logits.sigmoid()
+    return reduce.probabilities(planes.logits, planes.temperature)
+
+
+def _entropy(planes: Predicted) -> Tensor:
+    return reduce.entropy(planes.logits, planes.temperature)
 
 
 def _variance(planes: Predicted, plan: Plan, head: HeadSpec) -> Tensor:
@@ -75,14 +90,15 @@ def _width(head: HeadSpec) -> int:
 
 
 def _means(planes: Predicted, plan: Plan, head: HeadSpec) -> Tensor:
-    return planes.logits[: _width(head)]
+    assert isinstance(head, Regression)
+    return in_unit(head, planes.logits[: _width(head)])
 
 
 KINDS: dict[str, Kind] = {
     "labels": Kind(_labels, "label"),
-    "probabilities": Kind(lambda planes, plan, head: reduce.probabilities(planes.logits), "probability", wide=True),
+    "probabilities": Kind(_probabilities, "probability", wide=True),
     "logits": Kind(lambda planes, plan, head: planes.logits, "logit", wide=True, heads=(Segmentation, Regression)),
-    "entropy": Kind(lambda planes, plan, head: reduce.entropy(planes.logits), "entropy", unit="nat"),
+    "entropy": Kind(lambda planes, plan, head: _entropy(planes), "entropy", unit="nat"),
     "variance": Kind(_variance, "variance"),
     "regression": Kind(_means, "mean", wide=True, heads=(Regression,)),
 }
@@ -109,9 +125,9 @@ def check_kinds(kinds: Iterable[str], head: HeadSpec, predictions: int, blocks: 
             allowed = ", ".join(name for name, one in KINDS.items() if isinstance(head, one.heads))
             what = f"{kind} cannot be made of a {type(head).__name__.lower()} head"
             raise InputError(what, f"choose of {allowed}" if allowed else "choose a model that predicts voxels")
-        if kind != "logits" and isinstance(head, Segmentation) and head.regions:
+        if kind not in OF_REGIONS and isinstance(head, Segmentation) and head.regions:
             what = f"{kind} cannot be made of regions that may overlap, which have no softmax"
-            raise InputError(what, "take the logits, whose sigmoids are the probabilities of the regions")
+            raise InputError(what, f"choose of {', '.join(OF_REGIONS)}")
         if kind == "variance" and predictions < 2:
             fix = "give several models (--with RUN) or mirrored views (inference.mirror)"
             raise InputError("variance needs several predictions of each voxel, and there is one", fix)
@@ -125,6 +141,8 @@ def default_kind(head: HeadSpec) -> str:
     return "regression" if isinstance(head, Regression) else "labels"
 
 
+OF_REGIONS = ("labels", "probabilities", "logits")
+"""What can be made of regions that may overlap: of labels the likeliest class, of probabilities the regions' own."""
 OF_BLOCKS = ("labels", "probabilities", "entropy")
 """What follows from the mean probabilities of a block."""
 
@@ -180,7 +198,8 @@ def contents(kind: str, plan: Plan, head: HeadSpec) -> Contents:
         return Contents(label_type(plan), 1, names_of(plan), "")
     channels = (head.channels if kind == "logits" else _width(head)) if KINDS[kind].wide else 1
     classes = KINDS[kind].wide and isinstance(head, Segmentation)
-    names = dict(enumerate(plan.classes)) if classes else {}
+    regions = isinstance(head, Segmentation) and head.regions
+    names = dict(enumerate(plan.regions if regions else plan.classes)) if classes else {}
     unit = head.unit if kind == "regression" and isinstance(head, Regression) else KINDS[kind].unit
     return Contents(np.dtype(np.float32), channels, names, unit)
 
@@ -193,12 +212,12 @@ def gathered(
     Args:
         grid: of the result.
         held: what each kind holds.
-        slabs: (z0, z1, kind -> (C, z1 - z0, *rest)), in order.
+        slabs: (z0, z1, kind -> (C, z1 - z0, *rest)), in order for each kind.
     """
     arrays = {kind: np.empty((one.channels, *grid.shape[1:]), one.dtype) for kind, one in held.items()}
     for start, stop, found in slabs:
-        for kind, values in arrays.items():
-            values[:, start:stop] = found[kind]
+        for kind, values in found.items():
+            arrays[kind][:, start:stop] = values
     volumes = {kind: grid.like(values, labels=kind == "labels") for kind, values in arrays.items()}
     for kind, result in volumes.items():
         result.classes, result.unit = dict(held[kind].names), held[kind].unit
@@ -259,10 +278,10 @@ class Outputs:
         )
 
     def write(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Append finished planes, kind -> (C, n, *rest), of the image that was begun last to every file."""
-        for kind, writer in self._writers.items():
+        """Append finished planes, kind -> (C, n, *rest), of the image that was begun last to the files of these."""
+        for kind, values in arrays.items():
             try:
-                writer.write(arrays[kind])
+                self._writers[kind].write(values)
             except OSError as error:
                 error.filename = error.filename or str(self.paths[kind])
                 raise

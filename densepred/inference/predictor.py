@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from densepred.cases.case import Case
 from densepred.cases.preprocess import NormalizedVolume
 from densepred.inference.compute import Report
+from densepred.inference.folds import decided, read_ensemble
 from densepred.inference.image_predictor import ImagePredictor
 from densepred.inference.inputs import find_inputs
-from densepred.inference.loading import joint_hash, read_runs
+from densepred.inference.loading import joint_hash, read_runs, seen_alike
 from densepred.inference.many import counting, in_batches
 from densepred.inference.outputs import (
     Outputs,
@@ -43,8 +44,9 @@ def load(
     """Read a run directory for prediction, or several whose mean is predicted; nothing in them can run code.
 
     Args:
-        run: folder with `config.yaml`, `plan.json` and the weights; of several the first one's recipe says how windows
-            are laid, and what they see and predict must agree.
+        run: folder with `config.yaml`, `plan.json` and the weights, or that of a cross-validation, which stands for its
+            folds and settings. Several must predict the same; of those that see images alike the first one's recipe
+            says how windows are laid, the others go through an image by themselves.
         overrides: `inference.key=value` texts; of the data section, what `MAY_CHANGE` names.
         weights: "last", or "best" for the epoch that scored best on the validation cases (optimistic on those).
         device: where to compute, whatever the recipe says; in no record, as the result is the same.
@@ -58,20 +60,24 @@ def load(
         >>> labels = load(["runs/fold0", "runs/fold1"]).predict("ct.nii.gz")  # doctest: +SKIP
     """
     folders = [run] if isinstance(run, str | Path) else list(run)
-    members = read_runs([Path(folder) for folder in folders], overrides, weights)
-    first, *others = members
-    config = first.config
-    if device is not None:
-        config = config.model_copy(update={"inference": config.inference.model_copy(update={"device": device})})
-    return Predictor(
-        [member.model for member in members],
-        config,
-        first.plan,
-        joint_hash(members),
-        [member.name for member in members],
-        overrides,
-        [member.config.model for member in others],
-    )
+    found = [read_ensemble(Path(folder)) for folder in folders]
+    settings, why = decided(found)
+    overrides = [*settings, *overrides]
+    members = read_runs([run for one in found for run in one.runs], overrides, weights)
+    names, hashed = [one.name for one in found], joint_hash(members)
+    parts: list[Predictor] = []
+    for first, *others in seen_alike(members):
+        config, same = first.config, [first, *others]
+        if device is not None:
+            config = config.model_copy(update={"inference": config.inference.model_copy(update={"device": device})})
+        models, recipes = [one.model for one in same], [one.config.model for one in others]
+        parts.append(Predictor(models, config, first.plan, hashed, names, overrides, recipes))
+        parts[-1].origin.why = why
+    if len(parts) == 1:
+        return parts[0]
+    from densepred.inference.joint import JointPredictor
+
+    return JointPredictor(parts)
 
 
 class Predictor(ImagePredictor):
@@ -209,7 +215,7 @@ class Predictor(ImagePredictor):
                     asked = Range(case, tuple(paths), seen.fitted, scratch)
                     slabs = together(within, self._reduced(paths), asked, others if count == 1 else (), progress)
                     with closing(slabs), Behind(outputs.write) as write:
-                        for _, _, arrays in slabs:
+                        for _, _, arrays in self.largest.held(slabs, within.image.result_shape):
                             write(arrays)
                     self._tell_invalid(volume, within.report.invalid)
             if before_placing is not None:
@@ -247,7 +253,8 @@ class Predictor(ImagePredictor):
     def _gathered(
         self, volume: Volume, kinds: Sequence[str], slabs: Iterator[tuple[int, int, Arrays]]
     ) -> dict[str, Volume]:
-        return gathered(self.grid(volume), {kind: contents(kind, self.plan, self.head) for kind in kinds}, slabs)
+        grid, held = self.grid(volume), {kind: contents(kind, self.plan, self.head) for kind in kinds}
+        return gathered(grid, held, self.largest.held(slabs, grid.shape[1:]))
 
     @property
     def _planes_required(self) -> bool:

@@ -33,6 +33,8 @@ def write_meaning(plan: Plan, manifest: Manifest, redone: Collection[str], overw
     Raises:
         UnsafeError: it says something else, and holds for maps that stay.
     """
+    if not plan.classes:  # maps of numbers alone
+        return
     path, meaning = manifest.folder / LABELS, _meaning(plan)
     said = _said(path)
     if said == meaning:
@@ -55,7 +57,7 @@ def check_meaning(plan: Plan, folder: Path) -> None:
     Raises:
         UnsafeError: `labels.json` says something else: another run has replaced it.
     """
-    if _said(folder / LABELS) != _meaning(plan):
+    if plan.classes and _said(folder / LABELS) != _meaning(plan):
         what = "was replaced during the run, and says something else of the label values than this model"
         raise UnsafeError(what, "predict with each model into a folder of its own", folder / LABELS)
 

@@ -7,7 +7,7 @@ elements, for those of torch over an axis (softmax, sum) round otherwise at the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -39,14 +39,40 @@ def labels(logits: Tensor, values: Tensor) -> Tensor:
     return _by_pieces(lambda piece: values[piece.max(0, keepdim=True).indices], logits, out)
 
 
-def probabilities(logits: Tensor) -> Tensor:
-    """The softmax over the classes: (K, n, *rest).
+def likeliest_classes(logits: Tensor, regions: Sequence[Sequence[int]], classes: int) -> Tensor:
+    """Logits of exclusive classes, up to a common term, from those of regions they make up: (classes, n, *rest).
+
+    A class says of each region whether it lies in it; the regions being independent, the logarithm of its probability
+    is the sum of the logits of its regions, and a term that all classes share.
+
+    Args:
+        logits: (K, n, *rest), of the regions.
+        regions: for each the indices of its classes.
+        classes: how many there are.
+
+    Example:
+        >>> likeliest_classes(torch.tensor([[3.0], [-1.0]]), [(1, 2), (2,)], 3).flatten().tolist()
+        [0.0, 3.0, 2.0]
+    """
+    out = logits.new_zeros(classes, *logits.shape[1:])
+    for one, members in zip(logits, regions, strict=True):
+        for member in members:
+            out[member] += one
+    return out
+
+
+def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """The softmax over the classes of the logits divided by a temperature: (K, n, *rest).
 
     Example:
         >>> probabilities(torch.tensor([[0.0], [0.0]])).flatten().tolist()
         [0.5, 0.5]
     """
-    return _by_pieces(_softmax, logits, torch.empty_like(logits))
+    return _by_pieces(lambda piece: _softmax(_cooled(piece, temperature)), logits, torch.empty_like(logits))
+
+
+def _cooled(logits: Tensor, temperature: float) -> Tensor:
+    return logits if temperature == 1 else logits / temperature
 
 
 def _softmax(logits: Tensor) -> Tensor:
@@ -54,8 +80,8 @@ def _softmax(logits: Tensor) -> Tensor:
     return weights.div_(total)
 
 
-def entropy(logits: Tensor) -> Tensor:
-    """-sum p log p over the classes in nats, from 0 to log K: (1, n, *rest).
+def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """-sum p log p over the classes in nats, from 0 to log K: (1, n, *rest); p as of `probabilities`.
 
     As log(sum exp(d)) - sum exp(d) d / sum exp(d), d the distance to the largest logit: no term is negative, so that
     nothing cancels, and a class with a logit of minus infinity adds nothing (Shannon 1948).
@@ -64,7 +90,7 @@ def entropy(logits: Tensor) -> Tensor:
         >>> round(entropy(torch.tensor([[0.0], [0.0]])).item(), 6)
         0.693147
     """
-    return _by_pieces(_entropy, logits, torch.empty_like(logits[:1]))
+    return _by_pieces(lambda piece: _entropy(_cooled(piece, temperature)), logits, torch.empty_like(logits[:1]))
 
 
 def _entropy(logits: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densepred.cases.regrid import Regrid
+from densepred.cases.regrid import Kernel, Regrid
 from densepred.inference.sliding_window import Slab, Source, as_float
 
 
@@ -22,6 +22,7 @@ class Resampled:
         source: the image, (C, *spatial).
         shape: the new spatial shape.
         device: where the planes are computed, and stay; by default the CPU.
+        kernels: the filter of each axis; by default linear.
 
     Raises:
         ValueError: `shape` has not one positive number for each spatial axis.
@@ -32,11 +33,17 @@ class Resampled:
         ((1, 6, 4, 10), torch.Size([1, 2, 4, 10]))
     """
 
-    def __init__(self, source: Source, shape: Sequence[int], device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        source: Source,
+        shape: Sequence[int],
+        device: str | torch.device = "cpu",
+        kernels: Sequence[Kernel] | None = None,
+    ) -> None:
         if len(shape) != len(source.shape) - 1 or min(shape) < 1:
             raise ValueError(f"shape must be {len(source.shape) - 1} positive numbers, got {tuple(shape)}")
         self.source, self.device, self.shape = source, torch.device(device), (source.shape[0], *shape)
-        self._regrid = Regrid(source.shape[1:], shape, self.device)
+        self._regrid = Regrid(source.shape[1:], shape, self.device, kernels=kernels)
 
     @torch.no_grad()
     def __getitem__(self, key: Any) -> Tensor:

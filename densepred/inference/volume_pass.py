@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from densepred.cases.regrid import Regrid
+from densepred.cases.regrid import Kernel, Regrid, kernels_for
 from densepred.cases.resample import resampled_shape
 from densepred.inference.blocks import in_blocks
 from densepred.inference.forward import Model
@@ -31,10 +30,13 @@ class Way:
     Attributes:
         axis: that of the volume which planes lie across; None: as it is.
         model_shape: spatial shape of the image on the grid of the model.
+        there, back: the filters of the axes to that grid and from it; by default linear.
     """
 
     axis: int | None
     model_shape: tuple[int, ...]
+    there: tuple[Kernel, ...] | None = None
+    back: tuple[Kernel, ...] | None = None
 
     def laid(self, inferer: SlidingWindowInferer, models: Sequence[Model]) -> tuple[SlidingWindowInferer, list[Model]]:
         """Windows and models for this way."""
@@ -54,6 +56,8 @@ class VolumePass:
         slices: how a volume is given to a model of planes: across this axis, or across "all", of which the mean is
             taken; None: images have as many axes as the model.
         name: of the image, for messages.
+        resampling: how the image gets to the spacing of the model, and the result back; see `kernels_for`.
+        temperature: by which logits are divided for probabilities.
 
     Attributes:
         shape: spatial shape of the image.
@@ -69,21 +73,23 @@ class VolumePass:
         blocks: int = 1,
         slices: int | str | None = None,
         name: str = "image",
+        resampling: str = "linear",
+        temperature: float = 1.0,
     ) -> None:
-        self.source, self.blocks, self.name = source, blocks, name
+        self.source, self.blocks, self.name, self.temperature = source, blocks, name, temperature
         self.channels, *shape = source.shape
         self.shape = tuple(shape)
         before = len(shape) - 2
         self.result_shape = (*shape[:before], *(size // blocks for size in shape[before:]))
         axes: Sequence[int | None] = (0, 1, 2) if slices == "all" else (None if slices is None else int(slices),)
-        self.ways = [Way(axis, self._model_shape(spacing, wanted, axis)) for axis in axes]
+        self.ways = [self._way(spacing, wanted, axis, resampling) for axis in axes]
 
-    def _model_shape(
-        self, spacing: Sequence[float], wanted: Sequence[float] | None, axis: int | None
-    ) -> tuple[int, ...]:
+    def _way(self, spacing: Sequence[float], wanted: Sequence[float] | None, axis: int | None, resampling: str) -> Way:
         if wanted is None:
-            return self.shape
-        return resampled_shape(self.shape, spacing, wanted if axis is None else with_axis(wanted, axis, spacing[axis]))
+            return Way(axis, self.shape)
+        target = wanted if axis is None else with_axis(wanted, axis, spacing[axis])
+        there, back = (kernels_for(resampling, spacing, target, labels) for labels in (False, True))
+        return Way(axis, resampled_shape(self.shape, spacing, target), there, back)
 
     def on_image(self, part: Part) -> Part:
         """The part of the image that a part of the result comes from."""
@@ -120,7 +126,8 @@ class VolumePass:
         streams = [self._slabs(one, back, image, hook) for (one, back), hook in zip(passes, hooks, strict=True)]
         with closing(streams[0] if len(streams) == 1 else averaged(streams)) as slabs:
             parts = ((a, b, split(slab, ready[0][0].variance)) for a, b, slab in slabs)
-            planes = (Predicted(a, b, logits, source.invalid(a, b), spread) for a, b, (logits, spread) in parts)
+            heat = self.temperature
+            planes = (Predicted(a, b, logits, source.invalid(a, b), spread, heat) for a, b, (logits, spread) in parts)
             yield from planes if self.blocks == 1 else in_blocks(planes, self.blocks, part.planes[0])
 
     def _passes(
@@ -137,7 +144,7 @@ class VolumePass:
         for way, (inferer, models), part, view in zip(self.ways, ready, parts, views, strict=True):
             assert inferer.device is not None
             device, moved = torch.device(inferer.device), way.model_shape != self.shape
-            seen = Resampled(view, way.model_shape, device) if moved else view
+            seen = Resampled(view, way.model_shape, device, way.there) if moved else view
             passes.append((inferer.passing(models, seen, part), self._back(way, image, device) if moved else None))
         return passes
 
@@ -156,7 +163,7 @@ class VolumePass:
 
     def _back(self, way: Way, image: Part, device: torch.device) -> Regrid:
         """From the model's grid to a part of the image's."""
-        back = Regrid(way.model_shape, self.shape, device, image.lines)
+        back = Regrid(way.model_shape, self.shape, device, image.lines, way.back)
         back.restart(image.planes[0])
         return back
 
@@ -164,8 +171,9 @@ class VolumePass:
         """A plane of the image before which none is read for a part of the model's grid."""
         axis = inferer.grid(way.model_shape).axes[0]
         start = axis.starts[axis.touching(part.planes[0] + axis.before, part.planes[1] + axis.before)[0]]
-        scale = self.shape[0] / way.model_shape[0]
-        return start if scale == 1 else max(math.floor((start + 0.5) * scale - max(scale, 1)) - 1, 0)
+        if way.model_shape[0] == self.shape[0]:
+            return start
+        return Regrid(self.shape, way.model_shape, kernels=way.there).first(start)
 
 
 class Validated(Protocol):

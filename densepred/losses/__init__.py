@@ -13,17 +13,23 @@ from __future__ import annotations
 
 from densepred.losses.functions import (
     LOSSES,
+    boundary,
+    cldice,
     cross_entropy,
     dice,
+    focal,
     gaussian_nll,
+    hausdorff,
     huber,
+    lovasz,
     mean_absolute,
     mean_squared,
     region_cross_entropy,
     region_dice,
+    tversky,
 )
 from densepred.losses.known import IGNORE
-from densepred.losses.tasks import HeadLoss, MultiTaskLoss, SegmentationLoss, resize_targets, suitable
+from densepred.losses.tasks import HeadLoss, MultiTaskLoss, SegmentationLoss, Terms, resize_targets, suitable
 
 __all__ = [
     "IGNORE",
@@ -31,14 +37,21 @@ __all__ = [
     "HeadLoss",
     "MultiTaskLoss",
     "SegmentationLoss",
+    "Terms",
+    "boundary",
+    "cldice",
     "cross_entropy",
     "dice",
+    "focal",
     "gaussian_nll",
+    "hausdorff",
     "huber",
+    "lovasz",
     "mean_absolute",
     "mean_squared",
     "region_cross_entropy",
     "region_dice",
     "resize_targets",
     "suitable",
+    "tversky",
 ]

@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from densepred.losses.known import IGNORE, in_full, known_error, known_labels, known_regions, masked_mean, soft_dice
+from densepred.losses.known import (
+    IGNORE,
+    generalised_dice,
+    hardest_mean,
+    in_full,
+    known_error,
+    known_labels,
+    known_regions,
+    masked_mean,
+    per_class,
+    shares,
+    soft_dice,
+)
+from densepred.losses.overlap import focal, lovasz, tversky
+from densepred.losses.shape import boundary, cldice, hausdorff
 from densepred.models.heads import LEAST_LOG_VARIANCE
 
 Loss = Callable[..., Tensor]
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, valid: Tensor | None = None) -> Tensor:
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    valid: Tensor | None = None,
+    class_weights: Sequence[float] | None = None,
+    smoothing: float = 0.0,
+    top: float = 1.0,
+) -> Tensor:
     """Mean negative log-likelihood of exclusive classes.
 
     Args:
         logits: (B, K, ...) float.
         labels: (B, ...) integers in -1..K-1.
         valid: bool (B, ...), where to look.
+        class_weights: a factor for each class; the mean is weighted by those of the truth.
+        smoothing: share of the truth that is spread evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567).
+        top: share of the known voxels that counts, those with the largest loss (Wu et al. 2016, arXiv:1605.06885).
 
     Raises:
         ValueError: the shapes do not fit.
@@ -31,11 +55,21 @@ def cross_entropy(logits: Tensor, labels: Tensor, valid: Tensor | None = None) -
     """
     known = known_labels(logits, labels, valid)
     target = labels.long().masked_fill(~known, IGNORE)
-    return masked_mean(F.cross_entropy(in_full(logits), target, ignore_index=IGNORE, reduction="none"), known)
+    factors = per_class(class_weights, logits)
+    losses = F.cross_entropy(
+        in_full(logits), target, factors, ignore_index=IGNORE, reduction="none", label_smoothing=smoothing
+    )
+    weights = None if factors is None else factors[target.clamp(min=0)]
+    return hardest_mean(losses, weights, known, top)
 
 
 def dice(
-    logits: Tensor, labels: Tensor, valid: Tensor | None = None, over_batch: bool = True, smooth: float = 1e-5
+    logits: Tensor,
+    labels: Tensor,
+    valid: Tensor | None = None,
+    over_batch: bool = True,
+    smooth: float = 1e-5,
+    generalised: bool = False,
 ) -> Tensor:
     """One minus the mean soft Dice of the foreground classes (all but 0).
 
@@ -45,6 +79,8 @@ def dice(
         valid: bool (B, ...), where to look.
         over_batch: sum over the batch before the ratio, or take a ratio per sample.
         smooth: added above and below, positive; makes an absent class that is not predicted score 1.
+        generalised: one ratio for all classes, with the background, each by 1 / (its true size squared); an absent one
+            counts as much as the smallest present (Sudre et al. 2017, arXiv:1707.03237).
 
     Raises:
         ValueError: the shapes do not fit, or there is no foreground class.
@@ -57,19 +93,28 @@ def dice(
     """
     if logits.shape[1] < 2:
         raise ValueError("dice needs at least 2 exclusive classes, got 1; a single region takes region_dice")
-    known = known_labels(logits, labels, valid).unsqueeze(1)
-    classes = torch.arange(1, logits.shape[1], device=labels.device).view(1, -1, *[1] * (labels.ndim - 1))
-    truth = (labels.unsqueeze(1) == classes) & known  # (B, K - 1, ...)
-    return soft_dice(in_full(logits).softmax(1)[:, 1:] * known, truth, over_batch, smooth)
+    known_labels(logits, labels, valid)  # of these shapes, not regions
+    predicted, truth, _ = shares(logits, labels, valid, background=generalised)
+    return (generalised_dice if generalised else soft_dice)(predicted, truth, over_batch, smooth)
 
 
-def region_cross_entropy(logits: Tensor, regions: Tensor, valid: Tensor | None = None) -> Tensor:
+def region_cross_entropy(
+    logits: Tensor,
+    regions: Tensor,
+    valid: Tensor | None = None,
+    class_weights: Sequence[float] | None = None,
+    smoothing: float = 0.0,
+    top: float = 1.0,
+) -> Tensor:
     """Mean binary cross-entropy of regions that may overlap.
 
     Args:
         logits: (B, K, ...) float.
         regions: (B, K, ...) of 1 inside, 0 outside and -1 (or NaN) unknown; each region has its own unknown voxels.
         valid: bool (B, ...) or (B, K, ...), where to look.
+        class_weights: a factor for each region; the mean is weighted by them.
+        smoothing: share of the truth that is spread evenly over inside and outside.
+        top: share of the known voxels, of all regions together, that counts: those with the largest loss.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -79,11 +124,22 @@ def region_cross_entropy(logits: Tensor, regions: Tensor, valid: Tensor | None =
         tensor(0.6931)
     """
     truth, known = known_regions(logits, regions, valid)
-    return masked_mean(F.binary_cross_entropy_with_logits(in_full(logits), truth, reduction="none"), known)
+    truth = truth * (1 - smoothing) + smoothing / 2
+    losses = F.binary_cross_entropy_with_logits(in_full(logits), truth, reduction="none")
+    factors = per_class(class_weights, logits)
+    if factors is None:
+        return hardest_mean(losses, None, known, top)
+    weights = factors.view(1, -1, *[1] * (logits.ndim - 2)).expand_as(losses)
+    return hardest_mean(losses * weights, weights, known, top)
 
 
 def region_dice(
-    logits: Tensor, regions: Tensor, valid: Tensor | None = None, over_batch: bool = True, smooth: float = 1e-5
+    logits: Tensor,
+    regions: Tensor,
+    valid: Tensor | None = None,
+    over_batch: bool = True,
+    smooth: float = 1e-5,
+    generalised: bool = False,
 ) -> Tensor:
     """One minus the mean soft Dice of regions that may overlap, all of them; arguments as for the two above.
 
@@ -92,7 +148,8 @@ def region_dice(
         0.0
     """
     truth, known = known_regions(logits, regions, valid)
-    return soft_dice(in_full(logits).sigmoid() * known, truth, over_batch, smooth)
+    predicted = in_full(logits).sigmoid() * known
+    return (generalised_dice if generalised else soft_dice)(predicted, truth, over_batch, smooth)
 
 
 def mean_squared(means: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -171,11 +228,17 @@ def gaussian_nll(outputs: Tensor, targets: Tensor, valid: Tensor | None = None) 
     return masked_mean(0.5 * (log_variance + error.square() * (-log_variance).exp()), known)
 
 
-LOSSES: dict[str, Loss] = {
+LOSSES: dict[str, Loss] = {  # their settings stand in densepred.config.loss.TERMS
     "cross_entropy": cross_entropy,
     "dice": dice,
     "region_cross_entropy": region_cross_entropy,
     "region_dice": region_dice,
+    "tversky": tversky,
+    "focal": focal,
+    "lovasz": lovasz,
+    "boundary": boundary,
+    "hausdorff": hausdorff,
+    "cldice": cldice,
     "mean_squared": mean_squared,
     "mean_absolute": mean_absolute,
     "huber": huber,

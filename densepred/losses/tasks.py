@@ -4,36 +4,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from densepred.config import LossConfig
+from densepred.config.loading import field_faults
+from densepred.config.loss import TERMS, LossConfig, Term
 from densepred.losses.functions import LOSSES
 from densepred.models.heads import Classification, HeadSpec, Segmentation
 
+Terms: TypeAlias = "Mapping[str, float | Mapping[str, Any] | Term]"
+"""Losses by their name in `LOSSES`, each with its weight, or with its `weight` and settings as in a recipe."""
+_RATIOS = ("dice", "region_dice", "tversky", "lovasz", "cldice")
+_DISTANCES = ("boundary", "hausdorff")
+_OVERLAPS = ("tversky", "focal", "lovasz", "boundary", "hausdorff", "cldice")
+
 
 def suitable(spec: HeadSpec) -> tuple[str, ...]:
-    """Names of the losses that fit a head; the first is used by default, for segmentation both.
+    """Names of the losses that fit a head; the first is used by default, for segmentation the first two.
 
     Example:
-        >>> suitable(Segmentation(3))
-        ('dice', 'cross_entropy')
+        >>> suitable(Segmentation(3))[:3]
+        ('dice', 'cross_entropy', 'tversky')
     """
     if isinstance(spec, Segmentation):
-        return ("region_dice", "region_cross_entropy") if spec.regions else ("dice", "cross_entropy")
+        return (*(("region_dice", "region_cross_entropy") if spec.regions else ("dice", "cross_entropy")), *_OVERLAPS)
     if isinstance(spec, Classification):
-        return ("cross_entropy",)
+        return ("cross_entropy", "focal")
     return ("gaussian_nll",) if spec.variance else ("mean_squared", "mean_absolute", "huber")
 
 
 class _WeightedSum(nn.Module):
     """Losses by name and weight, over one output or over the outputs of deep supervision."""
 
-    def __init__(self, terms: Mapping[str, float], batch_dice: bool) -> None:
+    def __init__(self, terms: Mapping[str, Term], batch_dice: bool, spacing: Sequence[float] | None = None) -> None:
         super().__init__()
-        self.terms, self.batch_dice = {name: weight for name, weight in terms.items() if weight}, batch_dice
+        self.terms = {name: term for name, term in terms.items() if term.weight}
+        self.batch_dice, self.spacing = batch_dice, spacing
 
     def forward(self, outputs: Tensor | Mapping[str, Tensor], targets: Tensor, valid: Tensor | None = None) -> Tensor:
         """Outputs (B, C, ...), or a mapping of such with coarser ones after the full one; targets, valid -> scalar.
@@ -48,35 +58,59 @@ class _WeightedSum(nn.Module):
             size = one.shape[2:]
             weight = min((here / there for here, there in zip(size, full, strict=True)), default=1.0)
             where = None if valid is None else resize_targets(valid, size)
-            total = total + weight * self._single(one, resize_targets(targets, size), where)
+            steps = [there / here for here, there in zip(size, full, strict=True)]
+            total = total + weight * self._single(one, resize_targets(targets, size), where, steps)
             weights += weight
         return total / weights
 
-    def _single(self, outputs: Tensor, targets: Tensor, valid: Tensor | None) -> Tensor:
+    def _single(self, outputs: Tensor, targets: Tensor, valid: Tensor | None, steps: Sequence[float]) -> Tensor:
         loss = torch.zeros((), device=outputs.device)
-        for name, weight in self.terms.items():
-            options = {"over_batch": self.batch_dice} if name in ("dice", "region_dice") else {}
-            loss = loss + weight * LOSSES[name](outputs, targets, valid, **options)
+        for name, term in self.terms.items():
+            options = term.settings
+            if name in _RATIOS:
+                options["over_batch"] = self.batch_dice
+            if name in _DISTANCES:  # at a coarser scale in the full one's unit
+                spacing = self.spacing or [1.0] * len(steps)
+                options["spacing"] = [size * step for size, step in zip(spacing, steps, strict=True)]
+            loss = loss + term.weight * LOSSES[name](outputs, targets, valid, **options)
         return loss
 
 
 class SegmentationLoss(_WeightedSum):
-    """The loss of a recipe: Dice and cross-entropy of exclusive classes, over all scales.
+    """The loss of a recipe: its terms, over all scales.
 
     Args:
-        config: the weights of the terms.
+        config: the terms.
+        regions: the classes are regions that may overlap, each by a sigmoid; else they exclude one another.
+        spacing: of the voxels, for distances to boundaries; by default these are in voxels.
 
     Example:
         >>> round(SegmentationLoss(LossConfig()).at_chance(3), 2)
         2.1
     """
 
-    def __init__(self, config: LossConfig) -> None:
-        super().__init__({"cross_entropy": config.cross_entropy, "dice": config.dice}, config.batch_dice)
+    def __init__(self, config: LossConfig, regions: bool = False, spacing: Sequence[float] | None = None) -> None:
+        names = {"dice": "region_dice", "cross_entropy": "region_cross_entropy"} if regions else {}
+        terms = {names.get(name, name): term for name, term in config.terms.items()}
+        super().__init__(terms, config.batch_dice, spacing)
+        self.regions = regions
 
     def at_chance(self, classes: int) -> float:
-        """What an untrained network should roughly start from: ln K for the cross-entropy, 1 for the Dice."""
-        return self.terms.get("cross_entropy", 0.0) * math.log(classes) + self.terms.get("dice", 0.0)
+        """What an untrained network should roughly start from; nan if terms have no such value (boundary, hausdorff).
+
+        That is ln K for the cross-entropy, less for the focal loss, and 1 for ratios such as the Dice.
+        """
+        choices = 2 if self.regions else classes
+        total = 0.0
+        for name, term in self.terms.items():
+            if name in _RATIOS:
+                chance = 1.0
+            elif name in _DISTANCES:
+                chance = math.nan
+            else:
+                chance = math.log(choices) * (1 - 1 / choices) ** term.settings.get("gamma", 0.0)
+            total += term.weight * chance
+        return total
 
 
 class HeadLoss(_WeightedSum):
@@ -84,26 +118,53 @@ class HeadLoss(_WeightedSum):
 
     Args:
         spec: the head's.
-        terms: weight of each loss by its name in `LOSSES`; by default what `suitable` names, with weight 1.
-        batch_dice: Dice over the batch as one volume rather than per sample.
+        terms: the losses by their name in `LOSSES`, each with a weight or with `weight` and settings; by default what
+            `suitable` names first, with weight 1.
+        batch_dice: Dice and other ratios over the batch as one volume rather than per sample.
+        spacing: of the voxels, for distances to boundaries; by default these are in voxels.
 
     Raises:
-        ValueError: a loss does not fit the head, a weight is negative, or none is positive.
+        ValueError: a loss does not fit the head, a setting is not its, a weight is negative, or none is positive.
 
     Example:
         >>> HeadLoss(Segmentation(3))(torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4)).ndim
         0
+        >>> loss = HeadLoss(Segmentation(3), {"dice": 1, "focal": {"weight": 0.5, "gamma": 3}})
+        >>> loss.terms["focal"].gamma
+        3.0
     """
 
-    def __init__(self, spec: HeadSpec, terms: Mapping[str, float] | None = None, batch_dice: bool = True) -> None:
+    def __init__(
+        self,
+        spec: HeadSpec,
+        terms: Terms | None = None,
+        batch_dice: bool = True,
+        spacing: Sequence[float] | None = None,
+    ) -> None:
         fitting = suitable(spec)
         if terms is None:
-            terms = dict.fromkeys(fitting if isinstance(spec, Segmentation) else fitting[:1], 1.0)
+            terms = dict.fromkeys(fitting[: 2 if isinstance(spec, Segmentation) else 1], 1.0)
         if not set(terms) <= set(fitting):
             raise ValueError(f"terms for {spec!r} must be among {', '.join(fitting)}, got {', '.join(terms)}")
-        if not terms or min(terms.values()) < 0 or not any(terms.values()):
+        given = {name: _term(name, value) for name, value in terms.items()}
+        if not any(term.weight for term in given.values()):
             raise ValueError(f"terms must have weights of at least 0 and one above, got {dict(terms)}")
-        super().__init__(terms, batch_dice)
+        super().__init__(given, batch_dice, spacing)
+
+
+def _term(name: str, value: float | Mapping[str, Any] | Term) -> Term:
+    """The settings of a loss of `LOSSES`, of a weight or what a recipe says.
+
+    Raises:
+        ValueError: a setting is not among those of this loss, or is out of range.
+    """
+    if isinstance(value, Term):
+        return value
+    try:
+        return TERMS[name].model_validate(dict(value) if isinstance(value, Mapping) else {"weight": value})
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(path)}: {text}" for path, text in field_faults(error, TERMS[name]))
+        raise ValueError(f"the term {name}: {faults}") from error
 
 
 class MultiTaskLoss(nn.Module):
@@ -128,7 +189,7 @@ class MultiTaskLoss(nn.Module):
     def __init__(
         self,
         heads: Mapping[str, tuple[HeadSpec, float]],
-        terms: Mapping[str, Mapping[str, float]] | None = None,
+        terms: Mapping[str, Terms] | None = None,
         batch_dice: bool = True,
     ) -> None:
         super().__init__()

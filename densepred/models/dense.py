@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
@@ -124,6 +125,22 @@ class DensePredictor(Model):
         for suffix, width in zip(suffixes, decoder.channels, strict=False):
             for name in self.dense:
                 self.heads[name + suffix] = build_head(self.dims, None if decoder.scores else width, self.specs[name])
+
+    def part(self, dense: bool) -> DensePredictor:
+        """The same network, of the same weights, that gives its dense outputs alone, or the global ones alone.
+
+        Raises:
+            ValueError: there are none.
+        """
+        specs = {name: spec for name, spec in self.specs.items() if spec.dense == dense}
+        if not specs:
+            raise ValueError(f"no {'dense' if dense else 'global'} head among {', '.join(self.specs)}")
+        other = copy.copy(self)
+        other._modules = self._modules.copy()  # of its own, the layers in it shared
+        other.specs = specs
+        if not dense:
+            other.dense, other.decoder = [], None
+        return other
 
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         """(B, C, *spatial) and covariates (B, F) for heads that take them -> the output of the one head.

@@ -61,9 +61,13 @@ class _Numbers:
     unit: str = ""
     positive: bool = False
     variance: bool = False
+    mean: float = 0.0
+    deviation: float = 1.0
 
     def __post_init__(self) -> None:
         _at_least(1, self.outputs, "outputs")
+        if not self.deviation > 0:
+            raise ValueError(f"deviation must be above 0, got {self.deviation!r}")
 
     @property
     def channels(self) -> int:
@@ -82,9 +86,11 @@ class Regression(_Numbers):
         variance: predict the noise too: K log-variances, in the logarithm of the unit squared, follow the K means
             (heteroscedastic aleatoric uncertainty; Kendall & Gal 2017, arXiv:1703.04977, section 2.2). Choose a unit in
             which the noise is not tiny: below exp(-20) of its square variances are not told apart.
+        mean, deviation: the network gives standard numbers, which `predictions` takes times the deviation, plus the
+            mean, to be in the unit.
 
     Raises:
-        ValueError: `outputs` is below 1.
+        ValueError: `outputs` is below 1, or the deviation not above 0.
 
     Example:
         >>> Regression(outputs=2, unit="mm", variance=True).channels
@@ -132,7 +138,7 @@ class Scalar(_Numbers):
     """Numbers for the whole image.
 
     Attributes:
-        outputs, unit, positive, variance: as for `Regression`.
+        outputs, unit, positive, variance, mean, deviation: as for `Regression`.
         covariates, hidden: as for `Classification`.
 
     Raises:
@@ -302,10 +308,21 @@ def predictions(spec: HeadSpec, outputs: Tensor) -> dict[str, Tensor]:
     outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
     if isinstance(spec, _Numbers):
         mean, log_variance = outputs[:, : spec.outputs], outputs[:, spec.outputs :].clamp(min=LEAST_LOG_VARIANCE)
-        return {"mean": mean} | ({"variance": log_variance.exp()} if spec.variance else {})
+        variance = {"variance": log_variance.exp() * spec.deviation**2} if spec.variance else {}
+        return {"mean": in_unit(spec, mean)} | variance
     if isinstance(spec, Segmentation) and spec.regions:
         return {"probabilities": outputs.sigmoid(), "labels": outputs > 0}
     return {"probabilities": outputs.softmax(1), "labels": outputs.argmax(1)}
+
+
+def in_unit(spec: Regression | Scalar | _Numbers, standard: Tensor) -> Tensor:
+    """The numbers of a head in their unit, of any shape; as they are where the network gives these.
+
+    Example:
+        >>> in_unit(Regression(mean=1.0, deviation=2.0), torch.tensor([0.5]))
+        tensor([2.])
+    """
+    return standard if (spec.mean, spec.deviation) == (0.0, 1.0) else standard * spec.deviation + spec.mean
 
 
 def _finish(spec: HeadSpec, x: Tensor) -> Tensor:

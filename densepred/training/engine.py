@@ -18,9 +18,11 @@ from densepred.models.norms import BatchNorm
 from densepred.training import ranks
 from densepred.training.small_maps import guard_small_maps
 
+Inputs = Tensor | tuple[Tensor, ...]
+"""An image, or an image and covariates."""
 Outputs = Tensor | Mapping[str, Tensor]
-Part = tuple[Tensor, Callable[[Outputs], Tensor]]
-"""An image (B, C, *spatial) and the loss of what the network gives for it."""
+Part = tuple[Inputs, Callable[[Outputs], Tensor]]
+"""An image (B, C, *spatial), maybe with covariates, and the loss of what the network gives for it."""
 
 
 class Engine:
@@ -66,12 +68,12 @@ class Engine:
         self.model: nn.Module = self.accelerator.prepare_model(model, evaluation_mode=self.sharded)
         self.optimizer: Optimizer = self.accelerator.prepare_optimizer(optimizer)
 
-    def gradient(self, image: Tensor, loss_of: Callable[[Outputs], Tensor], clip: float) -> tuple[float, float]:
-        """Loss and gradient norm of a batch (B, C, *spatial); the gradients stay in the parameters.
+    def gradient(self, inputs: Inputs, loss_of: Callable[[Outputs], Tensor], clip: float) -> tuple[float, float]:
+        """Loss and gradient norm of a batch (B, C, *spatial), maybe with covariates (B, F).
 
-        Their norm is clipped to `clip`, unless that is 0.
+        The gradients stay in the parameters. Their norm is clipped to `clip`, unless that is 0.
         """
-        return self.gradients([(image, loss_of)], clip)
+        return self.gradients([(inputs, loss_of)], clip)
 
     def gradients(self, parts: Sequence[Part], clip: float) -> tuple[float, float]:
         """As `gradient`, of the mean of the losses of several parts of a batch.
@@ -80,10 +82,11 @@ class Engine:
         """
         self.model.train()
         total = torch.zeros(())
-        for index, (image, loss_of) in enumerate(parts):
+        for index, (inputs, loss_of) in enumerate(parts):
+            image, *others = (inputs,) if isinstance(inputs, Tensor) else inputs
             last = index == len(parts) - 1
             with contextlib.nullcontext() if last or self.sharded else self.accelerator.no_sync(self.model):
-                loss = loss_of(ranks.whole(self.model(in_form(image, self.form)))) / len(parts)
+                loss = loss_of(ranks.whole(self.model(in_form(image, self.form), *others))) / len(parts)
                 self.accelerator.backward(loss * ranks.count())  # whose gradients are averaged over the processes
             total = total.to(loss.device) + loss.detach()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), clip or float("inf"))

@@ -127,7 +127,7 @@ def prepared(run: Run, cases: list[Case]) -> tuple[list[CachedCase], list[Cached
     if ranks.first():
         ranks.wait()
     seen = {index for case in train_cases for index in cached[case.id].classes}
-    if not seen:
+    if not seen and run.plan.classes:
         raise InputError(
             "no training case has a voxel of any class but the background", "check data.classes and labels"
         )

@@ -24,6 +24,7 @@ from densepred.inference.sliding_window import SlidingWindowInferer
 from densepred.losses import SegmentationLoss
 from densepred.models.build import build
 
+Inputs = Tensor | tuple[Tensor, ...]
 Outputs = Tensor | Mapping[str, Tensor]
 Watch = Callable[[int, int], None]
 """Told how far a long computation is, (done, total); may raise to end it."""
@@ -59,13 +60,14 @@ class Objective(ABC):
         """The batch of a step of an epoch, both from 0; called in threads, ahead of its time."""
 
     @abstractmethod
-    def tensors(self, drawn: Any, samples: slice, device: torch.device) -> tuple[Tensor, Any]:
+    def tensors(self, drawn: Any, samples: slice, device: torch.device) -> tuple[Inputs, Any]:
         """Some of the samples of a batch that `draw` gave, augmented, on the device.
 
         Every random number is a function of a sample's seed, so that it does not matter how a batch is split.
 
         Returns:
-            The image (B, C, *spatial) and the targets: a tensor, or a mapping of tensors, (B, ...) each.
+            The image (B, C, *spatial), in a tuple with covariates (B, F) if there are any; and the targets: a tensor,
+            or a mapping of tensors, (B, ...) each.
         """
 
     @abstractmethod
@@ -168,4 +170,8 @@ def make_objective(
         train: cases to learn from.
         device, precision: where and in what numbers validation cases are predicted.
     """
+    if plan.targets or plan.regions:
+        from densepred.training.objectives import TasksObjective  # which is built on this module
+
+        return TasksObjective(config, plan, train, device, precision)
     return SegmentationObjective(config, plan, train, device, precision)

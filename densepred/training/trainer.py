@@ -266,8 +266,8 @@ class Trainer:
         state, step = self.state, self.state["step"]
         losses, norms = state["losses"], state["norms"]
         drawn = self.objective.draw(*divmod(step - 1, self.config.training.steps))
-        image, _ = self.objective.tensors(drawn, self.learner.samples[0], self.learner.device)
-        dead = dead_shares(model, [image], self.stages)
+        inputs, _ = self.objective.tensors(drawn, self.learner.samples[0], self.learner.device)
+        dead = dead_shares(model, [inputs], self.stages)
         return {
             "epoch": epoch,
             "step": step,

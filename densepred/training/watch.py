@@ -48,12 +48,14 @@ def gradient_norms(model: nn.Module, stages: dict[str, str]) -> dict[str, float]
 
 
 @torch.no_grad()
-def dead_shares(model: nn.Module, images: Iterable[Tensor], stages: dict[str, str]) -> dict[str, float]:
+def dead_shares(
+    model: nn.Module, images: Iterable[Tensor | tuple[Tensor, ...]], stages: dict[str, str]
+) -> dict[str, float]:
     """The share of each stage's channels that no voxel of any image activates: whose activation is positive nowhere.
 
     Args:
         model: looked at in evaluation; only activations that are layers are seen.
-        images: batches (B, C, *spatial).
+        images: batches (B, C, *spatial), in a tuple with covariates if the network takes any.
         stages: of `stage_names`.
     """
     copied = copy.deepcopy(model).eval()
@@ -70,7 +72,7 @@ def dead_shares(model: nn.Module, images: Iterable[Tensor], stages: dict[str, st
         if isinstance(layer, _ACTIVATIONS):
             layer.register_forward_hook(note(name))  # type: ignore[arg-type]
     for image in images:
-        copied(image)
+        copied(*((image,) if isinstance(image, Tensor) else image))
     dead: dict[str, list[bool]] = {}
     for name, peak in peaks.items():
         dead.setdefault(_stage(name, stages), []).extend((peak <= 0).tolist())

@@ -22,12 +22,9 @@ def main(arguments: argparse.Namespace) -> None:
         torch.set_num_threads(arguments.threads)
     if arguments.child == "bare":
         found = import_module("bench_peers.bare").measure(task, arguments.compile, arguments.seconds)
-    elif arguments.child.startswith("images_"):
-        images, size = import_module("bench_peers.images"), arguments.image_size
-        if arguments.child == "images_ours":
-            found = images.measure_ours(task, arguments.images, size)
-        else:
-            found = images.measure_bare(task, size, arguments.seconds)
+    elif arguments.child == "images":
+        images = import_module("bench_peers.images")
+        found = images.measure(task, arguments.images, arguments.image_size, arguments.seconds)
     else:
         setting = Setting(**json.loads(arguments.setting))
         measure = on_files if arguments.files else on_arrays

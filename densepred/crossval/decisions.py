@@ -1,0 +1,193 @@
+"""What prediction should do with the folds, each decided by what it gains on held-out cases.
+
+A step is taken where its gain in mean Dice is more than noise: the 95 % interval of the paired difference, over the
+same cases, lies above 0. As every decision is made on the cases that it is measured on, its gain is a little
+optimistic; what is left of it where each fold is decided on by the others is told beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from densepred.crossval.calibration import Sample, fit_temperature, loss, reliability
+from densepred.crossval.held_out import TRIALS, HeldOut, Setup, scored
+from densepred.files import atomic_write, writable_folder
+from densepred.inference.components import ALL, KeepLargest
+from densepred.inference.records import LABELS
+from densepred.metrics.bootstrap import Interval, gain, means
+from densepred.volumes import Record, open_writer
+
+FEWEST = 5
+"""Groups of cases below which a difference proves nothing."""
+Floats = NDArray[np.float64]
+Rule = Callable[[Floats, Floats, Sequence[str]], tuple[bool, Interval]]
+
+
+@dataclass
+class Decision:
+    """One thing that was tried.
+
+    Args:
+        what: its name.
+        used: whether prediction does it.
+        why: a sentence with the numbers.
+        numbers: what was measured.
+    """
+
+    what: str
+    used: bool
+    why: str
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Dice `(n, classes)` of the same cases before and after a step."""
+
+    cases: list[str]
+    before: Floats
+    after: Floats
+
+    @classmethod
+    def of(cls, before: HeldOut, after: HeldOut) -> Paired:
+        """The cases that have both."""
+        (ours, first), (theirs, second) = before.table, after.table
+        cases = [case for case in ours if case in theirs]
+        return cls(cases, first[[ours.index(c) for c in cases]], second[[theirs.index(c) for c in cases]])
+
+
+def decide(what: str, pair: Paired, setup: Setup, rule: Rule) -> Decision:
+    """Apply a rule to all folds, and to each fold what it says of the others."""
+    groups, folds = setup.groups(pair.cases), np.array([setup.fold_of[case] for case in pair.cases])
+    used, found = rule(pair.before, pair.after, groups)
+    nested = pair.before.copy()
+    for fold in np.unique(folds):
+        others = folds != fold
+        kept = [group for group, other in zip(groups, others, strict=True) if other]
+        if others.any() and rule(pair.before[others], pair.after[others], kept)[0]:
+            nested[~others] = pair.after[~others]
+    every = np.ones((1, len(nested)))
+    left = float((means(nested, every) - means(pair.before, every))[0])
+    verdict = "used" if used else "not used"
+    few = f", too few of them ({len(set(groups))} groups) to tell" if len(set(groups)) < FEWEST else ""
+    why = f"{what}: {verdict}, mean Dice {found.signed()}{few}; decided fold by fold by the others {left:+.4f}"
+    return Decision(what, used, why, {"gain": found.to_dict(), "gain_by_other_folds": left})
+
+
+def _more_than_noise(before: Floats, after: Floats, groups: Sequence[str]) -> tuple[bool, Interval]:
+    found = gain(before, after, groups)
+    return found.low > 0 and len(set(groups)) >= FEWEST, found
+
+
+def _and_no_class_loses(before: Floats, after: Floats, groups: Sequence[str]) -> tuple[bool, Interval]:
+    used, found = _more_than_noise(before, after, groups)
+    every = np.ones((1, len(before)))
+    falls = [
+        (means(b[:, None], every) > means(a[:, None], every)).any() for b, a in zip(before.T, after.T, strict=True)
+    ]
+    return used and not any(falls), found
+
+
+def decide_mirror(setup: Setup, axes: Sequence[int], plain: HeldOut, mirrored: HeldOut | None) -> Decision:
+    """Test-time augmentation by mirrored views, which costs 2^axes times the time."""
+    what = f"mirrored views of axes {list(axes)}"
+    if mirrored is None:
+        return Decision("mirrored views", False, "mirrored views: none, the recipe names no axis (inference.mirror)")
+    decision = decide(what, Paired.of(plain, mirrored), setup, _more_than_noise)
+    decision.numbers |= {"axes": list(axes), "views": 1 << len(axes)}
+    return decision
+
+
+def decide_components(setup: Setup, base: HeldOut) -> tuple[HeldOut, list[Decision], list[str]]:
+    """The largest component of all classes together, then of each class.
+
+    Returns:
+        the predictions with the steps that are taken, all decisions, and what `inference.keep_largest` becomes.
+
+    Reference: Isensee et al. 2021, Nature Methods 18, 203 (nnU-Net), "Post-processing": it takes a step that improves
+    the mean and, of all classes together, makes no class worse; here it must also be more than noise.
+    """
+    classes = setup.plan.classes[1:]
+    steps = [ALL, *(classes if len(classes) > 1 else ())]
+    decisions: list[Decision] = []
+    kept: list[str] = []
+    for step in steps:
+        after = only_largest(setup, base, kept, step)
+        what = "largest component of " + ("all classes together" if step == ALL else step)
+        if after is base:
+            decisions.append(Decision(what, False, f"{what}: not used, no case has another component"))
+            continue
+        decision = decide(what, Paired.of(base, after), setup, _and_no_class_loses)
+        decision.numbers["changed_cases"] = sum(base.files[case] != path for case, path in after.files.items())
+        decisions.append(decision)
+        if decision.used:
+            base, kept = after, [*kept, step]
+    return base, decisions, kept
+
+
+def only_largest(setup: Setup, base: HeldOut, before: Sequence[str], step: str) -> HeldOut:
+    """Label maps of which only the largest components stay; the files of those that change lie in `trials`."""
+    names = [*before, step]
+    folder = setup.out / TRIALS / ("largest-" + "-".join(_number(setup, name) for name in names))
+    keep, files = KeepLargest.of(setup.plan, [step]), dict[str, Path]()
+    for case, path in base.files.items():
+        with setup.plan.reading.open_plane(path) as volume:
+            labels = volume.numpy()[0].copy()
+            files[case] = path
+            if keep.apply(labels):
+                files[case] = writable_folder(folder) / path.name
+                record = Record(names=dict(zip(setup.plan.values, setup.plan.classes, strict=True)), quantity="label")
+                with open_writer(files[case], volume, labels.dtype, labels=True, record=record) as writer:
+                    writer.write(labels[np.newaxis])
+    if files == base.files:
+        return base
+    atomic_write(folder / LABELS, (next(iter(base.files.values())).parent / LABELS).read_bytes())
+    return HeldOut(files, scored(setup, files), base.failed)
+
+
+def _number(setup: Setup, name: str) -> str:
+    """Of a class, whose name need not be that of a folder."""
+    return "all" if name == ALL else str(setup.plan.classes.index(name))
+
+
+def decide_temperature(setup: Setup, samples: Sequence[Sample]) -> tuple[Decision, float]:
+    """One number for all logits, where it makes the truth likelier: each fold by the temperature of the others.
+
+    Returns:
+        the decision, and the temperature that was fitted to all.
+    """
+    if len({setup.fold_of[one.case] for one in samples}) < 2:
+        return Decision("temperature", False, "temperature: not used, it takes two folds to fit and to judge one"), 1.0
+    cases = [one.case for one in samples]
+    folds = [setup.fold_of[case] for case in cases]
+    of_others = {
+        fold: fit_temperature([one for one, of in zip(samples, folds, strict=True) if of != fold])
+        for fold in sorted(set(folds))
+    }
+    before = np.array([[loss(one, 1.0)] for one in samples])
+    after = np.array([[loss(one, of_others[fold])] for one, fold in zip(samples, folds, strict=True)])
+    groups = setup.groups(cases)
+    used, found = _more_than_noise(-before, -after, groups)
+    temperature = round(fit_temperature(samples), 4)
+    errors = {
+        name: {
+            "before": reliability(samples, 1.0, contested).error,
+            "after": reliability(samples, temperature, contested).error,
+        }
+        for name, contested in (("all_voxels", False), ("foreground_possible", True))
+    }
+    fore = errors["foreground_possible"]
+    why = (
+        f"temperature {temperature:g}: {'used' if used else 'not used'}, log-likelihood of the truth by the "
+        f"temperature of the other folds {found.signed()} nats a voxel; calibration error where foreground is "
+        f"possible {fore['before']:.4f}, with it {fore['after']:.4f}"
+    )
+    numbers = {"temperature": temperature, "gain": found.to_dict(), "calibration_error": errors}
+    numbers["of_other_folds"] = of_others
+    return Decision("temperature", used, why, numbers), temperature

@@ -1,0 +1,138 @@
+"""What is done once folds are trained: held-out predictions, decisions, scores, and their files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from densepred.crossval import tables
+from densepred.crossval.calibration import fit_temperature
+from densepred.crossval.decisions import Decision, decide_components, decide_mirror, decide_temperature
+from densepred.crossval.held_out import HeldOut, Setup, predict_held_out
+from densepred.crossval.pictures import reliability_figure, scores_figure
+from densepred.crossval.sampling import sample_held_out
+from densepred.errors import NothingDoneError
+from densepred.figures import save_png
+from densepred.files import atomic_write, remove, writable_folder
+from densepred.inference.folds import DECISIONS, write_record
+from densepred.inference.outputs import Outputs
+from densepred.inference.predictor import load
+from densepred.inference.records import LABELS
+from densepred.models.heads import Segmentation
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PREDICTIONS, PICTURE, RELIABILITY = "predictions", "scores.png", "reliability.png"
+MIRROR, KEEP, TEMPERATURE = "inference.mirror", "inference.keep_largest", "inference.temperature"
+
+
+@dataclass
+class Verdict:
+    """What a cross-validation found.
+
+    Args:
+        settings: key -> value, what prediction does.
+        decisions: why.
+        summary: the scores.
+        failed: case id -> why there is no prediction or score.
+    """
+
+    settings: dict[str, Any]
+    decisions: list[Decision]
+    summary: dict[str, Any]
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def table(self) -> Table:
+        """The scores, for the terminal."""
+        return tables.scores_table(self.summary)
+
+
+def judge(setup: Setup, first: Sequence[Decision] = (), runs: Sequence[str] = ()) -> Verdict:
+    """Predict the held-out cases, decide, and write predictions, scores, pictures and `decisions.json`.
+
+    Args:
+        setup: models and cases.
+        first: what was decided before.
+        runs: the run directories that prediction uses; by default those of all finished folds.
+
+    Raises:
+        NothingDoneError: no case could be predicted and scored.
+    """
+    axes = setup.shared.config.inference.mirror
+    base = predict_held_out(setup, "plain", [f"{MIRROR}=[]"])
+    mirrored = predict_held_out(setup, "mirrored", [f"{MIRROR}={list(axes)}"]) if axes else None
+    decisions = [*first, decide_mirror(setup, axes, base, mirrored)]
+    if not base.scores.results:
+        what = next((error.what for error in base.failed.values()), "none was scored")
+        raise NothingDoneError(f"no held-out case could be scored: {what}", "look at the cases with densepred check")
+    settings: dict[str, Any] = {MIRROR: list(axes) if decisions[-1].used else []}
+    base = mirrored if mirrored is not None and decisions[-1].used else base
+    final, of_components, settings[KEEP] = decide_components(setup, base)
+    decisions += of_components
+    settings[TEMPERATURE] = _temperature(setup, settings, decisions)
+    _write_predictions(setup, final, settings)
+    summary = tables.summarized(final, setup)
+    tables.save(final, setup, summary, setup.out)
+    save_png(scores_figure(final, setup, summary), setup.out / PICTURE)
+    write_decisions(setup.out, settings, decisions, runs)
+    return Verdict(settings, decisions, summary, dict(summary["failed"]))
+
+
+def write_decisions(out: Path, settings: dict[str, Any], decisions: Sequence[Decision], runs: Sequence[str]) -> None:
+    """Write `decisions.json`, by which `densepred predict` goes."""
+    which = {"runs": list(runs)} if runs else {}
+    rows = [vars(one) for one in decisions]
+    write_record(out / DECISIONS, {**which, "settings": settings, "decisions": rows})
+
+
+def _temperature(setup: Setup, settings: dict[str, Any], decisions: list[Decision]) -> float:
+    """Decide on it, and draw how far probabilities are to be trusted."""
+    head = load(setup.runs(setup.done[0]), device="cpu").head
+    if not isinstance(head, Segmentation) or head.regions:
+        decisions.append(Decision("temperature", False, "temperature: not used, the classes have no softmax"))
+        return 1.0
+    samples = sample_held_out(setup, [f"{MIRROR}={settings[MIRROR]}"])
+    decision, temperature = decide_temperature(setup, samples)
+    decisions.append(decision)
+    if samples:
+        shown = temperature if "temperature" in decision.numbers else fit_temperature(samples)
+        save_png(reliability_figure(samples, round(shown, 4), decision.used), setup.out / RELIABILITY)
+    return temperature if decision.used else 1.0
+
+
+def _write_predictions(setup: Setup, final: HeldOut, settings: dict[str, Any]) -> None:
+    """The label maps as prediction would now make them, each of the model that did not see the case.
+
+    What was filtered is written with the record of how it came about; the others are copied.
+    """
+    folder = writable_folder(setup.out / PREDICTIONS)
+    for one in setup.done:
+        overrides = [f"{MIRROR}={settings[MIRROR]}", f"{KEEP}={settings[KEEP]}"]
+        predictor = load(setup.runs(one), overrides, device=setup.engine.device)
+        for case in one.cases:
+            path = final.files.get(case)
+            if path is None:
+                continue
+            if not settings[KEEP]:
+                _copy(path, folder / path.name)
+                continue
+            with setup.plan.reading.open_plane(path) as volume:
+                made = predictor.made(setup.cases[case])
+                with Outputs({"labels": folder / path.name}, 1, setup.plan, made, predictor.head) as outputs:
+                    outputs.begin(volume)
+                    outputs.write({"labels": volume.numpy()})
+    names = {path.name for path in final.files.values()}
+    for path in folder.iterdir():
+        if path.name not in names and not path.name.startswith("."):
+            remove(path)
+    _copy(next(iter(final.files.values())).parent / LABELS, folder / LABELS)
+
+
+def _copy(source: Path, target: Path) -> None:
+    content = source.read_bytes()
+    if not target.is_file() or target.read_bytes() != content:
+        atomic_write(target, content)

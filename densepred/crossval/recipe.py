@@ -1,0 +1,146 @@
+"""The recipe that all folds of a cross-validation share, with what is fitted to the cases said in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from densepred import config as configuration
+from densepred.cases.case import Case, collect
+from densepred.cases.folds import Fold, folds, groups_of
+from densepred.cases.plan import Plan, make_plan
+from densepred.config import Config
+from densepred.config.data import ChannelConfig, DataConfig
+from densepred.config.normalize import Normalize
+from densepred.errors import InputError
+from densepred.files import atomic_write
+
+RECIPE = "config.yaml"
+_FREE: dict[str, set[str]] = {
+    "data": {"root", "cache", "fold"},
+    "training": {"device", "workers", "tensorboard", "trackers"},
+    "inference": {"device", "memory"},
+}
+"""What a cross-validation may be given anew: it changes no result."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the folds have in common.
+
+    Args:
+        config: the recipe.
+        cases: all that are in a fold, by id.
+        folds: ids to train on and to validate on.
+        groups: case id -> group.
+    """
+
+    config: Config
+    cases: dict[str, Case]
+    folds: list[Fold]
+    groups: dict[str, str]
+
+
+def shared(config: Config, out: Path) -> Shared:
+    """Resolve a recipe for the folder of a cross-validation, and write it there.
+
+    Spacing and intensities are fitted once, to the cases of all folds, as nnU-Net does: folds that see their images
+    alike can be averaged. The held-out cases lend these few numbers and nothing else.
+
+    Raises:
+        InputError: a fault of the recipe or of the cases, or another recipe was cross-validated in the folder.
+    """
+    found = collect(config.data)
+    every, groups = folds(found, config.data), groups_of(found, config.data)
+    ids = {case for fold in every for side in fold for case in side}
+    cases = {case.id: case for case in found if case.id in ids}
+    given = _anchored(config, out)
+    path = out / RECIPE
+    if path.is_file():
+        before = configuration.load(path)
+        if _decisive(_unfitted(before, given)) != _decisive(given):
+            what = f"another recipe was cross-validated here ({_difference(before, given)})"
+            raise InputError(what, "choose another --out folder", path)
+        data = before.data.model_copy(update={"root": given.data.root, "cache": given.data.cache})
+        kept = {"data": data, "training": given.training, "inference": given.inference}
+        return Shared(before.model_copy(update=kept), cases, every, groups)
+    fixed = _fitted(given, make_plan(given, list(cases.values())))
+    atomic_write(path, configuration.dump(fixed))
+    return Shared(fixed, cases, every, groups)
+
+
+def of_fold(config: Config, fold: int, device: str | None) -> Config:
+    """The recipe of one fold, perhaps on a certain device."""
+    data, training = config.data.model_copy(update={"fold": fold}), config.training
+    if device is not None:
+        training = training.model_copy(update={"device": device})
+    return config.model_copy(update={"data": data, "training": training})
+
+
+def _anchored(config: Config, out: Path) -> Config:
+    """With absolute folders, one cache for all folds, and the first fold."""
+    data = config.data
+    cache = str(Path(data.cache).resolve() if data.cache else (out / "cache").resolve())
+    paths = {"root": str(Path(data.root).resolve()), "cache": cache, "fold": 0}
+    return config.model_copy(update={"data": data.model_copy(update=paths)})
+
+
+def _fitted(config: Config, plan: Plan) -> Config:
+    """With the numbers of a plan.
+
+    Raises:
+        InputError: channels of one file differ in them, for which a recipe has no place.
+    """
+    data = config.data
+    update: dict[str, Any] = {"spacing": plan.spacing}
+    if isinstance(data.images, dict):
+        update["images"] = {
+            name: _with_normalize(one, fitted)
+            for (name, one), fitted in zip(data.images.items(), plan.normalize, strict=True)
+        }
+    elif len(set(map(str, plan.normalize))) == 1:
+        update["normalize"] = plan.normalize[0]
+    else:
+        what = "the channels of one file are normalised by numbers that are fitted to each"
+        raise InputError(what, "give low, high, mean and std of data.normalize, or name each channel's files")
+    return config.model_copy(update={"data": data.model_copy(update=update)})
+
+
+def _with_normalize(one: str | ChannelConfig, fitted: Normalize) -> ChannelConfig:
+    channel = one if isinstance(one, ChannelConfig) else ChannelConfig(file=one)
+    return channel if channel.bits else channel.model_copy(update={"normalize": fitted})
+
+
+def _unfitted(fixed: Config, given: Config) -> Config:
+    """A fixed recipe with what is fitted as another one has it."""
+    names = ("spacing", "normalize", "images")
+    data: DataConfig = fixed.data.model_copy(update={name: getattr(given.data, name) for name in names})
+    return fixed.model_copy(update={"data": data})
+
+
+def _decisive(config: Config) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude=_FREE)
+
+
+def _difference(before: Config, given: Config) -> str:
+    ours, theirs = _decisive(_unfitted(before, given)), _decisive(given)
+    return "; ".join(
+        f"{section}.{key} was {value}, now {theirs[section][key]}"
+        for section, keys in ours.items()
+        for key, value in keys.items()
+        if theirs[section][key] != value
+    )
+
+
+def chosen(every: Sequence[Fold], asked: Sequence[int] | None) -> list[int]:
+    """The numbers of the folds to do.
+
+    Raises:
+        InputError: there is no such fold.
+    """
+    beyond = [fold for fold in asked or () if not 0 <= fold < len(every)]
+    if beyond:
+        raise InputError(f"fold {beyond[0]} of {len(every)}: the folds count from 0", "choose others with --folds")
+    return sorted(set(range(len(every)) if asked is None else asked))

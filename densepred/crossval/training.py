@@ -1,0 +1,220 @@
+"""Training all folds: a process for each, as many at a time as there are devices."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from densepred.crossval.fold import RECIPES_OWN
+from densepred.crossval.recipe import RECIPE
+from densepred.errors import DONE as CODE_DONE
+from densepred.errors import SIGINT, SIGTERM, StoppedError
+from densepred.files import sha256, writable_folder
+from densepred.inference.folds import DONE, RECORD, read_record, write_record
+from densepred.progress import Advance, progress
+from densepred.signals import StopSignals
+
+WAITING, RUNNING, STOPPED, FAILED = "waiting", "running", "stopped", "failed"
+LOGS = "logs"
+_WEIGHTS, _METRICS = "model.safetensors", "metrics.csv"
+_POLL = 0.1
+_TAIL = 4000  # bytes of a log in which the fault is looked for
+
+
+@dataclass
+class FoldState:
+    """A fold and how far it is.
+
+    Args:
+        fold: its number.
+        runs: its run directories, relative to the cross-validation.
+        cases: ids of the cases that it does not see.
+        state: `DONE`, "waiting", "running", "stopped" or "failed".
+        why: of a fold that is not done.
+        weights: SHA-256 of those of each run, when it was done.
+    """
+
+    fold: int
+    runs: list[str]
+    cases: list[str]
+    state: str = WAITING
+    why: str = ""
+    weights: list[str] = field(default_factory=list)
+
+    def is_done(self, out: Path) -> bool:
+        """Whether it was done and its weights are still those."""
+        paths = [out / run / _WEIGHTS for run in self.runs]
+        return self.state == DONE and all(map(Path.is_file, paths)) and [*map(sha256, paths)] == self.weights
+
+
+class Record:
+    """`crossval.json`: the folds and their states; written at each change.
+
+    Args:
+        out: the folder of the cross-validation.
+        folds: all that were asked for now.
+    """
+
+    def __init__(self, out: Path, folds: Sequence[FoldState]) -> None:
+        self.out, self.folds = out, list(folds)
+        before = {one.fold: one for one in read_states(out)}
+        for index, one in enumerate(self.folds):
+            known = before.pop(one.fold, None)
+            if known is not None and known.cases == one.cases and known.runs == one.runs and known.is_done(out):
+                self.folds[index] = known
+        self.folds = sorted([*self.folds, *(one for one in before.values())], key=lambda one: one.fold)
+        self.save()
+
+    @property
+    def done(self) -> list[FoldState]:
+        """The folds that are."""
+        return [one for one in self.folds if one.state == DONE]
+
+    def save(self) -> None:
+        """Write it, if it changed."""
+        write_record(self.out / RECORD, {"folds": [vars(one) for one in self.folds]})
+
+    def __str__(self) -> str:
+        counts = {state: sum(one.state == state for one in self.folds) for state in (DONE, STOPPED, FAILED, WAITING)}
+        return ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+
+
+def read_states(out: Path) -> list[FoldState]:
+    """The folds that a folder knows; none if it is new."""
+    if not (out / RECORD).is_file():
+        return []
+    return [FoldState(**one) for one in read_record(out / RECORD)["folds"]]
+
+
+def train_folds(record: Record, asked: Sequence[int], devices: Sequence[str], epochs: int) -> None:
+    """Train the folds that are not done; one that fails does not end the others.
+
+    Args:
+        record: says which are done, and is kept up to date.
+        asked: numbers of the folds to train.
+        devices: one for each process at a time; none: one process, on the device of the recipe.
+        epochs: of each fold, for the progress.
+
+    Raises:
+        StoppedError: a signal; each process has saved its state, and the same command goes on.
+    """
+    folds = [one for one in record.folds if one.fold in asked and one.state != DONE]
+    before = sum(_epochs(record.out, one) for one in folds)
+    with StopSignals() as stop, progress(len(folds) * epochs, "training folds", before) as advance:
+        _Crew(record, folds, list(devices) or [RECIPES_OWN], stop).run(advance, before)
+        if stop.signal is not None:
+            fix = "run the same command again to go on"
+            raise StoppedError(f"stopped by a signal: {record}", stop.exit_code, fix)
+
+
+class _Crew:
+    """The processes of several folds, one for each slot at a time."""
+
+    def __init__(self, record: Record, folds: list[FoldState], slots: list[str], stop: StopSignals) -> None:
+        self._record, self._folds, self._slots, self._stop = record, folds, slots, stop
+        self._waiting = list(folds)
+        self._running: dict[int, tuple[FoldState, subprocess.Popen[bytes]]] = {}
+        self._asked: set[int] = set()  # processes that were asked to stop; a second signal would kill them
+
+    def run(self, advance: Advance, done: int) -> None:
+        """Until all folds have ended, or after a signal those that run."""
+        try:
+            while self._fill() or self._running:
+                self._collect()
+                if self._stop.signal is not None:
+                    self._ask()
+                now = sum(_epochs(self._record.out, one) for one in self._folds)
+                if now > done:
+                    advance(now - done)
+                    done = now
+                time.sleep(_POLL)
+        finally:  # nothing is left running, whatever ends this
+            self._ask()
+            for one, process in self._running.values():
+                _ended(self._record.out, one, process.wait())
+            self._record.save()
+
+    def _fill(self) -> bool:
+        """Start waiting folds where nothing runs; whether one was started."""
+        free = [slot for slot in range(len(self._slots)) if slot not in self._running]
+        if self._stop.signal is not None or not self._waiting or not free:
+            return False
+        for slot in free[: len(self._waiting)]:
+            one = self._waiting.pop(0)
+            one.state, one.why = RUNNING, ""
+            self._running[slot] = (one, _started(self._record.out, one, self._slots[slot], self._slots))
+        self._record.save()
+        return True
+
+    def _collect(self) -> None:
+        """Note which have ended."""
+        for slot, (one, process) in list(self._running.items()):
+            if process.poll() is not None:
+                del self._running[slot]
+                _ended(self._record.out, one, process.returncode)
+                self._record.save()
+
+    def _ask(self) -> None:
+        """Ask those that run to save their state and end."""
+        for _, process in self._running.values():
+            if process.pid not in self._asked:
+                self._asked.add(process.pid)
+                process.send_signal(signal.SIGTERM)
+
+
+def _started(out: Path, one: FoldState, device: str, slots: Sequence[str]) -> subprocess.Popen[bytes]:
+    """The process of a fold; a signal of the terminal goes to this program alone, which hands it on."""
+    (run,) = one.runs
+    command = [sys.executable, "-m", "densepred.crossval.fold", out / RECIPE, out / run, str(one.fold), device]
+    log = os.open(writable_folder(out / LOGS) / f"{run}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        return subprocess.Popen(
+            [*map(str, command), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=_environment(device, slots),
+            start_new_session=True,
+        )
+    finally:
+        os.close(log)
+
+
+def _environment(device: str, slots: Sequence[str]) -> dict[str, str]:
+    """Processes that share the cores have their share of threads, unless OMP_NUM_THREADS says how many."""
+    env = dict(os.environ)
+    sharing = slots.count("cpu")
+    if device == "cpu" and sharing > 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        env.setdefault("OMP_NUM_THREADS", str(max(cores // sharing, 1)))
+    return env
+
+
+def _ended(out: Path, one: FoldState, code: int) -> None:
+    """Note what became of a fold."""
+    if code == CODE_DONE:
+        one.state, one.weights = DONE, [sha256(out / run / _WEIGHTS) for run in one.runs]
+        return
+    one.state = STOPPED if code in (SIGINT, SIGTERM, -signal.SIGINT, -signal.SIGTERM) else FAILED
+    killed = f"killed by signal {-code}" + (" (is the memory exhausted?)" if code == -signal.SIGKILL else "")
+    one.why = killed if code < 0 else _fault(out / LOGS / f"{one.runs[0]}.log") or f"exit code {code}"
+
+
+def _fault(log: Path) -> str:
+    """The last error of a log."""
+    text = log.read_bytes()[-_TAIL:].decode(errors="replace")
+    found = re.findall(r"^ERROR (.+)$|^(\w+Error: .+)$", text, re.MULTILINE)
+    return next(filter(None, found[-1]), "") if found else ""
+
+
+def _epochs(out: Path, one: FoldState) -> int:
+    """Epochs that a fold has done, by its metrics."""
+    path = out / one.runs[0] / _METRICS
+    return max(path.read_bytes().count(b"\n") - 1, 0) if path.is_file() else 0

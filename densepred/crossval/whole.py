@@ -1,0 +1,100 @@
+"""`cross_validate`: from a recipe to folds, held-out predictions and decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from densepred import config as configuration
+from densepred.cases.plan import Plan
+from densepred.config import Config
+from densepred.crossval.held_out import Setup
+from densepred.crossval.judging import Verdict, judge
+from densepred.crossval.recipe import chosen, shared
+from densepred.crossval.training import FoldState, Record, train_folds
+from densepred.errors import DONE, SOME_FAILED, NothingDoneError
+from densepred.files import locked, writable_folder
+from densepred.inference.engines import devices_of
+from densepred.inference.engines.local import Local
+from densepred.inference.folds import DONE as FINISHED
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass
+class Result:
+    """What a command of cross-validation found.
+
+    Args:
+        out: its folder.
+        verdict: scores and decisions.
+        failed: a line for each fold that is not done.
+    """
+
+    out: Path
+    verdict: Verdict
+    failed: list[str]
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 if a fold or a case failed."""
+        return SOME_FAILED if self.failed or self.verdict.failed else DONE
+
+    @property
+    def table(self) -> Table:
+        """The scores, for the terminal."""
+        return self.verdict.table
+
+    @property
+    def lines(self) -> list[str]:
+        """What was decided, and why."""
+        return [one.why for one in self.verdict.decisions]
+
+
+def cross_validate(
+    config: Config | str | Path,
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    folds: Sequence[int] | None = None,
+    devices: str | None = None,
+) -> Result:
+    """Train the folds of a recipe, predict each case by the model that did not see it, and decide how to predict.
+
+    What is done stays: the same call goes on where an earlier one ended, however it did.
+
+    Args:
+        config: the recipe, or the path of its YAML.
+        out: a folder for everything; `densepred predict` takes it as a run.
+        overrides: `key.sub=value` texts (with a path only).
+        folds: their numbers; by default all.
+        devices: a training at a time on each: "0,1" (GPUs) or "cpu*2"; by default one, where the recipe says.
+
+    Raises:
+        InputError: a fault of the recipe or of the data, or another recipe was cross-validated there.
+        NothingDoneError: no fold could be trained, or no case scored.
+        LockedError: another cross-validation holds the folder.
+        StoppedError: a signal; the same call goes on.
+
+    Example:
+        >>> found = cross_validate("configs/hippocampus_unet3d.yaml", "runs/cv")  # doctest: +SKIP
+        >>> found.verdict.summary["all"]["mean"]["value"]  # doctest: +SKIP
+        0.8842
+    """
+    if not isinstance(config, Config):
+        config = configuration.load(config, overrides)
+    asked_devices = () if devices is None else devices_of(devices)
+    folder = writable_folder(out)
+    with locked(folder):
+        common = shared(config, folder)
+        asked = chosen(common.folds, folds)
+        record = Record(folder, [FoldState(fold, [f"fold-{fold}"], common.folds[fold][1]) for fold in asked])
+        train_folds(record, asked, asked_devices, config.training.epochs)
+        failed = [f"fold {one.fold}: {one.state}: {one.why}" for one in record.folds if one.state != FINISHED]
+        if not record.done:
+            raise NothingDoneError("\n  ".join(["no fold could be trained", *failed]), f"see the logs in {folder}/logs")
+        plan = Plan.load(folder / record.done[0].runs[0] / "plan.json")
+        verdict = judge(Setup(folder, common, plan, record.done, Local(asked_devices)))
+        return Result(folder, verdict, failed)

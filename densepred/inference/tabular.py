@@ -1,0 +1,131 @@
+"""Predictions of whole images, as a table: a row for each case."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from densepred.cases.case import Case
+from densepred.cases.preprocess import preprocess
+from densepred.cases.targets import Table, covariates_of, read_table
+from densepred.errors import StoppedError, UnsafeError
+from densepred.files import atomic_write, writable_folder
+from densepred.inference.heads import of_whole
+from densepred.inference.image_predictor import ImagePredictor
+from densepred.inference.records import write_failures
+from densepred.inference.shards import Shard, held, record_of
+from densepred.inference.work import BatchResult, failing
+from densepred.models.heads import predictions
+from densepred.progress import progress
+from densepred.signals import StopSignals
+
+TABLE, MEANING = "predictions.csv", "predictions.json"
+
+
+def predict_whole(predictor: ImagePredictor, case: Case, table: Table | None) -> dict[str, dict[str, np.ndarray]]:
+    """What is predicted of a whole image; of several models the mean.
+
+    Args:
+        predictor: of a model with heads for whole images.
+        case: its files.
+        table: has the covariates, if the model takes any.
+
+    Returns:
+        Name -> `probabilities` (K,) of classes; or `mean` (1,) in the target's unit, and `variance` (1,) if predicted.
+
+    Raises:
+        DensepredError: files that cannot be read, or another image than the model was made for.
+    """
+    image, _ = preprocess(replace(case, label=None, maps=()), predictor.plan)
+    covariates = covariates_of(predictor.plan, table, case.id)
+    found: list[dict[str, dict[str, np.ndarray]]] = []
+    for model in predictor.whole:
+        outputs = of_whole(model, image, covariates, predictor.config, predictor.device)
+        told = {name: predictions(spec, outputs[name]) for name, spec in model.specs.items()}
+        found.append({n: {k: v[0].numpy() for k, v in one.items() if k != "labels"} for n, one in told.items()})
+    return {n: {k: np.mean([one[n][k] for one in found], 0) for k in found[0][n]} for n in found[0]}
+
+
+def write_table(
+    predictor: ImagePredictor, cases: Sequence[Case], out: Path, overwrite: bool = False, shard: Shard | None = None
+) -> BatchResult:
+    """Write `predictions.csv`, and beside it what its columns mean; bad cases are listed and stop no other.
+
+    Args:
+        predictor: of a model with heads for whole images.
+        cases: in their order.
+        out: the folder.
+        overwrite: replace a table that was not written here.
+        shard: the share of the cases that this is, which gets a table of its own.
+
+    Raises:
+        UnsafeError: there is such a table.
+        StoppedError: a signal; nothing is written.
+    """
+    path, result = writable_folder(out) / record_of(TABLE, shard), BatchResult()
+    rows: list[dict[str, str]] = []
+    table = read_table(predictor.config.data) if predictor.plan.covariates else None
+    with held(out, shard):
+        if path.exists() and not overwrite and not (out / MEANING).exists():
+            raise UnsafeError("was not predicted here: left as it is", "choose another --out, or say --overwrite", path)
+        with StopSignals() as stop, progress(len(cases), "predicting") as advance:
+            for case in cases:
+                if stop.signal is not None:
+                    what = f"stopped by a signal: {len(rows)} of {len(cases)} cases were predicted, nothing is written"
+                    raise StoppedError(what, stop.exit_code, "run the same command again")
+                with failing(case, result):
+                    case.check()
+                    rows.append({"id": case.id} | _cells(predictor, predict_whole(predictor, case, table)))
+                    result.done.append(case.id)
+                advance(1, case=case.id)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["id", *_columns(predictor)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        atomic_write(path, text.getvalue())
+        atomic_write(out / MEANING, json.dumps(_meaning(predictor), indent=1) + "\n")
+        write_failures(out, shard, result.done, result.failed)
+    return result
+
+
+def _columns(predictor: ImagePredictor) -> Iterator[str]:
+    """A target's name is the column of its class or number; then come probabilities, or the variance."""
+    for name, spec in predictor.whole[0].specs.items():
+        yield name
+        yield from (f"{name}:{one}" for one in predictor.plan.targets[name].classes)
+        if getattr(spec, "variance", False):
+            yield f"{name}:variance"
+
+
+def _cells(predictor: ImagePredictor, found: dict[str, dict[str, np.ndarray]]) -> dict[str, str]:
+    cells: dict[str, str] = {}
+    for name, one in found.items():
+        classes = predictor.plan.targets[name].classes
+        if classes:
+            cells[name] = classes[int(one["probabilities"].argmax())]
+            cells |= {f"{name}:{c}": f"{p:.6f}" for c, p in zip(classes, one["probabilities"], strict=True)}
+            continue
+        cells[name] = f"{one['mean'][0]:.7g}"
+        if "variance" in one:
+            cells[f"{name}:variance"] = f"{one['variance'][0]:.7g}"
+    return cells
+
+
+def _meaning(predictor: ImagePredictor) -> dict[str, Any]:
+    """What the columns are, and what they come from."""
+    targets = {
+        name: {key: value for key, value in target.model_dump(mode="json").items() if value}
+        for name, target in predictor.plan.targets.items()
+        if target.kind != "regression"
+    }
+    origin = predictor.origin
+    made = {"model": origin.name, "weights_sha256": origin.weights_hash, "config_sha256": origin.config_hash}
+    return made | {"torch": torch.__version__, "targets": targets}

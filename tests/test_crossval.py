@@ -1,0 +1,196 @@
+"""All folds with one command: killed and gone on with, in parallel, failing alone; and what is decided from them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from densepred import config as configuration
+from densepred import evaluate, load, open_volume
+from densepred.cases.plan import Plan
+from densepred.crossval import combine, cross_validate
+from densepred.crossval.recipe import of_fold
+from densepred.errors import InputError, NothingDoneError
+from densepred.inference.folds import read_record
+from tests.acceptance.helpers import densepred, kill_when, snapshot, steps_done
+from tests.crossval_set import write_set
+
+CASES = {f"c{n}" for n in range(6)}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_set(tmp_path_factory.mktemp("set"))
+
+
+@pytest.fixture(scope="module")
+def cv(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Killed in the middle of the first folds, then gone on with."""
+    out = tmp_path_factory.mktemp("runs") / "cv"
+    command = ("crossval", recipe, "--out", out, "--devices", "cpu*2")
+
+    def begun() -> bool:
+        return any(steps_done(out / f"fold-{n}") for n in range(3))
+
+    assert kill_when(begun, *command) == -signal.SIGKILL
+    states = {one["state"] for one in read_record(out / "crossval.json")["folds"]}
+    assert "running" in states
+    done = densepred(*command)
+    assert done.returncode == 0, done.stderr
+    assert "held-out cases" in done.stdout
+    assert "mirrored views of axes [2]:" in done.stdout
+    return out
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_threads() -> Iterator[None]:
+    """As many as a process of `cpu*2` has: the last bits depend on their number."""
+    import os
+
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    yield
+    if before is None:
+        del os.environ["OMP_NUM_THREADS"]
+    else:
+        os.environ["OMP_NUM_THREADS"] = before
+
+
+def test_every_case_is_predicted_by_a_fold_that_did_not_see_it(cv: Path) -> None:
+    folds = read_record(cv / "crossval.json")["folds"]
+    assert [one["state"] for one in folds] == ["done"] * 3
+    assert sorted(case for one in folds for case in one["cases"]) == sorted(CASES)
+    settings = read_record(cv / "decisions.json")["settings"]
+    texts = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    for one in folds:
+        config = configuration.load(cv / one["runs"][0] / "config.yaml")
+        assert config.data.fold == one["fold"]
+        predictor = load(cv / one["runs"][0], texts)
+        for case in one["cases"]:
+            image = Path(config.data.root) / "images" / f"{case}.nii.gz"
+            with open_volume(cv / "predictions" / f"{case}.nii.gz") as found:
+                np.testing.assert_array_equal(found.numpy(), predictor.predict(image).numpy())
+
+
+def test_scores_are_those_of_evaluate(cv: Path, recipe: Path) -> None:
+    scores = evaluate(cv / "predictions", recipe.parent / "labels")
+    summary = read_record(cv / "summary.json")
+    assert summary["cases"] == summary["groups"] == 6
+    assert summary["all"]["mean"]["value"] == pytest.approx(scores.mean_dice)
+    assert summary["pooled"]["cube"]["value"] == pytest.approx(scores.pooled["cube"]["dice"])
+    whole = summary["all"]["cube"]
+    assert whole["low"] < whole["value"] < whole["high"]
+    with (cv / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["case"]: float(row["dice"]) for row in rows} == pytest.approx(scores.case_dice)
+    folds = {case: one["fold"] for one in read_record(cv / "crossval.json")["folds"] for case in one["cases"]}
+    assert {row["case"]: int(row["fold"]) for row in rows} == folds
+    for picture in ("scores.png", "reliability.png"):
+        assert (cv / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_intensities_are_fitted_once_for_all_folds(cv: Path) -> None:
+    plans = [Plan.load(cv / f"fold-{n}" / "plan.json") for n in range(3)]
+    assert plans[0].normalize == plans[1].normalize == plans[2].normalize
+    assert plans[0].normalize[0].complete  # type: ignore[union-attr]
+    assert len(load(cv).models) == 3
+
+
+def test_run_again_it_changes_nothing(cv: Path, recipe: Path) -> None:
+    before = snapshot(cv)
+    done = densepred("crossval", recipe, "--out", cv)
+    assert done.returncode == 0, done.stderr
+    after = snapshot(cv)
+    changed = [name for name, content in after.items() if before.get(name) != content and not name.endswith(".lock")]
+    assert changed == []
+
+
+def test_a_fold_is_that_of_densepred_train(cv: Path, tmp_path: Path) -> None:
+    """Killed and resumed beside another fold, its weights are those of a training by itself, to the bit."""
+    config = configuration.dump(of_fold(configuration.load(cv / "config.yaml"), 1, None))
+    (tmp_path / "fold.yaml").write_text(config)
+    done = densepred("train", tmp_path / "fold.yaml", "--run", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (tmp_path / "run", cv / "fold-1")]
+    assert weights[0] == weights[1]
+
+
+def test_another_recipe_is_refused(cv: Path, recipe: Path) -> None:
+    with pytest.raises(InputError, match=r"optimizer.lr was 0.02, now 0.5") as caught:
+        cross_validate(recipe, cv, ["optimizer.lr=0.5"])
+    assert "choose another --out folder" in caught.value.fix
+    with pytest.raises(InputError, match="fold 7 of 3"):
+        cross_validate(recipe, cv, folds=[7])
+
+
+def test_decisions_are_made_again_from_what_is_there(cv: Path, recipe: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(cv, tmp_path / "cv"))
+    wanted = (copied / "decisions.json").read_bytes()
+    for name in ("decisions.json", "summary.json", "scores.csv"):
+        (copied / name).unlink()
+    shutil.rmtree(copied / "trials")
+    found = cross_validate(recipe, copied)
+    assert found.exit_code == 0
+    assert (copied / "decisions.json").read_bytes() == wanted
+    assert (copied / "summary.json").read_bytes() == (cv / "summary.json").read_bytes()
+    assert len(found.lines) == 3
+
+
+def test_a_fold_that_fails_leaves_the_others(recipe: Path, cv: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(cv, tmp_path / "cv"))
+    for path in (copied / "fold-2" / "checkpoints").glob("*/model.safetensors"):
+        path.write_bytes(b"damaged")
+    (copied / "fold-2" / "model.safetensors").write_bytes(b"damaged")
+    done = densepred("crossval", recipe, "--out", copied)
+    assert done.returncode == 3, done.stderr
+    assert "ERROR fold 2: failed:" in done.stderr
+    assert "every checkpoint is damaged" in done.stderr
+    summary = read_record(copied / "summary.json")
+    assert set(summary["folds"]) == {"0", "1"}
+    assert summary["cases"] == 4
+    assert len(load(copied).models) == 2
+
+
+def test_stopped_by_a_signal_it_says_how_far_it_is(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cv"
+    command = ("crossval", recipe, "training.steps=4000", "training.checkpoint_every=10", "--out", out, "--folds", "1")
+    assert kill_when(lambda: steps_done(out / "fold-1") > 0, *command, number=signal.SIGTERM) == 143
+    (fold,) = read_record(out / "crossval.json")["folds"]
+    assert (fold["fold"], fold["state"]) == (1, "stopped")
+    assert "the state after step" in fold["why"]
+
+
+def test_no_fold_at_all(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(NothingDoneError, match=r"fold 0: failed: .*loss is not finite") as caught:
+        cross_validate(recipe, tmp_path / "cv", ["optimizer.lr=1e30", "optimizer.clip=0"], folds=[0])
+    assert caught.value.exit_code == 4
+
+
+def test_two_cross_validations_together(cv: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(cv, tmp_path / "other"))
+    import safetensors.torch
+
+    for n in range(3):
+        path = other / f"fold-{n}" / "model.safetensors"
+        weights = {name: value * 1.01 for name, value in safetensors.torch.load_file(path).items()}
+        safetensors.torch.save_file(weights, path)
+    found = combine([cv, other], tmp_path / "both")
+    decision = read_record(tmp_path / "both" / "decisions.json")["decisions"][0]
+    assert set(decision["numbers"]["mean_dice"]) == {"cv", "other", "cv+other"}
+    assert decision["numbers"]["best"] in ("cv", "other", "cv+other")
+    assert decision["why"] == found.lines[0]
+    single = read_record(cv / "summary.json")["all"]["mean"]["value"]
+    assert decision["numbers"]["mean_dice"]["cv"]["value"] == pytest.approx(single, abs=0.02)
+    assert len(load(tmp_path / "both").models) == 3 * (1 + ("+" in decision["numbers"]["best"]))
+    record = read_record(other / "crossval.json")
+    record["folds"].pop()
+    (other / "crossval.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="finished folds or their cases are not those of"):
+        combine([cv, other], tmp_path / "both")

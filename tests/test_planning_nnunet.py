@@ -1,0 +1,184 @@
+"""The `nnunet` rules against nnU-Net's own planner, on the fingerprints of data sets that everybody knows.
+
+Cases are drawn around the median shape and spacing. Spacings: those of MONAI's tutorials
+(modules/dynunet_pipeline/task_params.py, target spacings) and, where nnU-Net takes the 10th percentile, of the sets
+themselves. Shapes: nnU-Net's papers (arXiv:1809.10486 and doi:10.1038/s41592-020-01008-z, supplement). Both planners
+see the same lists, so the comparison does not hang on these numbers being exact.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from densepred.planning.nnunet import Configuration, Sizes, configurations
+
+
+@dataclass(frozen=True)
+class Known:
+    """A data set: cases, channels, classes with the background, median shape and spacing, spread of both.
+
+    `slices` are spacings of the first axis to draw from, where they differ much.
+    """
+
+    cases: int
+    channels: int
+    labels: int
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    spread: float = 0.1
+    slices: tuple[float, ...] = ()
+
+
+KNOWN = {
+    "BrainTumour": Known(484, 4, 4, (138, 169, 138), (1.0, 1.0, 1.0), 0.0),
+    "BraTS uncropped": Known(1251, 4, 4, (155, 240, 240), (1.0, 1.0, 1.0), 0.0),
+    "Heart": Known(20, 1, 2, (115, 320, 232), (1.37, 1.25, 1.25), 0.05),
+    "Liver": Known(131, 1, 3, (432, 512, 512), (1.0, 0.77, 0.77), 0.3),
+    "Hippocampus": Known(260, 1, 3, (36, 50, 35), (1.0, 1.0, 1.0), 0.0),
+    "Prostate": Known(32, 2, 3, (20, 320, 319), (3.6, 0.62, 0.62), 0.1),
+    "Lung": Known(63, 1, 2, (252, 512, 512), (1.24, 0.79, 0.79), 0.2),
+    "Pancreas": Known(281, 1, 3, (93, 512, 512), (2.5, 0.8, 0.8), 0.2),
+    "HepaticVessel": Known(303, 1, 3, (49, 512, 512), (5.0, 0.8, 0.8), 0.1, (0.8, 1.5, 5.0, 5.0, 5.0, 5.0, 7.5)),
+    "Spleen": Known(41, 1, 2, (90, 512, 512), (5.0, 0.79, 0.79), 0.1, (1.6, 5.0, 5.0, 5.0, 5.0)),
+    "Colon": Known(126, 1, 2, (95, 512, 512), (5.0, 0.78, 0.78), 0.2, (3.0, 5.0, 5.0)),
+    "ACDC": Known(200, 1, 4, (9, 256, 216), (10.0, 1.56, 1.56), 0.1, (5.0, 6.5, 10.0, 10.0, 10.0, 10.0)),
+    "coarse x": Known(40, 1, 2, (180, 160, 30), (1.0, 1.1, 4.0), 0.1),
+    "planes": Known(50, 3, 2, (1, 750, 720), (999.0, 1.0, 1.0), 0.0),
+}
+
+
+def drawn(known: Known) -> Sizes:
+    """Cases around the medians, the same each time."""
+    generator = np.random.default_rng(7)
+    shapes, spacings = [], []
+    for _ in range(known.cases):
+        factors = np.exp(known.spread * generator.normal(size=3))
+        step = (float(generator.choice(known.slices)) if known.slices else known.spacing[0], *known.spacing[1:])
+        spacing = [s * float(f) for s, f in zip(step, factors, strict=True)]
+        sizes = [max(1, round(n * float(np.exp(known.spread * generator.normal())))) for n in known.shape]
+        shapes.append(tuple(sizes) if known.spread else known.shape)
+        spacings.append(tuple(spacing))
+    return Sizes(tuple(shapes), tuple(spacings), known.channels, known.labels)
+
+
+@pytest.fixture
+def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """nnU-Net's plans of some sizes; its files are in a temporary folder, and its networks have no weights."""
+    reason = "nnunetv2 is not installed (extra `bench`)"
+    module = pytest.importorskip(
+        "nnunetv2.experiment_planning.experiment_planners.default_experiment_planner", reason=reason
+    )
+
+    def plans(sizes: Sizes, memory: float) -> dict[str, Any]:
+        raw, made = tmp_path / "raw", tmp_path / "preprocessed"
+        for folder in (raw, made):
+            (folder / "set").mkdir(parents=True, exist_ok=True)
+        dataset = {
+            "channel_names": {str(number): "MRI" for number in range(sizes.channels)},
+            "labels": {f"class {number}" if number else "background": number for number in range(sizes.labels)},
+            "numTraining": sizes.cases,
+            "file_ending": ".nii.gz",
+        }
+        fingerprint = {
+            "spacings": sizes.spacings,
+            "shapes_after_crop": sizes.shapes,
+            "median_relative_size_after_cropping": 1.0,
+            "foreground_intensity_properties_per_channel": {},
+        }
+        (raw / "set" / "dataset.json").write_text(json.dumps(dataset))
+        (made / "set" / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
+        monkeypatch.setattr(module, "nnUNet_raw", str(raw))
+        monkeypatch.setattr(module, "nnUNet_preprocessed", str(made))
+        monkeypatch.setattr(module, "maybe_convert_to_dataset_name", lambda name: name)
+        monkeypatch.setattr(module, "get_filenames_of_train_images_and_targets", lambda folder, content: {})
+        monkeypatch.setattr(
+            module.ExperimentPlanner, "determine_reader_writer", lambda self: SimpleNamespace(__name__="none")
+        )
+        with torch.device("meta"):
+            planner = module.ExperimentPlanner("set", gpu_memory_target_in_gb=memory)
+            found: dict[str, Any] = planner.plan_experiment()
+        return found
+
+    return plans
+
+
+def numbers(one: Configuration, order: list[int]) -> dict[str, Any]:
+    """Ours in nnU-Net's order of the axes, which puts the coarsest first."""
+    flat = one.dims == 2
+    net = one.net if flat else one.net.moved(order)
+    return {
+        "patch_size": tuple(net.patch),
+        "batch_size": one.batch,
+        "strides": tuple(net.strides),
+        "kernels": tuple(net.kernels),
+        "features": one.channels,
+        "spacing": pytest.approx(tuple(one.spacing[axis] for axis in order)[flat:], rel=1e-12),
+        "shape": pytest.approx(tuple(one.shape[axis] for axis in order)[flat:], rel=1e-12),
+        "batch_dice": one.batch_dice,
+    }
+
+
+def expected(plan: dict[str, Any]) -> dict[str, Any]:
+    network = plan["architecture"]["arch_kwargs"]
+    return {
+        "patch_size": tuple(int(n) for n in plan["patch_size"]),
+        "batch_size": plan["batch_size"],
+        "strides": tuple(map(tuple, network["strides"])),
+        "kernels": tuple(map(tuple, network["kernel_sizes"])),
+        "features": tuple(network["features_per_stage"]),
+        "spacing": tuple(float(one) for one in plan["spacing"]),
+        "shape": tuple(float(one) for one in plan["median_image_size_in_voxels"]),
+        "batch_dice": plan["batch_dice"],
+    }
+
+
+def compare(sizes: Sizes, theirs: Any, gigabytes: float = 8) -> dict[str, Configuration]:
+    ours, plans = configurations(sizes, gigabytes * 1e9), theirs(sizes, gigabytes)
+    made = {name: plan for name, plan in plans["configurations"].items() if "patch_size" in plan}
+    assert set(ours) == set(made)
+    for name, one in ours.items():
+        assert numbers(one, plans["transpose_forward"]) == expected(made[name]), name
+    return ours
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_configuration_is_nnunets(name: str, theirs: Any):
+    compare(drawn(KNOWN[name]), theirs)
+
+
+@pytest.mark.parametrize("gigabytes", [4, 24, 40])
+def test_other_memory(gigabytes: float, theirs: Any):
+    for name in ("Prostate", "Heart"):
+        compare(drawn(KNOWN[name]), theirs, gigabytes)
+
+
+def test_hippocampus_as_measured(real_data: Path, theirs: Any):
+    """The 203 cases here: what `plan` measures of the files is what nnU-Net's planner is given."""
+    files = sorted((real_data / "hippocampus/imagesTr").glob("*.nii.gz"))
+    images = [nib.load(file) for file in files]
+    shapes = tuple(tuple(reversed(image.shape)) for image in images)
+    spacings = tuple(tuple(float(one) for one in reversed(image.header.get_zooms())) for image in images)
+    found = compare(Sizes(shapes, spacings, 1, 3), theirs)
+    assert found["3d_fullres"].net.patch == (40, 56, 40)
+
+
+def test_the_sets_cover_all_branches():
+    """Without the peer: coarser grids where patches see little, 10th percentiles, a coarse axis that is the last."""
+    found = {name: configurations(drawn(known)) for name, known in KNOWN.items()}
+    assert {name for name, one in found.items() if "3d_lowres" in one} >= {"Liver", "Lung", "Colon"}
+    assert "3d_lowres" not in found["Hippocampus"]
+    assert set(found["planes"]) == {"2d"}
+    assert found["ACDC"]["3d_fullres"].spacing[0] < 7
+    assert found["coarse x"]["2d"].axis == 2
+    hippocampus = found["Hippocampus"]  # MONAI's task_params.py and nnU-Net's documentation/benchmarking.md
+    assert (hippocampus["3d_fullres"].net.patch, hippocampus["3d_fullres"].batch) == ((40, 56, 40), 9)
+    assert (hippocampus["2d"].net.patch, hippocampus["2d"].batch) == ((56, 40), 366)
