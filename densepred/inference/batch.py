@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from densepred.cases.case import Case
 from densepred.errors import UnsafeError
 from densepred.files import sweep_parts, writable_folder
 from densepred.inference.engines import Engine
@@ -68,32 +69,37 @@ def predict(
         parse_region(predictor.config.inference.cutout)  # a slip of the pen is found before anything is read
     cases = find_inputs([str(item) for item in inputs], predictor.config, predictor.plan.image_channels)
     settings = predictor.config.inference
-    if predictor.whole:
-        said = write_table(predictor, cases if shard is None else shard.of(cases), Path(out), overwrite, shard)
-        if not predictor.maps:
-            return said
+    mine = cases if shard is None else shard.of(cases)
+    result = write_table(predictor, mine, Path(out), overwrite, shard) if predictor.whole else BatchResult()
+    if not predictor.maps:
+        return result
     layout: Layout = Plain(Path(out), settings.outputs or (default_kind(predictor.head),))
     if bids:
         layout = Bids(Path(out), cases[0].images[0], predictor.name, predictor.plan, settings)
     layout.prepare()
     with held(layout.folder, shard):
-        result, jobs = BatchResult(), []
-        for case in cases if shard is None else shard.of(cases):
-            with failing(case, result):
-                case.check()
-                results = layout.paths(case)
-                files = (*results.values(), *layout.companions(results))
-                jobs.append(Job(case, layout.key(case), results, files))
+        result = BatchResult(failed=result.failed)
+        jobs = _jobs(mine, layout, result)
         manifest = Manifest(layout.folder, shard)
         _check_safe(jobs, manifest, overwrite)
         _sweep(layout.folder, jobs, manifest, shard)
         manifest.settle(None if shard is None else {job.key for job in jobs})
         write_meaning(predictor.plan, manifest, [job.key for job in jobs], overwrite)
         manifest.compact()
-        if predictor.whole:
-            result.failed |= {case: said.failed[case] for case in said.failed.keys() - result.failed.keys()}
         with engine.workers(_folders(run), overrides, predictor) as workers:
             return Work(predictor, layout, manifest, result, overwrite, shard).run(jobs, workers)
+
+
+def _jobs(cases: Sequence[Case], layout: Layout, result: BatchResult) -> list[Job]:
+    """What there is to do; cases that cannot be done are noted."""
+    jobs = []
+    for case in cases:
+        with failing(case, result):
+            case.check()
+            results = layout.paths(case)
+            files = (*results.values(), *layout.companions(results))
+            jobs.append(Job(case, layout.key(case), results, files))
+    return jobs
 
 
 def _telling(predictor: Predictor) -> Predictor:
