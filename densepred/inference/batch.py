@@ -68,14 +68,11 @@ def predict(
     if predictor.config.inference.cutout is not None:
         parse_region(predictor.config.inference.cutout)  # a slip of the pen is found before anything is read
     cases = find_inputs([str(item) for item in inputs], predictor.config, predictor.plan.image_channels)
-    settings = predictor.config.inference
     mine = cases if shard is None else shard.of(cases)
     result = write_table(predictor, mine, Path(out), overwrite, shard) if predictor.whole else BatchResult()
     if not predictor.maps:
         return result
-    layout: Layout = Plain(Path(out), settings.outputs or (default_kind(predictor.head),))
-    if bids:
-        layout = Bids(Path(out), cases[0].images[0], predictor.name, predictor.plan, settings)
+    layout = _layout(predictor, cases[0], Path(out), bids)
     layout.prepare()
     with held(layout.folder, shard):
         result = BatchResult(failed=result.failed)
@@ -88,6 +85,13 @@ def predict(
         manifest.compact()
         with engine.workers(_folders(run), overrides, predictor) as workers:
             return Work(predictor, layout, manifest, result, overwrite, shard).run(jobs, workers)
+
+
+def _layout(predictor: Predictor, first: Case, out: Path, bids: bool) -> Layout:
+    settings = predictor.config.inference
+    if bids:
+        return Bids(out, first.images[0], predictor.name, predictor.plan, settings)
+    return Plain(out, settings.outputs or (default_kind(predictor.head),))
 
 
 def _jobs(cases: Sequence[Case], layout: Layout, result: BatchResult) -> list[Job]:
