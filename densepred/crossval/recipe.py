@@ -121,17 +121,17 @@ def _unfitted(fixed: Config, given: Config) -> Config:
 
 
 def _decisive(config: Config) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude=_FREE)
+    """Settings by their places; the list of transforms is one."""
+    found: dict[str, Any] = {}
+    for section, values in config.model_dump(mode="json", exclude=_FREE).items():
+        entries = {f"{section}.{key}": value for key, value in values.items()} if isinstance(values, dict) else {}
+        found |= entries or {section: values}
+    return found
 
 
 def _difference(before: Config, given: Config) -> str:
     ours, theirs = _decisive(_unfitted(before, given)), _decisive(given)
-    return "; ".join(
-        f"{section}.{key} was {value}, now {theirs[section][key]}"
-        for section, keys in ours.items()
-        for key, value in keys.items()
-        if theirs[section][key] != value
-    )
+    return "; ".join(f"{key} was {value}, now {theirs[key]}" for key, value in ours.items() if theirs[key] != value)
 
 
 def chosen(every: Sequence[Fold], asked: Sequence[int] | None) -> list[int]:
