@@ -24,7 +24,7 @@ class Engine(StrEnum):
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="folder of a training", metavar="RUN")],
+    run: Annotated[Path, typer.Argument(help="folder of a training or a cross-validation", metavar="RUN")],
     words: Annotated[
         list[str], typer.Argument(metavar="INPUT", help="files, folders, globs, lists; inference.KEY=...")
     ],
@@ -74,9 +74,13 @@ def evaluate(
     tolerance: Annotated[float | None, typer.Option(help="of surface_dice, in mm or the spacing's unit")] = None,
     instances: Annotated[bool, typer.Option("--instances", help="values are numbers of objects of one class")] = False,
 ) -> None:
-    """Score predictions and draw the worst and the median case."""
+    """Score predictions and draw the worst and the median case. Tables (CSV) are of whole images."""
     from densepred import evaluation
 
+    if predictions.endswith(".csv"):
+        whole = evaluation.evaluate_table(predictions, labels)
+        show(whole.table(), *map(str, whole.save(out)))
+        raise typer.Exit(whole.exit_code)
     more = [name.strip() for name in metrics.split(",") if name.strip()]
     if evaluation.is_of_values(more):
         values = evaluation.evaluate_values(predictions, labels, more, out, axes, checksum)

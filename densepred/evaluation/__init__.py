@@ -15,17 +15,20 @@ from densepred.evaluation.scores import CaseResult, Scores
 from densepred.evaluation.summaries import Failure
 from densepred.evaluation.value_pictures import draw_curves, draw_spectra
 from densepred.evaluation.values import ValueScores, evaluate_values, is_of_values
+from densepred.evaluation.whole_images import TableScores, evaluate_table
 
 __all__ = [
     "MEASURES",
     "CaseResult",
     "Failure",
     "Scores",
+    "TableScores",
     "ValueScores",
     "draw_cases",
     "draw_curves",
     "draw_spectra",
     "evaluate",
+    "evaluate_table",
     "evaluate_values",
     "is_of_values",
 ]
