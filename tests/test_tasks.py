@@ -233,6 +233,22 @@ def test_contradictions_are_told(data: dict[str, Any], heads: dict[str, Any], me
         recipe(tmp_path, data, heads)
 
 
+def test_the_check_looks_at_maps_and_table(root: Path, tmp_path: Path) -> None:
+    assert check(recipe(root, ALL).data, 2).ok
+    write_set(tmp_path / "set", 3)
+    fits.PrimaryHDU(np.zeros((5, 5), np.float32)).writeto(tmp_path / "set" / "c1_flat.fits")
+    for number in (0, 2):
+        fits.PrimaryHDU(np.zeros((SIZE, SIZE), np.float32)).writeto(tmp_path / "set" / f"c{number}_flat.fits")
+    (tmp_path / "set" / "table.csv").write_text("id,tone,age,site\nc0,dark,1,1\nc1,dark,,1\n")
+    flat = {"flat": {"file": "{id}_flat.fits"}}
+    config = recipe(tmp_path / "set", WITH_TABLE | {"targets": flat | TONE, "folds": 2})
+    rows = {(row.case, row.what) for row in check(config.data, 2).rows if row.severity == "error"}
+    assert {case for case, _ in rows} == {"c1", "c2"}
+    assert any(what.startswith("shape (5, 5), but the image has") for _, what in rows)
+    assert any(what.startswith("no age") for _, what in rows)
+    assert ("c2", "no row of this id") in rows
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
