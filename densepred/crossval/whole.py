@@ -14,7 +14,7 @@ from densepred.crossval.held_out import Setup
 from densepred.crossval.judging import Verdict, judge
 from densepred.crossval.recipe import chosen, shared
 from densepred.crossval.training import FoldState, Record, train_folds
-from densepred.errors import DONE, SOME_FAILED, NothingDoneError
+from densepred.errors import DONE, SOME_FAILED, InputError, NothingDoneError
 from densepred.files import locked, writable_folder
 from densepred.inference.engines import devices_of
 from densepred.inference.engines.local import Local
@@ -85,6 +85,9 @@ def cross_validate(
     """
     if not isinstance(config, Config):
         config = configuration.load(config, overrides)
+    if config.data.targets or config.data.regions:
+        what = "cross-validation judges exclusive classes, and the recipe has data.targets or data.regions"
+        raise InputError(what, "train each fold by itself: densepred train ... data.fold=0, 1, ...")
     asked_devices = () if devices is None else devices_of(devices)
     folder = writable_folder(out)
     with locked(folder):
