@@ -194,3 +194,11 @@ def test_two_cross_validations_together(cv: Path, tmp_path: Path) -> None:
     (other / "crossval.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match="finished folds or their cases are not those of"):
         combine([cv, other], tmp_path / "both")
+
+
+def test_a_recipe_without_label_maps_is_refused(tmp_path: Path) -> None:
+    recipe = write_set(tmp_path)
+    text = recipe.read_text().replace("labels:", "targets: {mass: {file:").replace('{id}.nii.gz"', '{id}.nii.gz"}}')
+    recipe.write_text("\n".join(line for line in text.splitlines() if "classes:" not in line))
+    with pytest.raises(InputError, match="scores label maps, and this recipe learns none"):
+        cross_validate(recipe, tmp_path / "cv")

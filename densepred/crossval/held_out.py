@@ -115,7 +115,16 @@ def scored(setup: Setup, files: Mapping[str, Path]) -> Scores:
     truths = {case: setup.cases[case].label for case in files}
     names = dict(zip(setup.plan.values, setup.plan.classes, strict=True))
     labels = {case: path for case, path in truths.items() if path is not None}
-    return evaluate(dict(files), labels, None, names, setup.plan.ignore, setup.plan.reading.plane_axes)
+    reading, ignore = setup.plan.reading, setup.plan.ignore
+    return evaluate(
+        dict(files),
+        labels,
+        classes=names,
+        ignore=ignore,
+        axes=reading.plane_axes,
+        checksum=reading.checksum,
+        instances=setup.plan.instances,
+    )
 
 
 def case_list(cases: Sequence[Case], plan: Plan) -> str:

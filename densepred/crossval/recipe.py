@@ -50,8 +50,12 @@ def shared(config: Config, out: Path) -> Shared:
     alike can be averaged. The held-out cases lend these few numbers and nothing else.
 
     Raises:
-        InputError: a fault of the recipe or of the cases, or another recipe was cross-validated in the folder.
+        InputError: a fault of the recipe or of the cases, no classes of voxels are learnt, or another recipe was
+            cross-validated in the folder.
     """
+    if not config.data.segments:
+        what = "cross-validation scores label maps, and this recipe learns none"
+        raise InputError(what, "train its folds one by one: densepred train CONFIG data.fold=0 --run FOLDER")
     found = collect(config.data)
     every, groups = folds(found, config.data), groups_of(found, config.data)
     ids = {case for fold in every for side in fold for case in side}
@@ -125,13 +129,17 @@ def _decisive(config: Config) -> dict[str, Any]:
 
 
 def _difference(before: Config, given: Config) -> str:
-    ours, theirs = _decisive(_unfitted(before, given)), _decisive(given)
-    return "; ".join(
-        f"{section}.{key} was {value}, now {theirs[section][key]}"
-        for section, keys in ours.items()
-        for key, value in keys.items()
-        if theirs[section][key] != value
-    )
+    ours, theirs = _flat(_decisive(_unfitted(before, given))), _flat(_decisive(given))
+    keys = [key for key in dict.fromkeys((*ours, *theirs)) if ours.get(key) != theirs.get(key)]
+    return "; ".join(f"{key} was {ours.get(key)}, now {theirs.get(key)}" for key in keys)
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Each setting by its whole name."""
+    if not isinstance(value, dict):
+        return {path: value}
+    inner = (_flat(one, f"{path}.{key}" if path else key) for key, one in value.items())
+    return {key: one for found in inner for key, one in found.items()}
 
 
 def chosen(every: Sequence[Fold], asked: Sequence[int] | None) -> list[int]:

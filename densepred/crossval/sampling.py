@@ -16,10 +16,12 @@ from densepred.cases.case import Case
 from densepred.cases.labels import map_labels
 from densepred.crossval.calibration import DOUBT, Sample
 from densepred.crossval.held_out import TRIALS, Setup
+from densepred.errors import StoppedError
 from densepred.files import atomic_path, writable_folder
 from densepred.inference.predictor import Predictor, load
 from densepred.inference.reduce import probabilities
 from densepred.progress import progress
+from densepred.signals import StopSignals
 
 PER_CASE, PER_FOLD = 2000, 20
 """Voxels of each kind of a case, and cases of a fold."""
@@ -98,16 +100,23 @@ def sample_held_out(setup: Setup, settings: Sequence[str]) -> list[Sample]:
     Args:
         setup: models and cases.
         settings: `inference.key=value` texts, as for the predictions that are to be made with the temperature.
+
+    Raises:
+        StoppedError: a signal; the samples that are there stay.
     """
     folder = writable_folder(setup.out / TRIALS / "samples")
     chosen = {one.fold: _spread(sorted(one.cases)) for one in setup.done}
     samples: list[Sample] = []
-    with progress(sum(map(len, chosen.values())), "sampling logits") as advance:
+    with StopSignals() as stop, progress(sum(map(len, chosen.values())), "sampling logits") as advance:
         for one in setup.done:
             overrides = ["inference.cutout=null", "inference.bin=1", "inference.temperature=1", *settings]
             predictor = load(setup.runs(one), [*overrides, "inference.keep_largest=[]"], device=setup.engine.device)
             made = f"{predictor.weights_hash}:{predictor.config_hash}"
             for case in chosen[one.fold]:
+                if stop.signal is not None:
+                    raise StoppedError(
+                        "stopped by a signal while logits were sampled", stop.exit_code, "run the same command again"
+                    )
                 path = folder / f"{case}.safetensors"
                 sample = _read(path, case, made)
                 if sample is None and (sample := sample_case(predictor, setup.cases[case])) is not None:

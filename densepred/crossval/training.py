@@ -15,7 +15,7 @@ from pathlib import Path
 from densepred.crossval.fold import RECIPES_OWN
 from densepred.crossval.recipe import RECIPE
 from densepred.errors import DONE as CODE_DONE
-from densepred.errors import SIGINT, SIGTERM, StoppedError
+from densepred.errors import SIGINT, SIGTERM, InputError, StoppedError
 from densepred.files import sha256, writable_folder
 from densepred.inference.folds import DONE, RECORD, read_record, write_record
 from densepred.progress import Advance, progress
@@ -87,10 +87,18 @@ class Record:
 
 
 def read_states(out: Path) -> list[FoldState]:
-    """The folds that a folder knows; none if it is new."""
+    """The folds that a folder knows; none if it is new.
+
+    Raises:
+        InputError: the record is damaged.
+    """
     if not (out / RECORD).is_file():
         return []
-    return [FoldState(**one) for one in read_record(out / RECORD)["folds"]]
+    try:
+        return [FoldState(**one) for one in read_record(out / RECORD)["folds"]]
+    except (KeyError, TypeError) as error:
+        what = f"damaged ({error!r})"
+        raise InputError(what, "remove it: folds that are there are looked at anew", out / RECORD) from error
 
 
 def train_folds(record: Record, asked: Sequence[int], devices: Sequence[str], epochs: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,7 @@ class KeepLargest:
             what = f"inference.keep_largest: {unknown[0]!r} is no class of this model"
             raise InputError(what, f"choose of {', '.join(known)}, or {ALL} for all of them together")
         groups = tuple(tuple(known.values()) if name == ALL else (known[name],) for name in names)
-        return cls(groups, plan.values[0])
+        return cls(groups, plan.values[0] if plan.values else 0)
 
     def bytes_of(self, shape: Sequence[int]) -> int:
         """The most memory that `held` takes for an image of a spatial shape."""
@@ -101,18 +102,30 @@ def keep_largest(labels: NDArray[np.integer], values: Sequence[int], background:
 
     Source: Isensee et al. 2021, Nature Methods 18, 203 (nnU-Net), "Post-processing".
     """
-    mask = np.isin(labels, values)
+    mask = np.empty(labels.shape, bool)
+    for part, into in _planes(labels, mask):  # some at a time: numpy works on these in wider types
+        into[...] = np.isin(part, values)
     box = _box(mask)
     if box is None:
         return 0
     found, count = ndimage.label(mask[box], ndimage.generate_binary_structure(labels.ndim, labels.ndim))
+    del mask
     if count < 2:
         return 0
-    sizes = np.bincount(found.ravel(), minlength=count + 1)
+    sizes = np.zeros(count + 1, np.int64)
+    for (part,) in _planes(found):
+        sizes += np.bincount(part.ravel(), minlength=count + 1)
     sizes[0] = 0
-    others = (found > 0) & (found != sizes.argmax())
-    labels[box][others] = background
-    return int(others.sum())
+    largest = sizes.argmax()
+    for part, into in _planes(found, labels[box]):
+        into[(part > 0) & (part != largest)] = background
+    return int(sizes.sum() - sizes[largest])
+
+
+def _planes(*arrays: NDArray[Any]) -> Iterator[tuple[NDArray[Any], ...]]:
+    """Views of a few planes of arrays of one shape."""
+    for start in range(0, len(arrays[0]), _PLANES):
+        yield tuple(array[start : start + _PLANES] for array in arrays)
 
 
 def _box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:

@@ -36,6 +36,9 @@ class JointPredictor(Predictor):
 
     Args:
         parts: what they predict must agree; the first one's plan and settings are those of results.
+
+    Raises:
+        InputError: they predict something for whole images.
     """
 
     def __init__(self, parts: Sequence[Predictor]) -> None:
@@ -43,6 +46,10 @@ class JointPredictor(Predictor):
         self.parts = tuple(parts)
         self.config, self.plan, self.device = first.config, first.plan, first.device
         self.models = tuple(model for part in parts for model in part.models)
+        self.whole = tuple(model for part in parts for model in part.whole)
+        if self.whole:
+            what = "models that see an image in different ways have no joint prediction of whole images"
+            raise InputError(what, "predict with those of one recipe at a time")
         self.origin = replace(first.origin, joint=[part.config_hash for part in others])
         self._compute, self.largest, self.sharing = first._compute, first.largest, 1
 
