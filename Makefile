@@ -36,6 +36,7 @@ lint: setup
 
 # The long checks (two hours): accuracy, memory against depth and size, speed, killed runs, and the GPU where there is one.
 acceptance: setup
+	$(BIN)/python scripts/new_user.py --data $(DATA)/hippocampus --out runs/acceptance/new_user
 	$(BIN)/python scripts/hippocampus.py --data $(DATA)/hippocampus --out runs/acceptance/hippocampus
 	$(BIN)/python scripts/cosmic_rays.py --out runs/acceptance/cosmic_rays
 	$(BIN)/python scripts/bench_memory.py --repeats 3

@@ -25,6 +25,8 @@ INK, FAINT = "#333333", "#BBBBBB"
 _HALO = "black"
 _DASHES = (0, (3, 1.6))
 _DPI = 120
+_SCORES = ("dice_", "accuracy_", "explained_")
+"""Columns that are drawn, at best 1."""
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -45,7 +47,8 @@ def training_curves(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None
 
     Args:
         rows: one an epoch, as in metrics.csv: epoch, loss, lr, and where there was a validation dice_mean and
-            dice_<class>. Numbers may be text; missing, empty and non-finite entries are passed over.
+            dice_<class>, accuracy_<target> or explained_<target>. Numbers may be text; missing, empty and non-finite
+            entries are passed over.
         path: the file to write, or to replace in one step.
 
     Example:
@@ -55,7 +58,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None
 
 
 def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss and learning rate above, validation Dice per class and its mean below, over the epochs."""
+    """Loss and learning rate above, validation Dice per class and its mean (or other scores) below, over the epochs."""
     figure = new_figure(7.5, 6.5)
     above, below = figure.subplots(2, 1, sharex=True)
     _curve(above, rows, "loss", INK, "training loss")
@@ -74,11 +77,11 @@ def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def _dice_panel(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    columns = list(dict.fromkeys(key for row in rows for key in row if key.startswith("dice_") and key != "dice_mean"))
+    columns = list(dict.fromkeys(key for row in rows for key in row if key.startswith(_SCORES) and key != "dice_mean"))
     for index, column in enumerate(columns):
-        _curve(axes, rows, column, color_of(index), column.removeprefix("dice_"), marker=".")
+        _curve(axes, rows, column, color_of(index), column.removeprefix("dice_").replace("_", " "), marker=".")
     best = _curve(axes, rows, "dice_mean", INK, "mean", marker=".", linewidth=2)
-    _style(axes, "validation Dice")
+    _style(axes, "validation Dice" if all(one.startswith("dice_") for one in columns) else "validation scores")
     axes.set_xlabel("epoch", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if best is None and not axes.get_lines():

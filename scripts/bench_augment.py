@@ -29,10 +29,10 @@ Pipeline = Callable[[Tensor, Tensor, int], object]
 
 
 def patch(size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """A smooth image with noise (1, *size), and three classes in blobs (*size)."""
+    """A smooth image with noise (1, *size), and three classes in blobs (*size), a tenth of the voxels at borders."""
     generator = torch.Generator().manual_seed(seed)
     shape = (size,) * 3
-    smooth = F.interpolate(torch.randn(1, 1, 8, 8, 8, generator=generator), shape, mode="trilinear")[0]
+    smooth = F.interpolate(torch.randn(1, 1, 5, 5, 5, generator=generator), shape, mode="trilinear")[0]
     label = (smooth[0] > 0.6).to(torch.int16) + (smooth[0] > 1.1).to(torch.int16)
     return smooth + 0.2 * torch.randn(1, *shape, generator=generator), label
 

@@ -5,8 +5,10 @@
 Synthetic MR-like volumes (a body in noise, z-scored, then moved to another grid, so that the last bits are full) of 512
 x 512 x 300 voxels and of the size of a hippocampus. Compared are a plain .npy read through a memory map, our chunks of
 several sizes, the same files read by zarr-python, and blosc2 with nnU-Net's settings, where blosc2 and nnunetv2 can be
-imported. All files are in the page cache, as those of a set that fits the memory are; `--cold` drops each from it
-before every patch. `--types` also measures what fewer bits would bring. What is written is in `--folder`, and removed.
+imported: milliseconds of the processor per patch, and of the clock in brackets, medians. Last, patches per second of
+the sampler of training, images with labels, by one thread and by two. All files are in the page cache, as those of a
+set that fits the memory are; `--cold` drops each from it before every patch. `--types` also measures what fewer bits
+would bring. What is written is in `--folder`, and removed.
 """
 
 from __future__ import annotations
@@ -28,7 +30,12 @@ import scipy.ndimage
 import zarr
 
 from densepred.cases import store
+from densepred.cases.cache import prepare
+from densepred.cases.case import Case
+from densepred.cases.patches import PatchSampler
+from densepred.cases.plan import Plan
 from densepred.cases.store import ArrayWriter, StoredArray
+from densepred.config.normalize import ZScore
 
 SLAB = 32
 Open = Callable[[], Any]
@@ -113,50 +120,78 @@ def forget(folder: Path) -> None:
             os.close(handle)
 
 
-def patches(opened: Open, shape: tuple[int, ...], size: int, seeds: range, folder: Path | None) -> list[float]:
-    """Seconds for each of some random patches; `folder` is dropped from the page cache before each."""
-    seconds = []
-    for seed in seeds:
+def patches(opened: Open, shape: tuple[int, ...], size: int, count: int, folder: Path | None) -> list[list[float]]:
+    """Milliseconds of the clock and of the processor for each of some random patches.
+
+    `folder` is dropped from the page cache before each.
+    """
+    rows = []
+    for seed in range(count):
         generator = np.random.default_rng(seed)
         corner = [int(generator.integers(max(n - size, 0) + 1)) for n in shape[1:]]
         if folder is not None:
             forget(folder)
-        start = time.perf_counter()
-        part = opened()[(slice(None), *(slice(a, a + size) for a in corner))]
-        np.ascontiguousarray(part).sum()
-        seconds.append(time.perf_counter() - start)
-    return seconds
+        start, worked = time.perf_counter(), time.process_time()
+        np.ascontiguousarray(opened()[(slice(None), *(slice(a, a + size) for a in corner))]).sum()
+        rows.append([1000 * (time.perf_counter() - start), 1000 * (time.process_time() - worked)])
+    return rows
 
 
 def measure(
     name: str, write: Callable[[Path, np.ndarray], Open], image: np.ndarray, sizes: list[int], cold: bool
 ) -> None:
-    """One row: writing, bytes, and milliseconds a patch of each size; patches per second of 1 and 2 threads."""
+    """One row: bytes, MB written per second of the processor, and medians of the processor and of the clock."""
     with tempfile.TemporaryDirectory(dir=ARGUMENTS.folder) as made:
         folder = Path(made)
-        start = time.perf_counter()
+        worked = time.process_time()
         opened = write(folder, image)
-        speed = image.nbytes / (time.perf_counter() - start) / 1e6
+        speed = image.nbytes / (time.process_time() - worked) / 1e6
         used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         cells = []
         for size in sizes:
-            count = 20 if size == max(sizes) else 60
-            patches(opened, image.shape, size, range(3), None)
-            found = patches(opened, image.shape, size, range(count), folder if cold else None)
-            with ThreadPoolExecutor(2) as pool:
-                start = time.perf_counter()
-                parts = [range(at, at + count // 2) for at in (100, 200)]
-                jobs = [pool.submit(patches, opened, image.shape, size, part, None) for part in parts]
-                done = sum(len(job.result()) for job in jobs) / (time.perf_counter() - start)
-            cells.append(f"{size}: {1000 * statistics.median(found):6.1f} ms, 2 threads {done:6.1f}/s")
+            patches(opened, image.shape, size, 3, None)
+            found = patches(opened, image.shape, size, 30 if size == 128 else 80, folder if cold else None)
+            clock, worked = (statistics.median(column) for column in zip(*found, strict=True))
+            cells.append(f"{size}: {worked:6.2f} ms ({clock:6.2f})")
         wrong = not np.array_equal(np.asarray(opened()[:, :5]), image[:, :5])
-    print(
-        f"  {name:29s} {used / 1e6:7.1f} MB  write {speed:5.0f} MB/s  {'; '.join(cells)}{' WRONG' * wrong}", flush=True
-    )
+    row = f"  {name:29s} {used / 1e6:7.1f} MB  write {speed:5.0f} MB/s  {'; '.join(cells)}"
+    print(f"{row}{' WRONG' * wrong}", flush=True)
+
+
+def sampling(shape: tuple[int, ...]) -> None:
+    """Preparing a case, and patches per second as training draws them."""
+    with tempfile.TemporaryDirectory(dir=ARGUMENTS.folder) as made:
+        root, image = Path(made), volume(shape)[0]
+        label = np.zeros(shape, np.uint8)
+        label[scipy.ndimage.uniform_filter(image, 9) > 1] = 1
+        np.save(root / "image.npy", np.rint(150 * image + 400).astype(np.int16))
+        np.save(root / "label.npy", label)
+        del image, label
+        plan = Plan(
+            dims=3,
+            channels=("mr",),
+            classes=("background", "bright"),
+            values=(0, 1),
+            label_map={0: 0, 1: 1},
+            normalize=(ZScore(),),
+        )
+        start, worked = time.perf_counter(), time.process_time()
+        case = prepare([Case("a", (root / "image.npy",), root / "label.npy")], plan, root / "cache")[0]
+        took = time.perf_counter() - start
+        print(f"  preparing the case: {took:.1f} s, of the processor {time.process_time() - worked:.1f} s", flush=True)
+        for size in (128, 64):
+            sampler = PatchSampler([case], (size,) * 3, 2, 0.5, 0)
+            for threads in (1, 2):
+                start, worked, count = time.perf_counter(), time.process_time(), 4000 // size
+                with ThreadPoolExecutor(threads) as pool:
+                    list(pool.map(sampler.batch, [0] * count, range(count)))
+                took, used = time.perf_counter() - start, time.process_time() - worked
+                text = f"{2 * count / took:6.1f} patches/s, {500 * used / count:5.1f} ms of the processor each"
+                print(f"  sampler, {size}, {threads} threads: {text}", flush=True)
 
 
 def main() -> None:
-    """Measure each store on each volume."""
+    """Measure each store on each volume, and the sampler."""
     for shape, sizes in ((tuple(ARGUMENTS.shape), [128, 64]), ((36, 50, 35), [32])):
         image = volume(shape)
         types: list[Any] = ["float32", "float16"] if ARGUMENTS.types else ["float32"]
@@ -164,6 +199,7 @@ def main() -> None:
             if kind != "float32" and not name.startswith(("ours", ".npy")):
                 continue
             measure(f"{name}{', half' * (kind == 'float16')}", write, image.astype(kind), sizes, ARGUMENTS.cold)
+    sampling(tuple(ARGUMENTS.shape))
 
 
 if __name__ == "__main__":

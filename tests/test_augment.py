@@ -63,6 +63,20 @@ def test_batched_equals_one_by_one_and_input_is_untouched(name, dims):
     assert name in ("none",) or not torch.equal(together[0], image)
 
 
+@pytest.mark.parametrize("name", [*ALONE, "nnunet", "microscopy"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_batch_at_once_as_on_a_gpu_gives_the_same(name, dims, monkeypatch):
+    image, label = sample(dims)
+    config = recipe(name) if name in ALONE else AugmentConfig.model_validate(name)
+    augment = Augmenter(config, 3, (2.0, 1.0, 1.0)[-dims:], flags=[1])
+    in_pieces = augment(image, label, range(4))
+    for module in ("resample", "intensity"):
+        monkeypatch.setattr(f"densepred.augment.{module}.at_once", lambda device: True)
+    whole = augment(image, label, range(4))
+    torch.testing.assert_close(whole[0], in_pieces[0], atol=1e-5, rtol=1e-5)
+    assert torch.equal(whole[1], in_pieces[1])
+
+
 @pytest.mark.parametrize("name", [name for name in ALONE if name != "quarter_turns"])
 def test_every_transform_changes_2d_and_3d_as_it_should(name):
     for dims in (2, 3):

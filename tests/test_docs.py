@@ -19,7 +19,14 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#]+)\)")
-ELSEWHERE = ("git clone ", "pip install ", ".venv/bin/pip install ", "python3 -m venv ")
+ELSEWHERE = (
+    "accelerate launch ",
+    "torchrun ",
+    "git clone ",
+    "pip install ",
+    ".venv/bin/pip install ",
+    "python3 -m venv ",
+)
 """Commands of other programs that the pages may show; they are not run."""
 
 

@@ -125,6 +125,21 @@ def test_an_untrained_network_starts_where_it_is_said_to():
     assert math.isnan(SegmentationLoss(LossConfig.model_validate({"hausdorff": 0.1})).at_chance(4))
 
 
+def test_every_term_sees_every_scale():
+    torch.manual_seed(0)
+    labels = torch.randint(-1, 3, (2, 8, 8))
+    outputs = {f"s@{n}": torch.randn(2, 3, 8 // n, 8 // n, requires_grad=True) for n in (1, 2, 4)}
+    names = list(LossConfig.model_fields)[:-1]
+    total = SegmentationLoss(LossConfig.model_validate(dict.fromkeys(names, 1)))(outputs, labels)
+    parts = []
+    for name in names:
+        alone = {**dict.fromkeys(("dice", "cross_entropy"), 0), name: 1}
+        parts.append(SegmentationLoss(LossConfig.model_validate(alone))(outputs, labels))
+        gradients = torch.autograd.grad(parts[-1], list(outputs.values()), retain_graph=True)
+        assert all(one.isfinite().all() and (one != 0).any() for one in gradients), name
+    torch.testing.assert_close(total, torch.stack(parts).sum())
+
+
 def test_heads_take_settings_by_name():
     torch.manual_seed(0)
     means, targets = torch.randn(2, 2, 5, 5), torch.randn(2, 2, 5, 5)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from monai.losses import FocalLoss, GeneralizedDiceLoss, TverskyLoss
+from monai.losses import DiceLoss, FocalLoss, GeneralizedDiceLoss, TverskyLoss
 from torch import Tensor
 
 from densepred.losses import LOSSES, cross_entropy, dice, focal, lovasz, region_cross_entropy, region_dice, tversky
@@ -139,6 +139,16 @@ def test_tversky_equals_monais(over_batch: bool, dims: int):
     peer = TverskyLoss(include_background=False, to_onehot_y=True, softmax=True, **settings)
     ours = tversky(logits, labels, None, 0.2, 0.9, over_batch=over_batch)
     torch.testing.assert_close(ours, peer(logits, labels.unsqueeze(1)))
+
+
+def test_dice_and_tversky_of_partly_unknown_labels_equal_monais():
+    logits, labels = example()
+    labels[torch.rand(labels.shape) < 0.3] = -1
+    settings = {"batch": True, "smooth_nr": 1e-5, "smooth_dr": 1e-5, "ignore_index": -1}
+    settings |= {"include_background": False, "to_onehot_y": True, "softmax": True}
+    torch.testing.assert_close(dice(logits, labels), DiceLoss(**settings)(logits, labels.unsqueeze(1)))
+    peer = TverskyLoss(alpha=0.3, beta=0.7, **settings)
+    torch.testing.assert_close(tversky(logits, labels), peer(logits, labels.unsqueeze(1)))
 
 
 def test_tversky_of_halves_is_dice_and_the_exponent_is_one():

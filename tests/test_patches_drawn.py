@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from densepred import config as configuration
 from densepred.cases import store
 from densepred.cases.cache import CachedCase, prepare
 from densepred.cases.patches import Batch, PatchSampler, voxel
@@ -186,3 +187,30 @@ def test_processes_share_a_batch(tmp_path: Path) -> None:
         assert np.array_equal(part.image, whole.image[rank::2])
         assert np.array_equal(part.label, whole.label[rank::2])
         assert (part.ids, part.seeds) == (whole.ids[rank::2], whole.seeds[rank::2])
+
+
+PLANES = "model: {dims: 2}\npatch: {size: [8, 8], axis: all}\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "rest", "fault"),
+    [
+        ("", "patch: {axis: 0}", "patch.axis: planes are for 2D models: set model.dims=2"),
+        (", spacing: median", PLANES, "patch.axis: planes across all axes have no one spacing"),
+        ("", "patch: {classes: {3: 1}}", "patch.classes: [3] are no label values of data.classes"),
+        ("", "patch: {classes: {1: 0}}", "patch.classes: one weight at least is greater than 0"),
+        ("", "patch: {classes: evenly}", "patch.classes"),
+    ],
+)
+def test_recipes_that_cannot_be(tmp_path: Path, data: str, rest: str, fault: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"data: {{dataset: d.json, classes: {{0: a, 1: b, 2: c}}{data}}}\n{rest}\n")
+    with pytest.raises(InputError) as caught:
+        configuration.load(path)
+    assert f": {fault}" in str(caught.value)
+
+
+def test_a_recipe_with_weights(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("data: {dataset: d.json, classes: {0: a, 1: b, 2: c}}\npatch: {classes: {1: 2, 2: 0.5}}\n")
+    assert configuration.load(path).patch.classes == {1: 2.0, 2: 0.5}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from densepred.config import ChannelConfig, Config, DataConfig, PatchConfig, Tra
 from densepred.errors import InputError, ResourceError
 from densepred.planning import own, planner, trial
 from densepred.planning.assemble import nnunet_configurations, nnunet_settings
-from densepred.planning.cost import duration, foretold, lighter, shapes, with_length
+from densepred.planning.cost import foretold, lighter, shapes, with_length
 from densepred.planning.fingerprint import Fingerprint
 from densepred.planning.measure import CaseFacts, ClassFacts
 from densepred.planning.nnunet import Sizes
@@ -24,7 +25,6 @@ from densepred.planning.recipe import config_of, normalizations, one_sided, text
 from densepred.planning.sketch import sketch
 from densepred.planning.topology import topology
 from densepred.planning.trial import Trial
-from tests.case_files import make_set
 
 ISOTROPIC = Sizes(((200, 300, 300),) * 50, ((1.0, 1.0, 1.0),) * 50, 1, 3)
 
@@ -66,10 +66,14 @@ def test_only_ratios_of_spacings_count():
 
 def test_the_choice_of_dimensions():
     limits = Limits.of_device("cpu", 4e9)
-    assert recommended(configurations(ISOTROPIC, limits)) == "3d_fullres"
-    assert recommended(configurations(Sizes(((3, 300, 300),) * 9, ((5.0, 1.0, 1.0),) * 9, 1, 2), limits)) == "2d"
+    found = configurations(ISOTROPIC, limits)
+    assert found["3d_fullres"].covers < own.SEES_NOTHING
+    assert recommended(found, 50.0) == "3d_fullres"
+    assert recommended(found, 1e5) == "3d_lowres"
+    assert recommended(configurations(ISOTROPIC, Limits.of_device("cuda", 1e10)), 1e5) == "3d_fullres"
+    assert recommended(configurations(Sizes(((3, 300, 300),) * 9, ((5.0, 1.0, 1.0),) * 9, 1, 2), limits), 1e5) == "2d"
     flat = configurations(Sizes(((300, 400),) * 9, ((1.0, 1.0),) * 9, 3, 2), limits)
-    assert (set(flat), recommended(flat), flat["2d"].axis) == ({"2d"}, "2d", None)
+    assert (set(flat), recommended(flat, 1e5), flat["2d"].axis) == ({"2d"}, "2d", None)
     assert "3d_lowres" in configurations(ISOTROPIC, limits)
     assert configurations(ISOTROPIC, limits)["3d_lowres"].covers >= 0.25
 
@@ -164,14 +168,6 @@ def test_what_is_foretold():
     assert cost.steps_within(100 + cost.prepare) == 90
 
 
-def test_durations():
-    known = {"90s": 90, "30min": 1800, "2h": 7200, "1h 30min": 5400, "1.5h": 5400, "1d": 86400}
-    assert {text: duration(text) for text in known} == known
-    for wrong in ("2", "h", "", "2 weeks", "0h"):
-        with pytest.raises(InputError, match="2h"):
-            duration(wrong)
-
-
 def test_a_lighter_step_is_as_much_lighter_as_it_says():
     for by in (1, 1.5, 3, 10, 100):
         light, factor = lighter(RECIPE, by)
@@ -252,19 +248,23 @@ def test_a_recipe_is_not_overwritten(machine: list[Config], tmp_path: Path):
         plan(tmp_path / "data.yaml", tmp_path / "recipe.yaml")
 
 
-def test_a_real_trial(tmp_path: Path, one_thread: None):
-    make_set(tmp_path, 3, (12, 13, 14))
-    data = DataConfig(root=str(tmp_path), images="imagesTr/{id}.nii.gz", labels="labelsTr/{id}.nii.gz",
-                      classes={0: "background", 1: "head", 2: "body"})  # fmt: skip
-    small = {"channels": (4, 8), "strides": (1, 2)}
-    config = RECIPE.model_copy(update={
-        "data": data, "model": RECIPE.model.model_copy(update=small),
-        "patch": PatchConfig(size=(8, 8, 8), batch=2)})  # fmt: skip
-    found = trial.run(config, ["case_00", "case_02"])
-    assert found is not None
-    assert found.step > 0
-    assert 50e6 < found.start < found.peak < 4e9
-    assert 1 < found.stored < 20
-    fewer = config.model_copy(update={"data": data.model_copy(update={"classes": {0: "a", 1: "b"}})})
-    with pytest.raises(InputError, match="without a class"):
-        trial.run(fewer, ["case_00"])
+def test_what_went_wrong_in_a_trial_is_told(monkeypatch: pytest.MonkeyPatch):
+    """The process of the trial is this one, and its end is made up."""
+    raised: list[Exception] = []
+
+    def here(command: list[str], **settings: object) -> SimpleNamespace:
+        if raised:
+            monkeypatch.setattr(trial, "_trial", lambda folder: (_ for _ in ()).throw(raised.pop()))
+            trial.main(Path(command[-1]))
+            return SimpleNamespace(returncode=0)
+        return SimpleNamespace(returncode=-9, stderr="")
+
+    monkeypatch.setattr(trial, "tune_allocator", lambda: None)
+    monkeypatch.setattr(trial.subprocess, "run", here)
+    assert trial.run(RECIPE, ["a"]) is None  # killed for its memory
+    raised.append(ResourceError("the memory is exhausted (of the GPU)"))
+    assert trial.run(RECIPE, ["a"]) is None
+    raised.append(InputError("label values without a class: 7 (2 voxels)", "name them", "a.nii", "a"))
+    with pytest.raises(InputError, match="without a class") as caught:
+        trial.run(RECIPE, ["a"])
+    assert (caught.value.case, caught.value.file, caught.value.fix) == ("a", "a.nii", "name them")

@@ -16,14 +16,17 @@ from torch import Tensor, nn
 
 from densepred import SlidingWindowInferer, load
 from densepred import config as configuration
+from densepred.cases.cache import prepare
 from densepred.cases.resample import resample
 from densepred.errors import DensepredError, InputError
 from densepred.inference.batch import predict
 from densepred.inference.forward import Model
 from densepred.inference.slices import Shared, Slicewise, across, averaged
+from densepred.inference.slices import stream as logits_of
 from densepred.inference.sliding_window import Part, Progress
 from densepred.inference.volume_pass import VolumePass
 from densepred.volumes import Volume, open_volume
+from tests.case_files import case_of, plan
 from tests.untrained_runs import run_of
 
 
@@ -238,3 +241,29 @@ def test_a_volume_without_the_setting_is_refused_with_it(run: Path) -> None:
 def test_slices_are_for_2d_models() -> None:
     with pytest.raises(DensepredError, match=r"slices are for 2D models, and model\.dims is 3"):
         configuration.check({"data": {"root": "x", "dataset": "y"}, "inference": {"slices": 0}}, {}, "test")
+
+
+@pytest.mark.parametrize("slices", [0, 1, 2, "all"])
+def test_a_stored_case_is_judged_by_its_planes(tmp_path: Path, slices: int | str) -> None:
+    """As a training validates: each plane through the model by itself, or the mean over the axes."""
+    torch.manual_seed(0)
+    image = np.random.default_rng(0).normal(size=(9, 12, 11)).astype(np.float32)
+    made = plan(dims=2, slices=slices, normalize=("none",))
+    case = prepare([case_of(tmp_path, image, np.zeros(image.shape, np.uint8))], made, tmp_path / "cache")[0]
+    model, calls = nn.Conv2d(1, 3, 3, padding=1), []
+    inferer = SlidingWindowInferer((16, 16), batch=4, device="cpu", precision="float32")
+    found = list(logits_of(inferer, model, case.image, slices, lambda *at: calls.append(at)))
+    assert [start for start, _, _ in found] == [0, *(stop for _, stop, _ in found[:-1])]
+    volume = torch.from_numpy(image)[None, None]
+    axes = (0, 1, 2) if slices == "all" else (int(slices),)
+    with torch.no_grad():
+        expected = torch.stack([Slicewise(model, axis)(volume)[0] for axis in axes]).mean(0)
+    torch.testing.assert_close(torch.cat([slab for _, _, slab in found], 1), expected, atol=1e-5, rtol=0)
+    assert calls[-1][0] == calls[-1][1] == max(total for _, total in calls)
+
+
+def test_without_slices_it_is_the_inferers_own_stream() -> None:
+    model, image = nn.Conv3d(1, 2, 1), torch.randn(1, 7, 6, 5)
+    inferer = SlidingWindowInferer((4, 4, 4), device="cpu")
+    pairs = zip(logits_of(inferer, model, image, None), inferer.stream(model, image), strict=True)
+    assert all(torch.equal(one[2], two[2]) for one, two in pairs)

@@ -87,6 +87,24 @@ class TestBands:
             assert np.array_equal(found[kind], array), kind
         assert within.report.invalid == 1
 
+    @pytest.mark.parametrize("resampling", ["cubic", "nnunet"])
+    @pytest.mark.parametrize("wanted", [(0.7, 1.3, 1.0), (3.2, 0.9, 1.0), (1.0, 0.9, 3.3), (1.2, 3.4, 0.8)])
+    def test_nor_does_it_with_other_filters(self, resampling: str, wanted: tuple[float, ...]) -> None:
+        compute = compute_of(3)
+
+        def made() -> VolumePass:
+            plain = image_pass((20, 33, 12))
+            return VolumePass(plain.source, (1.0,) * 3, wanted, resampling=resampling)
+
+        expected, image = whole(WithinMemory(made(), compute, 10**12)), made()
+        grid = compute.inferer.grid(image.ways[0].model_shape)
+        held = memory.ring(image.rings, [grid], (1, 20, 33, 12))
+        within = WithinMemory(image, compute, budget_for(image, compute, 5) + held)
+        found = whole(within)
+        assert within.report.bands > 1
+        for kind, array in expected.items():
+            assert np.array_equal(found[kind], array), kind
+
     def test_workers_that_share_a_budget_have_a_part_each_of_what_the_program_leaves(self) -> None:
         image, compute = image_pass((20, 33, 9)), compute_of(3)
         (ready,) = compute.ready_for(image)

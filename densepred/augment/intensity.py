@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 
 from densepred.augment.axes import along_axes
 from densepred.augment.draws import Change, Numbers, changes
+from densepred.augment.pieces import at_once
 from densepred.config import transforms as t
 
 _TINY = 1e-7
@@ -239,7 +240,7 @@ def apply_changes(image: Tensor, settings: t.Channelwise, drawn: Sequence[Sequen
     if not all_of_it:
         return
     change = CHANGES[type(settings)]
-    groups = [[one] for one in all_of_it] if image.device.type == "cpu" else [all_of_it]
+    groups = [all_of_it] if at_once(image.device) else [[one] for one in all_of_it]
     for group in groups:
         places = [place for place, _ in group]
         alone = len(places) == 1

@@ -1,8 +1,8 @@
 """Sampling images and labels at other places: linear, with labels by the largest linear share.
 
 Where the eight (in 2D four) neighbours of each voxel stand is computed once for all channels and the labels. Of labels
-one number is looked up: only where the neighbours differ, at the borders of classes, are shares computed. On a CPU the
-output is made in slabs that stay in its cache; on a GPU in one piece, where nothing waits for a result.
+the lowest and highest around are looked up: only where they differ, at the borders of classes, are shares computed. On
+a CPU the output is made in slabs that stay in its cache; on a GPU in one piece, where nothing waits for a result.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from densepred.augment.pieces import at_once
 from densepred.losses import IGNORE
 
+_BORDER = 2
+"""Voxels around the image: two, so that what lies outside is in a cell of which all corners do."""
 _SLAB = 2**17
 """Voxels computed at a time on a CPU."""
-_MIXED = -2
-"""Stands for neighbours of several classes."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,16 @@ class _Cells:
     corners: list[int]
     """What to add to `base` for every corner, the last axis fastest."""
 
-    def lerp(self, values: list[Tensor]) -> Tensor:
-        """What lies between values at the corners."""
-        return _between(values, self.share)
+    def chosen(self, places: Tensor) -> _Cells:
+        """Some of them."""
+        share = [t.index_select(0, places) for t in self.share]
+        return _Cells(self.base.index_select(0, places), share, self.corners)
+
+    @staticmethod
+    def joined(parts: Sequence[_Cells]) -> _Cells:
+        """All of several."""
+        share = [torch.cat(each) for each in zip(*(part.share for part in parts), strict=True)]
+        return _Cells(torch.cat([part.base for part in parts]), share, parts[0].corners)
 
 
 def resample(
@@ -75,15 +83,17 @@ def resample(
         [[[[1.0, 3.0, 2.0]]]]
     """
     spatial = image.shape[2:]
-    pad = (1, 1) * len(spatial)
+    pad = (_BORDER, _BORDER) * len(spatial)
     integer = not label.is_floating_point()
     channels = [_flat(image[:, c], pad, 0.0) for c in range(image.shape[1])]
     if integer:
         small = label.to(torch.int8 if classes < 127 else torch.int32)
-        corners_of, code = _coded(F.pad(small, pad, value=IGNORE))
+        labels = _Labels.of(F.pad(small, pad, value=IGNORE))
     else:
         maps = [_flat(label[:, t], pad, math.nan) for t in range(label.shape[1])]
-    out, out_label = torch.empty_like(image), torch.empty_like(label)
+    out, out_label = torch.empty_like(image), torch.empty_like(label, memory_format=torch.contiguous_format)
+    borders: list[tuple[Tensor, _Cells]] = []
+    done = 0
     for samples, rows in _slabs(image):
         cells = _cells(warp, spatial, samples, rows, image.device)
         shape = (samples.stop - samples.start, rows.stop - rows.start, *spatial[1:])
@@ -92,10 +102,18 @@ def resample(
             values = flat.index_select(0, nearest) if c in flags else _linear(flat, cells)
             out[samples, c, rows] = values.view(shape)
         if integer:
-            out_label[samples, rows] = _classes_at(corners_of, code, cells, classes).view(shape).to(label.dtype)
+            found, mixed = _classes_at(labels, cells, classes)
+            out_label[samples, rows] = found.view(shape).to(label.dtype)
+            if mixed is not None:
+                borders.append((mixed + done, cells.chosen(mixed)))
+                done += len(found)
         else:
             for t, flat in enumerate(maps):
                 out_label[samples, t, rows] = _linear(flat, cells).view(shape)
+    if borders:
+        places, parts = torch.cat([place for place, _ in borders]), _Cells.joined([cells for _, cells in borders])
+        largest = _largest_share(labels.corners(parts), parts.share, classes)
+        out_label.view(-1).index_copy_(0, places, largest.to(label.dtype))
     return out, out_label
 
 
@@ -106,7 +124,7 @@ def _flat(values: Tensor, pad: tuple[int, ...], value: float) -> Tensor:
 def _slabs(image: Tensor) -> list[tuple[slice, slice]]:
     """The parts to compute one after the other: samples, and rows of axis 0."""
     count, rows = image.shape[0], image.shape[2]
-    if image.device.type != "cpu":
+    if at_once(image.device):
         return [(slice(0, count), slice(0, rows))]
     step = max(1, _SLAB // math.prod(image.shape[3:]))
     return [(slice(i, i + 1), slice(r, min(r + step, rows))) for i in range(count) for r in range(0, rows, step)]
@@ -114,7 +132,7 @@ def _slabs(image: Tensor) -> list[tuple[slice, slice]]:
 
 def _cells(warp: Warp, spatial: Sequence[int], samples: slice, rows: slice, device: torch.device) -> _Cells:
     dims = len(spatial)
-    padded = [size + 2 for size in spatial]
+    padded = [size + 2 * _BORDER for size in spatial]
     steps = [math.prod(padded[axis + 1 :]) for axis in range(dims)]
     count = samples.stop - samples.start
     matrix, offset = (t[samples].to(device, torch.float32, non_blocking=True) for t in (warp.matrix, warp.offset))
@@ -129,14 +147,14 @@ def _cells(warp: Warp, spatial: Sequence[int], samples: slice, rows: slice, devi
     base = torch.arange(samples.start, samples.stop, device=device, dtype=index).view(view) * math.prod(padded)
     share = []
     for axis in range(dims):
-        at = offset[:, axis].view(view) + 1.0  # the border of the padding is at 0
+        at = offset[:, axis].view(view) + float(_BORDER)
         for a in range(dims):
             at = at + matrix[:, axis, a].view(view) * lines[a]
         for place, bend in enumerate(bends):
             if bend is not None:
                 at[place].add_(bend[axis, rows])
-        at.clamp_(0, spatial[axis] + 1)
-        first = at.floor().clamp_(max=spatial[axis])
+        at.clamp_(0, spatial[axis] + _BORDER)
+        first = at.floor()
         share.append(at.sub_(first).view(-1))
         base = torch.add(base, first.to(index), alpha=steps[axis])
     corners = [sum(s for s, bit in zip(steps, bits, strict=True) if bit) for bits in product((0, 1), repeat=dims)]
@@ -150,7 +168,7 @@ def _between(values: list[Tensor], share: list[Tensor]) -> Tensor:
 
 
 def _linear(flat: Tensor, cells: _Cells) -> Tensor:
-    return cells.lerp([flat[corner:].index_select(0, cells.base) for corner in cells.corners])
+    return _between([flat[corner:].index_select(0, cells.base) for corner in cells.corners], cells.share)
 
 
 def _nearest(cells: _Cells) -> Tensor:
@@ -162,28 +180,36 @@ def _nearest(cells: _Cells) -> Tensor:
     return nearest
 
 
-def _coded(label: Tensor) -> tuple[Tensor, Tensor]:
-    """Padded labels, flat; and for each cell by its first corner the class of all its corners, or `_MIXED`."""
-    low = high = label
-    for axis in range(1, label.ndim):
-        size = label.shape[axis] - 1
-        low = torch.minimum(low.narrow(axis, 0, size), low.narrow(axis, 1, size))
-        high = torch.maximum(high.narrow(axis, 0, size), high.narrow(axis, 1, size))
-    code = torch.full_like(label, _MIXED)
-    code[(slice(None), *(slice(0, size) for size in low.shape[1:]))] = low.masked_fill(low != high, _MIXED)
-    return label.reshape(-1), code.reshape(-1)
+@dataclass(frozen=True)
+class _Labels:
+    """Padded labels, and the lowest and highest around each cell by its first corner; all flat."""
+
+    at: Tensor
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def of(cls, label: Tensor) -> _Labels:
+        """Of labels (n, *spatial), padded."""
+        low = high = label
+        for axis in range(1, label.ndim):
+            size = label.shape[axis] - 1
+            low = torch.minimum(low.narrow(axis, 0, size), low.narrow(axis, 1, size))
+            high = torch.maximum(high.narrow(axis, 0, size), high.narrow(axis, 1, size))
+        back = (0, 1) * (label.ndim - 1)
+        return cls(label.reshape(-1), F.pad(low, back).reshape(-1), F.pad(high, back).reshape(-1))
+
+    def corners(self, cells: _Cells) -> list[Tensor]:
+        """The labels at the corners of cells, as float."""
+        return [self.at[corner:].index_select(0, cells.base).float() for corner in cells.corners]
 
 
-def _classes_at(label: Tensor, code: Tensor, cells: _Cells, classes: int) -> Tensor:
-    found = code.index_select(0, cells.base)
-    if label.device.type != "cpu":  # choosing voxels would wait for the device
-        values = [label[corner:].index_select(0, cells.base).float() for corner in cells.corners]
-        return _largest_share(values, cells.share, classes)
-    mixed = (found == _MIXED).nonzero().view(-1)
-    base = cells.base.index_select(0, mixed)
-    values = [label[corner:].index_select(0, base).float() for corner in cells.corners]
-    share = [t.index_select(0, mixed) for t in cells.share]
-    return found.index_copy_(0, mixed, _largest_share(values, share, classes).to(found.dtype))
+def _classes_at(labels: _Labels, cells: _Cells, classes: int) -> tuple[Tensor, Tensor | None]:
+    """The class of each cell; on a CPU also where corners differ, whose shares are still to be computed."""
+    if at_once(labels.at.device):  # choosing voxels would wait for the device
+        return _largest_share(labels.corners(cells), cells.share, classes), None
+    found = labels.low.index_select(0, cells.base)
+    return found, (found != labels.high.index_select(0, cells.base)).nonzero().view(-1)
 
 
 def _largest_share(values: list[Tensor], share: list[Tensor], classes: int) -> Tensor:

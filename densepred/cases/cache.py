@@ -9,9 +9,11 @@ voxel of a class is found; `meta.json` says what the folder was made of.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,15 +28,15 @@ from densepred.cases.case import Case
 from densepred.cases.plan import Plan
 from densepred.cases.preprocess import prepared
 from densepred.cases.store import ArrayWriter, StoredArray
-from densepred.errors import DensepredError, InputError, ResourceError, StoppedError
-from densepred.files import atomic_folder, atomic_write, sha256, sweep_parts, writable_folder
+from densepred.errors import DensepredError, InputError, LockedError, ResourceError, StoppedError
+from densepred.files import atomic_folder, atomic_write, locked, sha256, sweep_parts, writable_folder
 from densepred.volumes import split_part
 
 CACHE_VERSION = 3
 """Raised whenever the arrays would come out otherwise."""
 MOST_AT_ONCE = 8
 """Cases that are prepared at a time, where there are as many cores."""
-META, COUNTS, ARRAYS = "meta.json", "counts.npy", ("image", "label")
+META, COUNTS, LOCK = "meta.json", "counts.npy", ".preparing"
 _SETTINGS = {
     "dims",
     "label_map",
@@ -48,7 +50,7 @@ _SETTINGS = {
     "targets",
 }
 
-
+_LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -107,7 +109,8 @@ def prepare(
 ) -> list[CachedCase]:
     """Preprocess the cases that are not in the cache yet, several at a time, each plane by plane.
 
-    A file whose path, size and time of change are known is not hashed again.
+    A file whose path, size and time of change are known is not hashed again. One process at a time prepares in a
+    folder; another waits, and then finds what it needs.
 
     Args:
         cases: with labels.
@@ -125,6 +128,25 @@ def prepare(
         ResourceError: the disk or the memory is full; what is done stays.
     """
     folder = writable_folder(folder)
+    with _alone(folder):
+        return _prepare_all(cases, plan, folder, progress, workers)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder; waits while another process does."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder, LOCK))
+        except LockedError as error:
+            _LOG.warning("waiting: another run prepares cases in this folder (%s): %s", error.what, folder)
+            stack.enter_context(locked(folder, LOCK, wait=True))
+        yield
+
+
+def _prepare_all(
+    cases: Sequence[Case], plan: Plan, folder: Path, progress: Callable[[], None] | None, workers: int | None
+) -> list[CachedCase]:
     known = _known_hashes(folder)
     sweep_parts(folder)
     done: list[CachedCase] = []

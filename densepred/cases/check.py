@@ -38,11 +38,11 @@ def check(data: DataConfig, dims: int, progress: Callable[[], None] | None = Non
         NothingDoneError: no image was found.
         InputError: the list of cases or the names of the classes cannot be read.
     """
-    names, found = class_names(data), find(data)
-    known, reading = {*names, *ignored_values(data)}, Reading.of(data)
+    names, found = class_names(data) if data.segments else {}, find(data)
+    known, reading = {*names, *ignored_values(data)} if names else set(), Reading.of(data)
     facts: list[Facts] = []
     for case in found.cases:
-        facts.append(_read_case(case, reading, dims, known, names))
+        facts.append(_read_case(case, reading, dims, known, names, data.instances))
         if progress is not None:
             progress()
     rows = found.problems + [row for fact in facts for row in fact.rows]
@@ -53,7 +53,9 @@ def check(data: DataConfig, dims: int, progress: Callable[[], None] | None = Non
     return Report(rows, summarize(whole, names, channel_names(data)))
 
 
-def _read_case(case: Case, reading: Reading, dims: int, known: set[int], names: dict[int, str]) -> Facts:
+def _read_case(
+    case: Case, reading: Reading, dims: int, known: set[int], names: dict[int, str], instances: bool
+) -> Facts:
     facts = Facts(case)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -63,7 +65,7 @@ def _read_case(case: Case, reading: Reading, dims: int, known: set[int], names: 
                 facts.add("error", case.images[0], what, "set model.dims to the images' own axes")
             if case.label is not None:
                 with _noting(facts):
-                    _read_label(facts, reading.open_plane(case.label), image, known, names)
+                    _read_label(facts, reading.open_plane(case.label), image, known, names, instances)
             _read_image(facts, image, reading.validity.least)
             facts.shape, facts.spacing = image.shape, image.spacing
     for warning in caught:
@@ -110,7 +112,9 @@ def _read_image(facts: Facts, image: Volume, least: float) -> None:
             facts.add("note", file, f"constant: every voxel of channel {channel} is {low[channel]:g}", "look at it")
 
 
-def _read_label(facts: Facts, label: Volume, image: Volume, known: set[int], names: dict[int, str]) -> None:
+def _read_label(
+    facts: Facts, label: Volume, image: Volume, known: set[int], names: dict[int, str], instances: bool = False
+) -> None:
     path = facts.case.label
     assert path is not None
     with label:
@@ -119,7 +123,7 @@ def _read_label(facts: Facts, label: Volume, image: Volume, known: set[int], nam
             facts.add("error", path, *fault)
         counts, rounded = LabelCounts(), False
         for _, _, slab in label.slabs(slab_thickness(label.shape)):
-            counts.add(slab)
+            counts.add(np.where(slab > 0, slab.dtype.type(1), slab) if instances else slab)
             with np.errstate(invalid="ignore"):
                 rounded = rounded or bool((np.abs(slab - np.rint(slab)) > 0).any())
     if fault is None:

@@ -220,6 +220,11 @@ class Regrid:
         """The planes of the new grid, counted from its first, that can come out."""
         return int(np.searchsorted(self._highest, self.read))
 
+    @property
+    def depth(self) -> int:
+        """The most planes of the image that one of the new grid needs."""
+        return int((self._highest - self._lowest).max()) + 1
+
     def reach(self, stop: int) -> int:
         """How many planes of the image those of the new grid below `stop` need."""
         return int(self._highest[stop - 1]) + 1
@@ -234,7 +239,7 @@ class Regrid:
         assert self.ready <= self.done
         planes = _within(planes, self._before)
         if self._ring is None:
-            depth = int((self._highest - self._lowest).max()) + 1 + self.piece(len(planes))
+            depth = self.depth + self.piece(len(planes))
             self._ring = planes.new_empty(len(planes), depth, *planes.shape[2:])
         for number, plane in enumerate(planes.unbind(1), self.read):
             self._ring[:, number % self._ring.shape[1]] = plane

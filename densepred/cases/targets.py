@@ -51,6 +51,8 @@ class Target(Standard):
     """Names of the classes by index, as they stand in the table."""
     unit: str = ""
     """Of the numbers."""
+    column: str = ""
+    """Of the table, where the target is one."""
 
 
 class Covariate(Standard):
@@ -109,7 +111,15 @@ def read_table(data: DataConfig) -> Table | None:
     """
     if data.tabular is None:
         return None
-    path = Path(data.root) / data.tabular
+    return open_table(Path(data.root) / data.tabular)
+
+
+def open_table(path: Path) -> Table:
+    """A table of one row a case.
+
+    Raises:
+        InputError: it cannot be read, has no column id, or an id twice.
+    """
     columns, rows = csv_rows(path)
     if "id" not in columns:
         raise InputError("the table has no column id", "add one with the ids of the cases", path)
@@ -138,7 +148,8 @@ def make_targets(config: Config, plan: Plan, cases: Sequence[Case]) -> dict[str,
         kind = kind_of(target)
         if kind == "classification":
             assert table is not None  # the recipe was checked for it
-            found[name] = Target(kind=kind, classes=_classes(name, target, table, cases))
+            classes = _classes(name, target, table, cases)
+            found[name] = Target(kind=kind, classes=classes, column=str(target.column))
             continue
         mean, deviation = 0.0, 1.0
         if target.standardize:
@@ -149,7 +160,8 @@ def make_targets(config: Config, plan: Plan, cases: Sequence[Case]) -> dict[str,
             mean, deviation = sums.standard(name)
             if name in config.heads and config.heads[name].positive:
                 mean, deviation = 0.0, math.hypot(mean, deviation)  # zero stays where it is
-        found[name] = Target(kind=kind, unit=target.unit, mean=mean, deviation=deviation)
+        column = target.column or ""
+        found[name] = Target(kind=kind, unit=target.unit, column=column, mean=mean, deviation=deviation)
     return found
 
 
@@ -193,13 +205,13 @@ def covariates_of(plan: Plan, table: Table | None, case: str) -> np.ndarray:
     return np.array(values, np.float32)
 
 
-def truth_of(data: DataConfig, plan: Plan, name: str, table: Table, case: str) -> float:
+def truth_of(name: str, target: Target, table: Table, case: str) -> float:
     """The truth of a target of whole images: the index of a class, or a standard number; -1 or NaN if not known.
 
     Raises:
         InputError: no such row, a class that training did not know, or no number.
     """
-    column, target = str(data.targets[name].column), plan.targets[name]
+    column = target.column
     if target.kind == "scalar":
         return (table.number(case, column) - target.mean) / target.deviation
     text = table.cell(case, column)

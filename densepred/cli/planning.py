@@ -31,13 +31,13 @@ def plan(
 ) -> None:
     """Make a recipe for a data set, and say what the training will cost here."""
     from densepred.config.base import parse_size
-    from densepred.planning.cost import duration
+    from densepred.config.training import parse_duration
 
     try:
         most = None if memory is None else float(parse_size(memory))
+        time = None if budget is None else parse_duration(budget)
     except ValueError as error:
-        raise InputError(str(error)) from error
-    time = None if budget is None else duration(budget)
+        raise InputError(str(error), "see `densepred plan --help`") from error
     from densepred.planning import tables
     from densepred.planning.planner import Wish, plan
 

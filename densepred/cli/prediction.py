@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from densepred.allocator import tune_allocator
 from densepred.cli.base import Checking, Checksum, app, say, show
 from densepred.errors import InputError
+
+if TYPE_CHECKING:
+    from densepred.evaluation import Scores, ValueScores
 
 
 class Engine(StrEnum):
@@ -67,14 +70,21 @@ def evaluate(
     images: Annotated[Path | None, typer.Option(help="folder of the images, to draw under the contours")] = None,
     axes: Annotated[str | None, typer.Option(help="axes of the labels where open: zyx, xyzt ...")] = None,
     checksum: Checksum = Checking.verify,
-    metrics: Annotated[str, typer.Option(help="more: hd,hd95,assd,surface_dice,pq,rq,sq")] = "",
+    metrics: Annotated[str, typer.Option(help="more: hd95,hd,assd,surface_dice,pq,rq,sq; see the page Metrics")] = "",
     tolerance: Annotated[float | None, typer.Option(help="of surface_dice, in mm or the spacing's unit")] = None,
     instances: Annotated[bool, typer.Option("--instances", help="values are numbers of objects of one class")] = False,
 ) -> None:
-    """Score predictions and draw the worst and the median case."""
+    """Score predictions and draw the worst and the median case. Tables (CSV) are of whole images."""
     from densepred import evaluation
 
+    if predictions.endswith(".csv"):
+        whole = evaluation.evaluate_table(predictions, labels)
+        show(whole.table(), *map(str, whole.save(out)))
+        raise typer.Exit(whole.exit_code)
     more = [name.strip() for name in metrics.split(",") if name.strip()]
+    if evaluation.is_of_values(more):
+        values = evaluation.evaluate_values(predictions, labels, more, out, axes, checksum)
+        _told(values, evaluation.draw_curves(values, out))
     scores = evaluation.evaluate(
         predictions,
         labels,
@@ -85,7 +95,10 @@ def evaluate(
         tolerance=tolerance,
         instances=instances,
     )
-    pictures = evaluation.draw_cases(scores, out, images)
+    _told(scores, evaluation.draw_cases(scores, out, images))
+
+
+def _told(scores: Scores | ValueScores, pictures: list[Path]) -> NoReturn:
     for failure in scores.failures:
         say(str(InputError(failure.what, failure.fix, failure.file, failure.case)))
     show(*scores.tables(), *map(str, pictures))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from densepred.evaluation.summaries import Failure
 from densepred.files import writable_folder
 from densepred.volumes import members, split_part, suffix_of
 
+T = TypeVar("T")
 OBJECTS = "objects"
 """The class of all objects."""
 _SHOWN = 5
@@ -54,10 +57,10 @@ def evaluate(
 ) -> Scores:
     """Score predicted label maps, case by case and over the set.
 
-    A prediction belongs to the label of the same name (suffix apart). Both are read slab by slab and once. A case that
-    cannot be scored (another grid, a damaged file, a prediction that failed by the predictions' own `failures.tsv`) is
-    listed in `failures` and the others go on. Voxels that a prediction marks as invalid are not scored, but counted by
-    true class. Other labels without a prediction are counted in `unpredicted`: scoring a part of a set is usual.
+    A prediction belongs to the label of the same name (suffix apart). A case that cannot be scored (another grid, a
+    damaged file, a prediction that failed by the predictions' own `failures.tsv`) is listed in `failures` and others go
+    on. Voxels that a prediction marks as invalid are not scored, but counted by true class. Labels without a prediction
+    are counted in `unpredicted`: scoring a part of a set is usual. Files are read slab by slab, unless for `metrics`.
 
     Args:
         predictions: a folder, a pattern with `{id}`, files, or ids with their files. A `labels.json` beside them, or up
@@ -69,48 +72,60 @@ def evaluate(
         ignore: values of the truth that mean "not known": their voxels are not scored.
         axes: what the axes of the label files hold, where that is open ("zyx" for FITS cubes).
         checksum: of FITS files, as for `open_volume`.
-        metrics: more than the overlaps, of `densepred.evaluation.MEASURES`; these read a case as a whole.
+        metrics: more than the overlaps, of `densepred.evaluation.MEASURES`; these hold a case in memory.
         tolerance: of the metric surface_dice, in mm, or in the unit of the spacing where this is not one of length.
-        instances: the values are numbers of objects, all of one class; what `labels.json` calls them is not looked at.
+        instances: the values are numbers of objects, all of one class; `labels.json` does not name them.
 
     Raises:
         InputError: a metric is unknown or lacks its tolerance, a folder is missing or cannot be written to, two files
             have one id, `labels.json` cannot be read, or the predictions have several that differ.
-        UnsafeError: `out` is the folder of the predictions.
-        NothingDoneError: there are no predictions or no labels at all.
+        UnsafeError, NothingDoneError: `out` is the folder of the predictions; there are no predictions or no labels.
 
     Example:
-        >>> scores = evaluate("predictions/", "labelsTr/", out="scores/")  # doctest: +SKIP
-        >>> scores.mean["anterior"]["dice"]  # doctest: +SKIP
+        >>> evaluate("predictions/", "labelsTr/", out="scores/").mean["anterior"]["dice"]  # doctest: +SKIP
         0.8812
     """
     wanted = Wanted(tuple(metrics), tolerance)
-    predicted, truths = find_files(predictions, "predictions"), find_files(labels, "labels")
-    if out is not None:
-        check_out(out, predicted.values())
-        writable_folder(out)
+    predicted, truths = both_sides(predictions, labels, "labels", out)
     meaning = meaning_of(predicted.values(), axes)
-    if instances:
-        meaning = replace(meaning, classes={1: OBJECTS}, merged={})
+    meaning = replace(meaning, classes={1: OBJECTS}, merged={}) if instances else meaning
     reading = Reading(frozenset({*ignore, *meaning.ignore}), meaning.invalid, axes or meaning.axes, checksum, instances)
     names, allowed = (meaning.classes, None) if classes is None else (dict(classes), dict(classes))
-    counted: list[_Counted] = []
-    failed = failed_before(predicted, truths)
-    failures, unpredicted = list(failed.values()), sorted(truths.keys() - predicted.keys() - failed.keys())
-    for case, truth in [pair for pair in truths.items() if pair[0] in predicted.keys() - failed.keys()]:
-        try:
-            found = count_pairs(truth, predicted[case], reading)
-            one = _meant(case, truth, predicted[case], found, allowed, meaning)
-            counted.append(_measured(one, meaning, wanted, reading) if wanted.metrics else one)
-        except (DensepredError, OSError) as error:
-            failures.append(_failure(case, truth, predicted[case], error))
-    known = _names({value for of in counted for value in of.values}, names)
-    results = [_result(of, list(known)) for of in counted]
+    counted, failures = each_scored(predicted, truths, partial(_count_case, reading, meaning, allowed, wanted))
+    known = _names({value for of in counted.values() for value in of.values}, names)
+    results = [_result(of, list(known)) for of in counted.values()]
     unlabelled = sorted(predicted.keys() - truths.keys())
+    unpredicted = sorted(truths.keys() - predicted.keys() - {failure.case for failure in failures})
     scores = Scores(known, results, failures, unlabelled, unpredicted, reading.axes, checksum, wanted, instances)
     if out is not None:
         scores.save(out)
     return scores
+
+
+def both_sides(
+    predictions: Files, truths: Files, what: str, out: str | Path | None
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The files of predictions and truths by case; and the folder for scores is there and may be written to."""
+    predicted, expected = find_files(predictions, "predictions"), find_files(truths, what)
+    if out is not None:
+        check_out(out, predicted.values())
+        writable_folder(out)
+    return predicted, expected
+
+
+def each_scored(
+    predicted: Mapping[str, Path], truths: Mapping[str, Path], score: Callable[[str, Path, Path], T]
+) -> tuple[dict[str, T], list[Failure]]:
+    """What `score(case, truth, prediction)` gives for each case; the cases that could not be predicted or scored."""
+    found: dict[str, T] = {}
+    failed = failed_before(predicted, truths)
+    failures = list(failed.values())
+    for case, truth in [pair for pair in truths.items() if pair[0] in predicted.keys() - failed.keys()]:
+        try:
+            found[case] = score(case, truth, predicted[case])
+        except (DensepredError, OSError) as error:
+            failures.append(failure_of(case, truth, predicted[case], error))
+    return found, failures
 
 
 def _names(values: set[int], names: Mapping[int, str]) -> dict[int, str]:
@@ -124,6 +139,20 @@ def _names(values: set[int], names: Mapping[int, str]) -> dict[int, str]:
     if len(set(known.values())) < len(known):
         raise InputError(f"two label values have one name: {known}", "name each class differently")
     return known
+
+
+def _count_case(
+    reading: Reading,
+    meaning: Meaning,
+    allowed: Mapping[int, str] | None,
+    wanted: Wanted,
+    case: str,
+    truth: Path,
+    prediction: Path,
+) -> _Counted:
+    """The counts of a case, and the metrics that need more."""
+    one = _meant(case, truth, prediction, count_pairs(truth, prediction, reading), allowed, meaning)
+    return _measured(one, meaning, wanted, reading) if wanted.metrics else one
 
 
 def _meant(
@@ -176,7 +205,8 @@ def _result(of: _Counted, values: list[int]) -> CaseResult:
     return CaseResult(of.case, of.truth, of.prediction, matrix, left_out, of.voxel, of.measured, of.unit)
 
 
-def _failure(case: str, truth: Path, prediction: Path, error: DensepredError | OSError) -> Failure:
+def failure_of(case: str, truth: Path, prediction: Path, error: DensepredError | OSError) -> Failure:
+    """What is said of a case that could not be scored."""
     if isinstance(error, DensepredError):
         pattern = next(filter(None, map(_pattern, {prediction, truth} & {error.file})), None)
         fix = f"give a pattern that says which, such as '{pattern}'" if pattern else error.fix

@@ -78,8 +78,12 @@ def count_pairs(truth: Path, prediction: Path, reading: Reading = Reading()) -> 
     return pairs, sizes.pop() if len(sizes) == 1 else Voxel(math.nan, "")
 
 
-def each_pair(truth: Path, prediction: Path, reading: Reading) -> Iterator[tuple[Volume, Volume]]:
-    """The images of two label files that belong together, one after the other, open.
+def each_pair(truth: Path, prediction: Path, reading: Reading, wide: bool = False) -> Iterator[tuple[Volume, Volume]]:
+    """The images of two files that belong together, one after the other, open.
+
+    Args:
+        truth, prediction, reading: as for `count_pairs`.
+        wide: there may be several channels, which label maps have not.
 
     Raises:
         InputError: as `count_pairs`.
@@ -92,6 +96,9 @@ def each_pair(truth: Path, prediction: Path, reading: Reading) -> Iterator[tuple
         ]
         for expected, got in zip(*streams, strict=True):
             with expected, got:
+                if not wide:
+                    check_single(expected)
+                    check_single(got)
                 _check_grids(expected, got, prediction)
                 yield expected, got
 
@@ -100,9 +107,15 @@ def label_slabs(
     expected: Volume, got: Volume, truth: Path, prediction: Path
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The labels of two volumes on one grid, int64 (1, n, ...) each, read forward."""
-    thickness = max(1, _SLAB_VOXELS // int(np.prod(expected.shape[2:])))
+    for ours, theirs in slabs(expected, got):
+        yield integers(ours, truth), integers(theirs, prediction)
+
+
+def slabs(expected: Volume, got: Volume) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Slabs (C, n, ...) of two volumes on one grid, read forward."""
+    thickness = max(1, _SLAB_VOXELS // (int(np.prod(expected.shape[2:])) * max(expected.shape[0], got.shape[0])))
     for (_, _, ours), (_, _, theirs) in zip(expected.slabs(thickness), got.slabs(thickness), strict=True):
-        yield _integers(ours, truth), _integers(theirs, prediction)
+        yield ours, theirs
 
 
 def paired_labels(truth: Path, prediction: Path, axes: str | None = None) -> list[dict[str, str]]:
@@ -123,13 +136,20 @@ def paired_labels(truth: Path, prediction: Path, axes: str | None = None) -> lis
     return rows
 
 
+def check_single(labels: Volume) -> None:
+    """Refuse label maps of several channels.
+
+    Raises:
+        InputError: as above.
+    """
+    if labels.shape[0] != 1:
+        what = f"labels have one channel, this file has {labels.shape[0]}"
+        raise InputError(what, "give a label map", labels.path)
+
+
 def _check_grids(truth: Volume, prediction: Volume, path: Path) -> None:
     """Refuse volumes that do not lie voxel on voxel."""
-    for volume in (truth, prediction):
-        if volume.shape[0] != 1:
-            what = f"labels have one channel, this file has {volume.shape[0]}"
-            raise InputError(what, "give a label map", volume.path)
-    if truth.shape != prediction.shape:
+    if truth.shape[1:] != prediction.shape[1:]:
         what = f"the prediction is {prediction.shape[1:]} and its label {truth.shape[1:]} voxels (Z, Y, X)"
         raise InputError(what, "predict the image that this label was drawn on", path)
     check_grids(truth, prediction, "label and prediction")
@@ -156,7 +176,7 @@ def _one_class(slab: np.ndarray, reading: Reading) -> np.ndarray:
     return np.where(own, slab, slab != 0)
 
 
-def _integers(slab: np.ndarray, path: Path) -> np.ndarray:
+def integers(slab: np.ndarray, path: Path) -> np.ndarray:
     """A slab of label values as int64; values stored as fractions are rounded if they are nearly integers."""
     if slab.dtype.kind in "iub":
         return slab.astype(np.int64)

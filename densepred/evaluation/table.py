@@ -10,6 +10,7 @@ from rich.table import Table
 
 from densepred.evaluation.measures import DISTANCES, MEASURES
 from densepred.evaluation.scores import Scores
+from densepred.evaluation.values import ValueScores
 
 _COLUMNS = ("Dice", "95 %", "median", "pooled", "IoU", "prec.", "recall", "n")
 _MEASURES = ("mean", "95 %", "worst", "pooled", "n", "none")
@@ -54,6 +55,25 @@ def measures_table(scores: Scores) -> Table:
             numbers = map(_number, (worst, of["pooled"]))
             counts = (str(of["n"]), str(of["n_nan"]))
             table.add_row(escape(name), metric, _number(of["mean"]), _interval(of), *numbers, *counts)
+    return table
+
+
+def values_table(scores: ValueScores) -> Table:
+    """A row for what is scored and each metric that it has: over the n cases that have it, and of all values pooled."""
+    notes = [f"{len(scores.sums)} cases scored"]
+    if scores.failures:
+        notes.append(f"{len(scores.failures)} failed (failures.tsv)")
+    table = Table(title="Scores over cases", caption="; ".join(notes), caption_justify="left")
+    table.add_column("of", overflow="fold")
+    table.add_column("metric")
+    for name in ("mean", "95 %", "median", "pooled", "n"):
+        table.add_column(name, justify="right")
+    for name, metrics in scores.summary.items():
+        for metric, of in metrics.items():
+            if of["n"]:
+                bounds = "-" if math.isnan(of["low"]) else f"{of['low']:.4g} to {of['high']:.4g}"
+                numbers = (f"{of[key]:.4g}" for key in ("median", "pooled"))
+                table.add_row(escape(name), metric, f"{of['mean']:.4g}", bounds, *numbers, str(of["n"]))
     return table
 
 

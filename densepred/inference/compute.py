@@ -265,6 +265,7 @@ class WithinMemory:
         fixed = max(ready.fixed for ready in self._made) + memory.shared(grids, shape)
         laid = [(grid, ready.logits) for grid, ready in zip(grids, self._made, strict=True)]
         fixed += sum(memory.buffers(grid, shape, logits) for grid, logits in laid)
+        fixed += memory.ring(image.rings, grids, shape)
         fixed += 0 if device.type == "cuda" else self.held
         needs = [self._needs(grid, logits) for grid, logits in laid]
 

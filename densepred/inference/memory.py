@@ -171,6 +171,19 @@ def shared(grids: Sequence[WindowGrid], image: Sequence[int]) -> int:
     return 0 if len(grids) == 1 else math.ceil(_FLOAT * channels * ahead * math.prod(spatial[1:]))
 
 
+def ring(planes: int, grids: Sequence[WindowGrid], image: Sequence[int]) -> int:
+    """The bytes of planes that resampling holds, on the larger of two grids.
+
+    Args:
+        planes: how many.
+        grids: of the model.
+        image: (C, *spatial), its shape on its own grid.
+    """
+    channels, _, *rest = image
+    largest = max(math.prod(rest), *(math.prod(axis.size for axis in grid.axes[1:]) for grid in grids))
+    return _FLOAT * channels * planes * largest
+
+
 def widest(bytes_of: Callable[[int], int], lines: int, budget: int) -> int:
     """The lines of the widest band that fits a budget, of at most `lines`; 0 if none does.
 

@@ -74,6 +74,44 @@ def across(
     return laid, [Slicewise(model, axis, inferer.output) for model in models]
 
 
+def stream(
+    inferer: SlidingWindowInferer,
+    model: Model,
+    source: Source,
+    slices: int | str | None,
+    progress: Progress | None = None,
+) -> Generator[Slab, None, None]:
+    """Logits of an image by a model of as many axes; or, where `slices` is an axis or "all", of a volume by one of
+    planes.
+
+    Args:
+        inferer: its window, overlap, mirrored axes and multiple are those that the model takes.
+        model: maps (B, C, *window) to logits (B, K, *window), or to a dict of such.
+        source: the image, (C, *spatial).
+        slices: the axis of the volume that planes lie across, "all" for the mean of the three; None: it is no volume
+            for a model of planes.
+        progress: called with the windows done and all windows.
+
+    Yields:
+        (z0, z1, slab), as `SlidingWindowInferer.stream`.
+
+    Example:
+        >>> model, image = nn.Conv2d(1, 3, 3, padding=1), torch.zeros(1, 4, 8, 9)
+        >>> inferer = SlidingWindowInferer((8, 8), device="cpu")
+        >>> sum(slab.shape[1] for _, _, slab in stream(inferer, model, image, "all"))
+        4
+    """
+    if slices is None:
+        return inferer.stream(model, source, progress)
+    axes = (0, 1, 2) if slices == "all" else (int(slices),)
+    views: Sequence[Source] = Shared(source, len(axes)).views if len(axes) > 1 else [source]
+    laid = [across(inferer, [model], axis, source.shape[1 + axis]) for axis in axes]
+    passes = [one.passing(models, view) for (one, models), view in zip(laid, views, strict=True)]
+    hooks = [None] * len(axes) if progress is None else summed(progress, [each.windows for each in passes])
+    streams = [each.slabs(hook) for each, hook in zip(passes, hooks, strict=True)]
+    return streams[0] if len(streams) == 1 else averaged(streams)
+
+
 def with_axis(plane: Number | Sequence[Number], axis: int, across: Number) -> tuple[Number, ...]:
     """One number for each axis of a volume, from one for both or for each of a plane's, and that across it."""
     given: list[Number] = list(plane) if isinstance(plane, Sequence) else [plane, plane]

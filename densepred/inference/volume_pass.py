@@ -104,6 +104,16 @@ class VolumePass:
         parts = [self._needed(way, image) for way in self.ways]
         return sum(grid.count(*one) for grid, one in zip(grids, parts, strict=True))
 
+    @property
+    def rings(self) -> int:
+        """The planes of all channels that the filters of resampling need at a time beyond those of linear ones."""
+        moved = [way for way in self.ways if way.there and way.model_shape != self.shape]
+        grids = [
+            (Regrid(self.shape, way.model_shape, kernels=kernels).depth for kernels in (way.there, None))
+            for way in moved
+        ]
+        return sum(max(depth - linear, 0) for depth, linear in grids)
+
     def planes(
         self,
         ready: Sequence[tuple[SlidingWindowInferer, Sequence[Model]]],

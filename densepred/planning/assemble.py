@@ -50,10 +50,11 @@ def nnunet_settings(fingerprint: Fingerprint, data: DataConfig, one: Configurati
     epochs, steps = NNUNET_LENGTH
     dice = "where a patch is a part of the image, Dice over the batch as one"
     settings = [
-        *of_data(fingerprint, data, one, alike),
+        *of_data(fingerprint, data, one, alike, "nnunet"),
         *of_normalize(fingerprint, data, "nnunet"),
         *of_model(one, "nnunet", max(one.net.stages - 3, 0)),
         *of_patch(one, f"nnU-Net's estimate of memory allows it; {covers}", _batch_why(one), 0.33),
+        Setting("augment.recipe", "nnunet"),
         Setting("augment.flip", axes, _flip_why(fingerprint)),
         Setting("loss.dice", 1.0),
         Setting("loss.cross_entropy", 1.0),
@@ -105,8 +106,9 @@ def own_settings(
     epochs, steps = length
     narrow = limits.base < 32
     settings = [
-        *of_data(fingerprint, data, one, alike),
+        *of_data(fingerprint, data, one, alike, "densepred"),
         *of_normalize(fingerprint, data, "densepred"),
+        *_augment(data),
         *of_model(one, "plain", max(min(one.net.stages - 3, 2), 0)),
         *of_patch(one, _patch_why(one, limits), _own_batch_why(one, limits), 0.33),
         *_flips(fingerprint, one),
@@ -126,6 +128,13 @@ def _ema(steps: int) -> float:
     return round(min(0.999, max(0.9, 1 - 50 / steps)), 4)
 
 
+def _augment(data: DataConfig) -> list[Setting]:
+    """The recipe of augmentation: for FITS images one that interpolates nowhere."""
+    if any(".fit" in pattern.lower() for pattern in data.patterns().values()):
+        return [Setting("augment.recipe", "astronomy", "FITS: nothing is interpolated, which would blur stars")]
+    return [Setting("augment.recipe", "light", "rotation, scaling, noise and intensities, mildly")]
+
+
 def _flips(fingerprint: Fingerprint, one: Configuration) -> list[Setting]:
     """Mirrored axes: all, but not the last one (left and right in most orientations) where classes tell sides."""
     axes = tuple(range(one.dims))
@@ -140,7 +149,7 @@ def _patch_why(one: Configuration, limits: Limits) -> str:
     if whole:
         return "a typical image as a whole, rounded up to what the strides divide"
     bound = "what the time allows" if one.net.voxels * 1.5 > most else "what the memory allows"
-    return f"{one.covers:.1%} of a typical image, in its proportions: {bound}"
+    return f"{min(one.covers, 1):.0%} of the voxels of a typical image: {bound}"
 
 
 def _shape(one: Configuration) -> Sequence[float]:

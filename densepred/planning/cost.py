@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ FORWARD = 1 / 3
 """Of a training step that is the forward pass."""
 TRIED = 2
 """Cases that a trial prepares and learns from: those whose size is nearest to the median."""
-_UNITS = {"s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400}
 
 
 @dataclass(frozen=True)
@@ -60,24 +58,6 @@ class Cost:
         """How many there is time for, beside preparing the cases and validating now and then, at least at the end."""
         left = seconds - self.prepare
         return max(int((left - max(VALIDATION_SHARE * left, self.validation)) / self.step), 1)
-
-
-def duration(text: str) -> float:
-    """Seconds of "30min", "2h", "1.5h", "90s" or "1d".
-
-    Raises:
-        InputError: anything else.
-
-    Example:
-        >>> duration("1h 30min")
-        5400.0
-    """
-    if not re.fullmatch(r"(\s*\d*\.?\d+\s*(s|min|m|h|d))+\s*", text):
-        raise InputError(f"{text!r} is no length of time", "write it as 30min, 2h or 1d")
-    seconds = sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"(\d*\.?\d+)\s*(min|[smhd])", text))
-    if not seconds:
-        raise InputError(f"{text!r} is no time at all", "write it as 30min, 2h or 1d")
-    return seconds
 
 
 def typical_cases(fingerprint: Fingerprint) -> list[str]:

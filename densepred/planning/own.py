@@ -31,6 +31,8 @@ ALIKE = 0.01
 """Spacings that differ by less than this share are one."""
 FEW_PLANES = 4
 """Volumes of fewer planes are images to a network: 2D is chosen."""
+SEES_NOTHING, LEAST_PIECE = 0.02, 100
+"""A patch that holds less of an image than this share is taken on the coarser grid, if objects keep so many voxels."""
 LEAST_STEPS = 2000
 """A training of fewer steps learns little; before there are fewer, the network gets narrower and the patch smaller."""
 LEAST_STAGES = 2
@@ -115,11 +117,23 @@ def configurations(sizes: Sizes, limits: Limits) -> dict[str, Configuration]:
     return {"3d_fullres": full, "2d": flat} | ({"3d_lowres": low} if low else {})
 
 
-def recommended(found: dict[str, Configuration]) -> str:
-    """The name of the one to take: 3D on the full grid, but 2D for volumes of very few planes, and for images."""
-    flat = found["2d"]
-    few = flat.axis is not None and flat.shape[flat.axis] < FEW_PLANES
-    return "2d" if few or "3d_fullres" not in found else "3d_fullres"
+def recommended(found: dict[str, Configuration], piece: float) -> str:
+    """The name of the one to take: 3D on the full grid, with two exceptions.
+
+    2D for volumes of very few planes, and for images. The coarser grid where a patch on the full one would see next to
+    nothing of an image, and the objects are still large on it.
+
+    Args:
+        found: what `configurations` gives.
+        piece: voxels of a typical object of the class with the smallest ones, on the full grid.
+    """
+    flat, full, low = found["2d"], found.get("3d_fullres"), found.get("3d_lowres")
+    if full is None or (flat.axis is not None and flat.shape[flat.axis] < FEW_PLANES):
+        return "2d"
+    if low is not None and full.covers < SEES_NOTHING:
+        left = piece * math.prod(full.spacing) / math.prod(low.spacing)
+        return "3d_lowres" if left >= LEAST_PIECE else "3d_fullres"
+    return "3d_fullres"
 
 
 def common_spacing(sizes: Sizes) -> tuple[float, ...]:

@@ -117,6 +117,8 @@ class _Planning:
         self.kind, self.free = device.type, available(device)
         self.cases = typical_cases(fingerprint)
         self.outputs = sizes_of(fingerprint).labels
+        facts = [fingerprint.class_facts(name) for name in fingerprint.names[1:]]
+        self.piece = min((one["component_voxels"] for one in facts if "component_voxels" in one), default=0.0)
 
     def by_nnunet(self) -> Planned:
         memory = self.wish.memory or REFERENCE_BYTES
@@ -138,7 +140,7 @@ class _Planning:
         last, peak = None, 0.0
         for _ in range(TRIALS):
             found = own.configurations(sizes_of(self.fingerprint), limits)
-            one = self._chosen(found, own.recommended(found))
+            one = self._chosen(found, own.recommended(found, self.piece))
             if one == last:  # nothing would change
                 break
             last = one
@@ -169,7 +171,7 @@ class _Planning:
         while needed > 1 and (tighter := limits.smaller(one.dims)) is not None:
             limits = tighter
             found = own.configurations(sizes_of(self.fingerprint), limits)
-            other = self._chosen(found, own.recommended(found))
+            other = self._chosen(found, own.recommended(found, self.piece))
             if work / (numbers(other, self.outputs) * limits.base) >= needed:
                 break
         return limits
@@ -223,6 +225,10 @@ class _Planning:
             Setting("training.steps", training.steps, f"{clock(cost.epoch(config))} an epoch here ({cost.device})"),
             Setting("training.validate_every", training.validate_every, f"one takes about {clock(cost.validation)}"),
         ]
+        if self.wish.budget is not None:
+            left = max(round(self.wish.budget - cost.prepare), 1)
+            why = f"what preparing the cases leaves of {clock(self.wish.budget)}; the schedule ends with it"
+            final.append(Setting("training.budget", f"{left}s", why))
         order = list(Config.model_fields)
         final.sort(key=lambda setting: order.index(setting.path.split(".")[0]))
         atomic_write(self.out, text_of(final, self._head(one, config, cost)))
@@ -244,6 +250,12 @@ class _Planning:
 
     def _notes(self, found: dict[str, Configuration], one: Configuration, config: Config, cost: Cost) -> Iterator[str]:
         low, budget = found.get("3d_lowres"), self.wish.budget
+        full = found.get("3d_fullres")
+        if one.name == "3d_lowres" and self.wish.configuration is None and full is not None:
+            yield (
+                f"On the full grid a patch would see {full.covers:.1%} of a typical image; the coarser one was chosen. "
+                "--configuration 3d_fullres keeps the details."
+            )
         if one.name == "3d_fullres" and low is not None:
             yield (
                 f"A patch sees {one.covers:.1%} of a typical image; --configuration 3d_lowres sees {low.covers:.0%}, "

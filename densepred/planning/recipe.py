@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from densepred.config import Config, DataConfig, PatchConfig, check
+from densepred.config import Config, DataConfig, check
 from densepred.config.data import ChannelConfig
 from densepred.errors import InputError
 from densepred.planning.fingerprint import Fingerprint
@@ -41,7 +41,7 @@ def sizes_of(fingerprint: Fingerprint) -> Sizes:
     )
 
 
-def of_data(fingerprint: Fingerprint, data: DataConfig, one: Configuration, alike: bool) -> list[Setting]:
+def of_data(fingerprint: Fingerprint, data: DataConfig, one: Configuration, alike: bool, rules: str) -> list[Setting]:
     """The data section: what was given, and what follows from the fingerprint but the normalisation.
 
     Args:
@@ -49,6 +49,7 @@ def of_data(fingerprint: Fingerprint, data: DataConfig, one: Configuration, alik
         data: as given.
         one: the configuration.
         alike: all cases lie on the grid of its spacing already.
+        rules: nnunet or densepred.
     """
     given = data.model_dump(mode="json", exclude_unset=True)
     found = [Setting(f"data.{key}", value) for key, value in given.items()]
@@ -59,21 +60,24 @@ def of_data(fingerprint: Fingerprint, data: DataConfig, one: Configuration, alik
     if "folds" not in given and "splits" not in given and cases < data.folds:
         few = Setting("data.folds", cases, f"there are no more than {cases} cases")
         found += [few] if cases > 1 else [Setting("data.fold", "all", "one case: nothing is left to validate on")]
+    if rules == "nnunet" and "resampling" not in given and not alike:
+        found.append(Setting("data.resampling", "nnunet", "cubic, without antialiasing, as nnU-Net resamples"))
     if "spacing" not in given and not alike:
         spacing = tuple(n for axis, n in enumerate(one.spacing) if one.dims == 3 or axis != one.axis)
-        found.append(Setting("data.spacing", tuple(float(f"{n:.6g}") for n in spacing), _spacing_why(fingerprint, one)))
+        found.append(
+            Setting("data.spacing", tuple(float(f"{n:.6g}") for n in spacing), _spacing_why(fingerprint, one, rules))
+        )
     return found
 
 
-def _spacing_why(fingerprint: Fingerprint, one: Configuration) -> str:
+def _spacing_why(fingerprint: Fingerprint, one: Configuration, rules: str) -> str:
+    fine = "" if rules == "nnunet" else "; finer images are averaged, so that nothing aliases"
     if one.name == "3d_lowres":
-        return (
-            f"coarser than the images', so that a patch holds {one.covers:.0%} of one; coarsening averages, no aliasing"
-        )
+        return f"coarser than the images, so that a patch holds {one.covers:.0%} of one{fine}"
     median = fingerprint.median("spacing")
     finer = [axis for axis, (a, b) in enumerate(zip(one.spacing, median, strict=True)) if a < b * 0.999]
-    text = "median of the cases" + (f", the 10th percentile along axis {finer[0]} (few, thick slices)" if finer else "")
-    return text + "; images on finer grids are averaged, so nothing aliases"
+    tenth = f", the 10th percentile along axis {finer[0]}, of few and thick slices" if finer else ""
+    return f"median of the cases{tenth}{fine}"
 
 
 def of_model(one: Configuration, network: str, deep: int) -> list[Setting]:
@@ -97,21 +101,13 @@ def of_model(one: Configuration, network: str, deep: int) -> list[Setting]:
 
 
 def of_patch(one: Configuration, why_size: str, why_batch: str, foreground: float) -> list[Setting]:
-    """The patch section.
-
-    Raises:
-        InputError: planes of volumes, where this version cannot learn from them.
-    """
+    """The patch section, and how a 2D network predicts volumes."""
     found = [
         Setting("patch.size", one.net.patch, why_size),
         Setting("patch.batch", one.batch, why_batch),
         Setting("patch.foreground", foreground, "share of the patches that is centred on a voxel of some class"),
     ]
     if one.axis is not None:
-        if "axis" not in PatchConfig.model_fields:
-            raise InputError(
-                "2D networks learn from 2D images alone in this version", "choose --configuration 3d_fullres"
-            )
         found.append(Setting("patch.axis", one.axis, "planes across the coarsest axis of the volumes"))
         found.append(Setting("inference.slices", one.axis))
     return found

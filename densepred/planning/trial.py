@@ -24,6 +24,8 @@ from densepred.files import atomic_write
 
 STEPS, TIMED = 2, 3
 """Steps before the clock starts and between its readings; the shortest of so many counts, as other programs disturb."""
+LEAST = 0.001
+"""Seconds of a step that are told from none."""
 _RECIPE, _CASES, _RESULT = "config.yaml", "cases.json", "result.json"
 
 
@@ -62,7 +64,7 @@ def run(config: Config, cases: Sequence[str]) -> Trial | None:
         DensepredError: the recipe cannot be trained: what the training said.
     """
     short = config.training.model_copy(
-        update={"epochs": 1 + TIMED, "steps": STEPS, "tensorboard": False, "checkpoint_every": 10**9}
+        update={"epochs": 1 + TIMED, "steps": STEPS, "budget": None, "tensorboard": False, "checkpoint_every": 10**9}
     )
     root = config.data.model_copy(update={"root": str(Path(config.data.root).resolve()), "cache": None, "fold": "all"})
     with tempfile.TemporaryDirectory(prefix="densepred-plan-") as name:
@@ -110,7 +112,8 @@ def _trial(folder: Path) -> Trial:
     with peak_of(device) as peak:
         Trainer(made, cached, []).fit()
     clock = [float(row["seconds"]) for row in made.rows]
-    step = min(after - before for before, after in pairwise(clock)) / STEPS
+    computing = min(after - before for before, after in pairwise(clock)) / STEPS
+    step = max(computing, LEAST) / (1 - min(float(made.rows[-1]["waiting"]), 0.9))
     return Trial(step, start, start + peak(), seconds, stored, str(device))
 
 

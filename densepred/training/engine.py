@@ -29,7 +29,7 @@ class Engine:
     """Forward, backward, clip, update.
 
     Args:
-        model: trained in place.
+        model: trained in place; one whose parameters are shared out by `ranks.shard` stays so.
         optimizer: over the model's parameters.
         device: where to compute.
         precision: torch.float32, or torch.bfloat16 for autocast.
@@ -58,15 +58,15 @@ class Engine:
         mixed = "bf16" if precision == torch.bfloat16 else "no"
         options = DistributedDataParallelKwargs(find_unused_parameters=partly)
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu", kwargs_handlers=[options])
-        self.form = form
-        if ranks.count() > 1:
-            model = _synchronised(model, device)
+        self.form, self.sharded = form, hasattr(next(model.parameters()), "full_tensor")
+        if ranks.count() > 1 and not self.sharded:
+            model = synchronised(model, device)
         if device.type == "cpu" and precision == torch.bfloat16:
             guard_small_maps(model)
         set_form(model.to(device), form, device)
-        prepared = self.accelerator.prepare(model, optimizer)
-        self.model: nn.Module = prepared[0]
-        self.optimizer: Optimizer = prepared[1]
+        # a sharded network averages its gradients itself; in evaluation mode accelerate only adds the precision
+        self.model: nn.Module = self.accelerator.prepare_model(model, evaluation_mode=self.sharded)
+        self.optimizer: Optimizer = self.accelerator.prepare_optimizer(optimizer)
 
     def gradient(self, inputs: Inputs, loss_of: Callable[[Outputs], Tensor], clip: float) -> tuple[float, float]:
         """Loss and gradient norm of a batch (B, C, *spatial), maybe with covariates (B, F).
@@ -85,12 +85,12 @@ class Engine:
         for index, (inputs, loss_of) in enumerate(parts):
             image, *others = (inputs,) if isinstance(inputs, Tensor) else inputs
             last = index == len(parts) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+            with contextlib.nullcontext() if last or self.sharded else self.accelerator.no_sync(self.model):
                 loss = loss_of(ranks.whole(self.model(in_form(image, self.form), *others))) / len(parts)
                 self.accelerator.backward(loss * ranks.count())  # whose gradients are averaged over the processes
             total = total.to(loss.device) + loss.detach()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), clip or float("inf"))
-        return float(total), float(norm)
+        return float(total), float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
     def update(self, rate: float) -> None:
         """Step with this learning rate, times a group's own `lr_factor` where it has one, and clear the gradients."""
@@ -104,7 +104,7 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def _synchronised(model: nn.Module, device: torch.device) -> nn.Module:
+def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
     """Batch norms gather their statistics over all processes, so that how a batch is split does not matter."""
     batched = [m for m in model.modules() if isinstance(m, BatchNorm | nn.modules.batchnorm._BatchNorm)]
     if batched and device.type == "cpu":

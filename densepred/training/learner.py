@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from densepred.config import Config
 from densepred.training import checkpoint, ranks
-from densepred.training.engine import Engine, seeded
+from densepred.training.engine import Engine, seeded, synchronised
 from densepred.training.finetune import Freezer
 from densepred.training.objective import Drawn, Objective
 from densepred.training.optim import MovingAverage, make_optimizer
@@ -35,9 +36,10 @@ class Learner:
         self.config, self.objective, self.model = config, objective, model
         self.device, self.precision = device, precision
         self.freezer = Freezer(model, config.training.transfer)
-        self.optimizer = make_optimizer(model, config.optimizer, config.training.transfer)
         self.samples = ranks.samples(config.patch.batch, config.training.accumulate)
         self.averaged = 0
+        self.sharded = config.training.shard and ranks.count() > 1
+        self.optimizer: Optimizer
         self.average: MovingAverage
         self.engine: Engine
 
@@ -46,13 +48,16 @@ class Learner:
         training = self.config.training
         if tensors is not None:
             self.model.load_state_dict(tensors["model"])
+        if self.sharded:
+            ranks.shard(synchronised(self.model.to(self.device), self.device), self.device)
+        self.optimizer = make_optimizer(self.model, self.config.optimizer, training.transfer)
         partly = bool(training.transfer.freeze)
         self.engine = Engine(self.model, self.optimizer, self.device, self.precision, training.form, partly)
         self.average = MovingAverage(self.model, self.config.optimizer.ema)
         if tensors is not None:
-            checkpoint.load_optimizer(self.optimizer, tensors["optimizer"])
+            checkpoint.load_optimizer(self.optimizer, tensors["optimizer"], ranks.like)
             for name, value in tensors["average"].items():
-                self.average.state[name].copy_(value)
+                self.average.state[name].copy_(ranks.like(value, self.average.state[name]))
 
     def gradients(self, step: int, drawn: Drawn) -> tuple[float, float]:
         """Loss and gradient norm of a batch; the gradients, clipped, stay in the parameters."""
@@ -85,7 +90,7 @@ class Learner:
 
     def judged(self) -> nn.Module:
         """A copy of the network with these weights."""
-        model = copy.deepcopy(self.model)
+        model = self.objective.network().to(self.device) if self.sharded else copy.deepcopy(self.model)
         model.load_state_dict(self.weights())
         return model
 

@@ -130,7 +130,7 @@ class TasksObjective(Objective):
         for name, spec in self.specs.items():
             if not spec.dense:
                 assert self.table is not None  # the recipe was checked for it
-                truths[name] = truth_of(self.config.data, self.plan, name, self.table, case)
+                truths[name] = truth_of(name, self.plan.targets[name], self.table, case)
         return truths, covariates_of(self.plan, self.table, case)
 
     def tensors(self, drawn: Any, samples: slice, device: torch.device) -> tuple[Inputs, dict[str, Tensor]]:
@@ -195,32 +195,33 @@ class TasksObjective(Objective):
             mirror_axes=config.mirror,
             multiple=model.stride if config.blend == "none" else 1,
         )
-        sums: dict[str, Any] = dict.fromkeys(model.specs, 0)
+        sums: dict[str, Any] = {}
         widths = [spec.channels for spec in model.specs.values()]
         for start, stop, outputs in inferer.stream(_Joined(model), image[:channels], watch):
             for name, part in zip(model.specs, outputs.split(widths), strict=True):
                 truth = case.label[start:stop] if name == SEGMENTATION else image[channels:, start:stop]
-                sums[name] = sums[name] + self._planes(name, part, truth)
+                found = self._planes(name, part, truth)
+                sums[name] = sums[name] + found if name in sums else found
         return {name: self._summed(name, value) for name, value in sums.items()}
 
-    def _planes(self, name: str, outputs: Tensor, truth: np.ndarray) -> np.ndarray:
+    def _planes(self, name: str, outputs: Tensor, truth: np.ndarray) -> np.ndarray | metrics.MapErrors:
         """Counts of some planes: outputs (C, n, *rest), and the labels (n, *rest) or maps (2 T, n, *rest)."""
         spec = self.specs[name]
         if not isinstance(spec, Segmentation):
             at, target = 2 * self.plan.maps.index(name), self.plan.targets[name]
             wanted = np.where(truth[at + 1] >= _KNOWN, truth[at], np.nan).astype(np.float64)
             got = outputs[0].cpu().numpy().astype(np.float64)
-            return Errors.planes(*(values * target.deviation + target.mean for values in (wanted, got)))
+            return metrics.MapErrors.of(*(values * target.deviation + target.mean for values in (wanted, got)))
         if spec.regions:
             inside = self._regions(torch.from_numpy(truth.astype(np.int64))[None])[0]
             return Overlap.of_regions(inside.numpy(), (outputs > 0).cpu().numpy())
         return metrics.confusion(truth, outputs.max(0).indices.cpu().numpy(), spec.classes)
 
-    def _summed(self, name: str, counts: np.ndarray) -> np.ndarray:
+    def _summed(self, name: str, counts: np.ndarray | metrics.MapErrors) -> np.ndarray:
         spec = self.specs[name]
-        if not isinstance(spec, Segmentation):
-            return counts
-        return dice_of(counts) if spec.regions else dice_of_classes(counts)
+        if isinstance(counts, metrics.MapErrors):
+            return Errors.row(counts)
+        return dice_of(counts) if isinstance(spec, Segmentation) and spec.regions else dice_of_classes(counts)
 
     def _judge_whole(self, model: DensePredictor, case: CachedCase) -> dict[str, np.ndarray]:
         truths, covariates = self._told(case.id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +17,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.state import PartialState
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from densepred.errors import InputError
 from densepred.files import locked
@@ -131,6 +135,26 @@ def samples(batch: int, parts: int) -> list[slice]:
     return [slice(start, start + size) for start in ((part * count() + rank()) * size for part in range(parts))]
 
 
+def shard(model: nn.Module, device: torch.device) -> None:
+    """Share out a network's parameters, and so their gradients and the optimiser's state, over the processes (FSDP).
+
+    Each stage of the encoder and each step of the decoder is put together when it is needed, and the rest at once.
+    Done before the optimiser is made, for the parameters are new ones.
+    """
+    mesh = init_device_mesh(device.type, (count(),))
+    for name, part in model.named_modules():
+        if re.fullmatch(r"(encoder|decoder)\.\w+\.\d+", name):
+            fully_shard(part, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def like(value: Tensor, other: Tensor) -> Tensor:
+    """`value`, which every process has in full, shared out as `other` is."""
+    if not isinstance(other, DTensor) or value.shape != other.shape:
+        return value
+    return distribute_tensor(value.to(other.device), other.device_mesh, other.placements)
+
+
 def full(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of which each process may hold a shard, put together."""
-    return {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in tensors.items()}
+    return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in tensors.items()}

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from densepred import metrics
 
@@ -70,46 +69,20 @@ class Errors(Tally):
         self.name = name
 
     @staticmethod
-    def planes(truth: Array, found: Array) -> Array:
-        """Sums over some planes, which add up over a case: n, squared and absolute errors, and those for r.
-
-        Args:
-            truth: any shape, NaN where not known.
-            found: of the same shape.
-        """
-        known = np.isfinite(truth)
-        t, p = truth[known].astype(np.float64), found[known].astype(np.float64)
-        squares = [(t * t).sum(), (p * p).sum(), (t * p).sum()]
-        return np.array([t.size, ((p - t) ** 2).sum(), np.abs(p - t).sum(), t.sum(), p.sum(), *squares])
+    def row(found: metrics.MapErrors) -> Array:
+        """The numbers of a case."""
+        return np.array([found.count, found.squares, found.absolutes, *found.means, *found.moments], np.float64)
 
     def scores(self, cases: Array) -> dict[str, float]:
-        n, squared, absolute = cases[:, :3].sum(0)
-        known = cases[cases[:, 0] > 0]
-        r = [_pearson(row) for row in known]
-        finite = [value for value in r if math.isfinite(value)]
-        values = {
-            "mse": squared / n if n else math.nan,
-            "mae": absolute / n if n else math.nan,
-            "r": float(np.mean(finite)) if finite else math.nan,
-            "explained": _explained(known),
-        }
+        each = [metrics.MapErrors(int(n), s, a, (t, p), (tt, pp, tp)) for n, s, a, t, p, tt, pp, tp in cases.tolist()]
+        every = sum(each, metrics.MapErrors())
+        finite = [one.pearson for one in each if math.isfinite(one.pearson)]
+        r = float(np.mean(finite)) if finite else math.nan
+        values = {"mse": every.mse, "mae": every.mae, "r": r, "explained": every.r2}
         return {f"{score}_{self.name}": float(value) for score, value in values.items()}
 
     def merit(self, scores: dict[str, float]) -> float:
         return scores[f"explained_{self.name}"]
-
-
-def _pearson(sums: Array) -> float:
-    n, _, _, t, p, tt, pp, tp = sums
-    spread = (tt - t * t / n) * (pp - p * p / n)
-    return float((tp - t * p / n) / math.sqrt(spread)) if spread > 0 else math.nan
-
-
-def _explained(cases: Array) -> float:
-    """One less the squared errors over those of the truth's mean."""
-    n, squared, _, t, _, tt, _, _ = cases.sum(0) if len(cases) else np.zeros(8)
-    spread = tt - t * t / n if n else 0.0
-    return float(1 - squared / spread) if spread > 0 else math.nan
 
 
 class Choices(Tally):
@@ -128,7 +101,8 @@ class Choices(Tally):
     def scores(self, cases: Array) -> dict[str, float]:
         known = cases[cases[:, 0] >= 0]
         truth, probabilities = known[:, 0].astype(int), known[:, 1:]
-        areas = [auc(probabilities[:, k], truth == k) for k in range(probabilities.shape[1])]
+        rankings = [metrics.Ranking.of(scores, truth == k) for k, scores in enumerate(probabilities.T)]
+        areas = [one.auc for one in rankings]
         finite = [area for area in areas if math.isfinite(area)]
         told = probabilities[np.arange(len(truth)), truth]
         values = {
@@ -155,32 +129,11 @@ class Values(Tally):
         self.name = name
 
     def scores(self, cases: Array) -> dict[str, float]:
-        sums = Errors.planes(cases[:, 0], cases[:, 1])
-        found = Errors(self.name).scores(sums[np.newaxis])
-        return found
+        every = metrics.MapErrors.of(cases[:, 0], cases[:, 1])
+        return Errors(self.name).scores(Errors.row(every)[np.newaxis])
 
     def merit(self, scores: dict[str, float]) -> float:
         return scores[f"explained_{self.name}"]
-
-
-def auc(scores: Array, truth: NDArray[np.bool_]) -> float:
-    """Area under the ROC curve: the share of pairs whose true one scores higher, ties counting half; NaN of none.
-
-    Args:
-        scores: `(n,)`.
-        truth: `(n,)`.
-
-    Source: the U statistic of Mann and Whitney 1947 (Hanley and McNeil 1982).
-
-    Example:
-        >>> auc(np.array([0.1, 0.4, 0.8]), np.array([False, True, True]))
-        1.0
-    """
-    true, others = int(truth.sum()), int((~truth).sum())
-    if not true or not others:
-        return math.nan
-    ranks = stats.rankdata(scores)
-    return float((ranks[truth].sum() - true * (true + 1) / 2) / (true * others))
 
 
 def dice_of(sums: Array) -> Array:

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from densepred.cases.case import collect
 from densepred.cases.folds import split
 from densepred.cases.plan import make_plan
@@ -24,7 +22,10 @@ from densepred.training.run import Run
 from densepred.training.trainer import Trainer
 
 _LOWEST, _HIGHEST, _STEPS = 1e-6, 10.0, 120
-_KEPT = 0.9
+_KEPT = 0.8
+"""Of the smoothed loss, from step to step."""
+_BOTTOM = 0.05
+"""Share of the whole fall of the smoothed loss that counts as its bottom."""
 _GONE = 4.0
 """A loss so many times the best one ends the search."""
 _LEARNT = 0.5
@@ -51,7 +52,7 @@ class RateSearch:
 def find_rate(config: Config, picture: str | Path) -> RateSearch:
     """Raise the learning rate from step to step until the loss explodes, and draw the loss over it.
 
-    The suggested rate is a tenth of the one with the lowest smoothed loss.
+    The suggested rate is a tenth of the one at which the smoothed loss comes to its bottom.
 
     Args:
         config: the recipe.
@@ -85,15 +86,17 @@ def judge_rates(rates: Sequence[float], losses: Sequence[float]) -> RateSearch:
 
     Example:
         >>> found = judge_rates([0.001, 0.01, 0.1, 1.0], [1.0, 0.9, 0.1, 9.0])
-        >>> round(found.suggested, 3)
+        >>> round(found.suggested, 4)
         0.01
     """
     smooth, mean = [], 0.0
     for step, loss in enumerate(losses):
         mean = _KEPT * mean + (1 - _KEPT) * loss
         smooth.append(mean / (1 - _KEPT ** (step + 1)))
-    lowest = int(np.argmin(smooth)) if smooth else 0
-    suggested = rates[lowest] / 10 if lowest > 0 else None
+    if not smooth or min(smooth) >= smooth[0]:
+        return RateSearch(tuple(rates), tuple(losses), tuple(smooth), None)
+    bottom = min(smooth) + _BOTTOM * (smooth[0] - min(smooth))
+    suggested = rates[next(step for step, loss in enumerate(smooth) if loss <= bottom)] / 10
     return RateSearch(tuple(rates), tuple(losses), tuple(smooth), suggested)
 
 
@@ -175,6 +178,6 @@ def _draw(found: RateSearch, picture: str | Path) -> None:
         axes.axvline(found.suggested, color=COLORS[6], linestyle="--", linewidth=1.5, label=text)
     if found.smooth:
         low, high = min(found.losses), found.smooth[0]
-        axes.set_ylim(low - 0.1 * (high - low) - 0.02, high + 0.6 * (high - low) + 0.05)
+        axes.set_ylim(low - 0.1 * (high - low) - 0.02, high + 0.25 * (high - low) + 0.05)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     save_png(figure, picture)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from densepred.models.encoders.base import Encoder
 from densepred.models.surgery import stages_of
+from densepred.training import ranks
 
 _ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.ReLU6, nn.PReLU, nn.Hardswish, nn.Mish)
 
@@ -42,6 +43,7 @@ def gradient_norms(model: nn.Module, stages: dict[str, str]) -> dict[str, float]
         if parameter.grad is not None:
             square = parameter.grad.detach().float().square().sum()
             squares[stages[name]] = squares.get(stages[name], torch.zeros_like(square)) + square
+    squares = ranks.full(squares)
     return {stage: float(square) ** 0.5 for stage, square in squares.items()}
 
 
