@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from densepred.cases.case import Case
 from densepred.cases.preprocess import preprocess
 from densepred.cases.store import ArrayWriter
 from densepred.errors import DiskFullError, InputError
-from densepred.files import locked
+from densepred.files import locked, sha256
 from tests import disk_faults
 from tests.case_files import blob, case_of, plan, save
 
@@ -57,7 +58,12 @@ def test_a_second_call_changes_nothing_and_reads_no_input(tmp_path: Path, monkey
     cases = two_cases(tmp_path)
     first = prepare(cases, plan(), tmp_path / "cache")
     before = snapshot(tmp_path / "cache")
-    monkeypatch.setattr("densepred.cases.cache.sha256", lambda path: pytest.fail(f"{path} was hashed again"))
+
+    def of_own_files(path: Path) -> str:
+        assert path.is_relative_to(tmp_path / "cache"), f"{path} was hashed again"
+        return sha256(path)
+
+    monkeypatch.setattr("densepred.cases.cache.sha256", of_own_files)
     monkeypatch.setattr("densepred.cases.cache.prepared", lambda *_: pytest.fail("preprocessed again"))
     assert prepare(cases, plan(), tmp_path / "cache") == first
     assert snapshot(tmp_path / "cache") == before
@@ -82,7 +88,7 @@ def test_the_cache_is_the_same_wherever_and_whenever_it_is_made(tmp_path: Path) 
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-@pytest.mark.parametrize("harm", ["no meta", "torn meta", "short array"])
+@pytest.mark.parametrize("harm", ["no meta", "torn meta", "short array", "counts.npy", "image/zarr.json"])
 def test_unfinished_entries_are_made_anew(tmp_path: Path, harm: str) -> None:
     cases = two_cases(tmp_path)
     entry = prepare(cases, plan(), tmp_path / "cache")[0]
@@ -93,6 +99,10 @@ def test_unfinished_entries_are_made_anew(tmp_path: Path, harm: str) -> None:
         (tmp_path / "cache" / ".999999999.abcdef01.part.c0.0123456789abcdef").mkdir()
     elif harm == "torn meta":
         meta.write_text(meta.read_text()[:40])
+    elif harm != "short array":
+        content = bytearray((entry.folder / harm).read_bytes())
+        content[-4] ^= 1
+        (entry.folder / harm).write_bytes(content)
     else:
         with open(entry.folder / "label" / "c" / "0" / "0" / "0", "r+b") as file:
             file.truncate(100)
@@ -146,6 +156,21 @@ def test_however_many_work_at_a_time_the_cache_is_the_same(tmp_path: Path) -> No
     found = [prepare(cases, plan(), tmp_path / str(workers), workers=workers) for workers in (1, 5)]
     assert [entry.id for entry in found[1]] == [case.id for case in cases]
     assert contents(tmp_path / "1") == contents(tmp_path / "5")
+
+
+def test_an_error_of_the_caller_ends_the_work(tmp_path: Path) -> None:
+    """Nothing is prepared on behind the back of one who has gone."""
+    cases = [case_of(tmp_path, *blob(seed=number), name=f"c{number}") for number in range(40)]
+
+    def told() -> None:
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        prepare(cases, plan(), tmp_path / "cache", told, workers=1)
+    made = len(list((tmp_path / "cache").glob("c*")))
+    assert made < 20
+    assert not [thread for thread in threading.enumerate() if "densepred-prepare" in thread.name]
+    assert not list((tmp_path / "cache").glob(".*.part.*"))
 
 
 def test_two_runs_prepare_a_case_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

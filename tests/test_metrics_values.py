@@ -102,7 +102,7 @@ def test_probabilities(probabilities: tuple[np.ndarray, np.ndarray], tmp_path: P
             assert rows[case, name]["tpr@0.1"] == pytest.approx(exact.tpr_at(0.1), abs=0.02)
     stored = json.loads((tmp_path / "s" / "scores.json").read_text())
     assert 0 < stored["auc_error"]["a"] < 1e-3
-    with open(tmp_path / "s" / "roc.csv", newline="") as file:
+    with open(tmp_path / "s" / "curves.csv", newline="") as file:
         curve = [row for row in csv.DictReader(file) if row["of"] == "a"]
     false, true = (np.array([float(row[key]) for row in curve]) for key in ("fpr", "tpr"))
     assert np.trapezoid(true, false) == pytest.approx(scores.summary["a"]["auc"]["pooled"])
@@ -124,13 +124,16 @@ def test_confident_probabilities_keep_their_curves(tmp_path: Path):
     assert isinstance(found, Ranking)
     assert abs(found.auc - exact.auc) <= found.auc_error < 2e-4 < Ranking.of(shares[1], labels[0], 4096).auc_error
     assert scores.cases[1]["tpr@0.05"] == pytest.approx(exact.tpr_at(0.05), abs=2e-3)
-    with open(tmp_path / "s" / "roc.csv", newline="") as file:
-        curve = [{key: float(value) for key, value in row.items() if key != "of"} for row in csv.DictReader(file)]
+    with open(tmp_path / "s" / "curves.csv", newline="") as file:
+        curve = [
+            {key: float(value or "nan") for key, value in row.items() if key != "of"} for row in csv.DictReader(file)
+        ]
     assert [row["threshold"] for row in (curve[0], curve[-1])] == [math.inf, 0]
     for row in curve[100:4000:300]:
         called = shares[1] >= row["threshold"]
         assert called[labels[0] == 1].mean() == pytest.approx(row["tpr"], abs=2e-3)
         assert called[labels[0] == 0].mean() == pytest.approx(row["fpr"], abs=2e-3)
+        assert labels[0][called].mean() == pytest.approx(row["precision"], abs=5e-3)
 
 
 def test_spectra_are_drawn(tmp_path: Path):

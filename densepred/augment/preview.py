@@ -68,9 +68,10 @@ def preview(config: Config, cases: int = 4, draws: int = 5) -> Figure:
         alone = config.patch.model_copy(update={"batch": 1, "foreground": 1.0})
         samplers = [PatchSampler.of(alone, [case], plan, config.training.seed) for case in cached]
         batches = [sampler.batch(0, number) for number, sampler in enumerate(samplers)]
-    image = torch.from_numpy(np.concatenate([batch.image for batch in batches]))
+    inputs = [batch.image[:, : len(plan.channels)] for batch in batches]  # maps to predict may stand behind them
+    image = torch.from_numpy(np.concatenate(inputs))
     label = torch.from_numpy(np.concatenate([batch.label for batch in batches])).long()
-    augment = Augmenter(config.augment, len(plan.classes), plan.typical_spacing, plan.flag_channels)
+    augment = Augmenter(config.augment, max(len(plan.classes), 1), plan.typical_spacing, plan.flag_channels)
     originals = zip(chosen, image.numpy(), label.numpy(), strict=True)
     rows = [Row(case.id, [own], [truth], ["original"]) for case, own, truth in originals]
     for draw in range(draws):
@@ -98,7 +99,7 @@ def figure_of(rows: Sequence[Row], plan: Plan) -> Figure:
             image, label = _plane(row.images[column], row.labels[column])
             labelled(axes, _shown(image, limits, plan), label, _colors(plan), aspect)
             _caption(axes, row, column, _PANEL * shape)
-    legend_below(figure, {name: color_of(index) for index, name in enumerate(plan.classes[1:])}, "no truth")
+    legend_below(figure, {name: color_of(index) for index, name in enumerate(plan.classes[1:])}, "outside, or no truth")
     return figure
 
 

@@ -15,7 +15,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from densepred.errors import DensepredError, InputError, LockedError, ResourceEr
 from densepred.files import atomic_folder, atomic_write, locked, sha256, sweep_parts, writable_folder
 from densepred.volumes import split_part
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 """Raised whenever the arrays would come out otherwise."""
 MOST_AT_ONCE = 8
 """Cases that are prepared at a time, where there are as many cores."""
@@ -50,6 +50,7 @@ _SETTINGS = {
     "targets",
 }
 
+_SMALL = (".json", ".npy")  # files without checksums of their own
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -160,13 +161,15 @@ def _prepare_all(
         except DensepredError as error:
             return error.of_case(case.id)
 
-    for found in _each(make, cases, workers or min(len(os.sched_getaffinity(0)), MOST_AT_ONCE)):
-        if isinstance(found, DensepredError):
-            faults.append(found)
-        else:
-            done.append(found)
-        if progress is not None:
-            progress()
+    workers = workers or min(len(os.sched_getaffinity(0)), MOST_AT_ONCE)
+    with contextlib.closing(_each(make, cases, workers)) as each:
+        for found in each:
+            if isinstance(found, DensepredError):
+                faults.append(found)
+            else:
+                done.append(found)
+            if progress is not None:
+                progress()
     if len(faults) == 1:
         raise faults[0]
     if faults:
@@ -177,7 +180,7 @@ def _prepare_all(
     return done
 
 
-def _each(make: Callable[[Case, Event], T], cases: Sequence[Case], workers: int) -> Iterator[T]:
+def _each(make: Callable[[Case, Event], T], cases: Sequence[Case], workers: int) -> Generator[T, None, None]:
     """make(case, stop) of each case in order, several at a time; `stop` is set when one breaks off."""
     stop = Event()
     broken: list[BaseException] = []
@@ -250,6 +253,7 @@ def _build(case: Case, plan: Plan, part: Path, stop: Event) -> dict[str, Any]:
         "classes": {str(index): count for index, count in enumerate(found) if index and count},
         "labelled": sum(found),
         "sizes": {str(path.relative_to(part)): path.stat().st_size for path in _stored(part)},
+        "sums": {str(path.relative_to(part)): sha256(path) for path in _stored(part) if path.suffix in _SMALL},
     }
 
 
@@ -276,6 +280,7 @@ def _read_meta(entry: Path) -> dict[str, Any] | None:
     try:
         meta: dict[str, Any] = json.loads((entry / META).read_text())
         whole = all((entry / name).stat().st_size == size for name, size in meta["sizes"].items())
+        whole = whole and all(sha256(entry / name) == digest for name, digest in meta["sums"].items())
         return meta if whole and {"key", "files", "shape", "spacing", "classes", "labelled"} <= meta.keys() else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

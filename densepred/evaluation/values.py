@@ -95,7 +95,7 @@ class ValueScores:
         return NOTHING_DONE if not self.sums else SOME_FAILED if self.failures else DONE
 
     def save(self, folder: str | Path) -> None:
-        """Write scores.csv, scores.json and failures.tsv, and the pooled curves of probabilities as roc.csv.
+        """Write scores.csv, scores.json and failures.tsv, and the pooled curves of probabilities as curves.csv.
 
         Raises:
             InputError: the folder cannot be written to.
@@ -108,15 +108,11 @@ class ValueScores:
         content["failures"] = [vars(failure) for failure in self.failures]
         atomic_write(folder / "scores.json", json.dumps(without_nan(content), indent=1, allow_nan=False) + "\n")
         save_failures(self.failures, folder)
-        curves = [
-            {"of": name, "threshold": threshold, "fpr": false, "tpr": true}
-            for name, of in self.pooled.items()
-            if isinstance(of, Ranking)
-            for false, true, threshold in zip(*of.roc[:2], _probability(of.roc[2]).tolist(), strict=True)
-            if not math.isnan(false + true)
-        ]
+        ranked = {name: of for name, of in self.pooled.items() if isinstance(of, Ranking)}
+        curves = [row for name, of in ranked.items() for row in _curve(name, of)]
         if curves:
-            atomic_write(folder / "roc.csv", delimited(["of", "threshold", "fpr", "tpr"], curves, ","))
+            columns = ["of", "threshold", "fpr", "tpr", "precision"]
+            atomic_write(folder / "curves.csv", delimited(columns, without_nan(curves), ","))
 
     def tables(self) -> list[Table]:
         """A table for the terminal, as a list."""
@@ -159,7 +155,7 @@ def evaluate_values(
         metrics: of numbers "mse", "rmse", "mae", "bias", "pearson", "r2"; or of probabilities "auc",
             "average_precision" and "tpr@0.01" (at a false positive rate of 0.01), of each class but the background
             against the rest, "ece" and "brier" of all classes.
-        out: where to write scores.csv, scores.json, failures.tsv, and for probabilities roc.csv.
+        out: where to write scores.csv, scores.json, failures.tsv, and for probabilities curves.csv.
         axes: what the axes of the files hold, where that is open; the fourth of NIfTI files is taken for channels.
         checksum: of FITS files, as for `open_volume`.
 
@@ -245,6 +241,19 @@ def _probability(spread: np.ndarray) -> np.ndarray:
     """The probability of which `_spread` gives these edges of bins; the first is 0, and inf stays."""
     found = 1 / (1 + np.exp(-_ODDS * (2 * spread - 1)))
     return np.where(np.isinf(spread), np.inf, np.where(spread == 0, 0, found))
+
+
+def _curve(name: str, of: Ranking) -> list[dict[str, Any]]:
+    """The points of the ROC and precision-recall curves, by falling threshold; none without both sides."""
+    false, true, thresholds = of.roc
+    if math.isnan(of.auc):
+        return []
+    right, wrong = true * of.positive.sum(), false * of.negative.sum()
+    called = right + wrong
+    precision = np.divide(right, called, out=np.full(len(right), np.nan), where=called > 0)
+    columns = (_probability(thresholds).tolist(), false.tolist(), true.tolist(), precision.tolist())
+    names = ("threshold", "fpr", "tpr", "precision")
+    return [{"of": name, **dict(zip(names, row, strict=True))} for row in zip(*columns, strict=True)]
 
 
 def _classes(meaning: Meaning, channels: int, path: Path) -> dict[int, str]:

@@ -20,6 +20,7 @@ from densepred.cases.cache import CachedCase
 from densepred.cases.patches import PatchSampler
 from densepred.cases.plan import Plan
 from densepred.config import Config
+from densepred.inference.slices import stream
 from densepred.inference.sliding_window import SlidingWindowInferer
 from densepred.losses import SegmentationLoss
 from densepred.models.build import build
@@ -105,8 +106,8 @@ class SegmentationObjective(Objective):
         self.criterion = SegmentationLoss(config.loss)
         self.at_chance = self.criterion.at_chance(len(plan.classes))
         self.augment = Augmenter(config.augment, len(plan.classes), plan.typical_spacing, plan.flag_channels)
-        patch, training = config.patch, config.training
-        self.sampler = PatchSampler(train, patch.size, patch.batch, patch.foreground, training.seed, training.steps)
+        training = config.training
+        self.sampler = PatchSampler.of(config.patch, train, plan, training.seed, training.steps)
 
     def network(self) -> nn.Module:
         """See `Objective`."""
@@ -141,7 +142,7 @@ class SegmentationObjective(Objective):
             multiple=model.stride if config.blend == "none" else 1,  # type: ignore[arg-type]
         )
         counts = np.zeros((classes, classes), np.int64)
-        for start, stop, logits in inferer.stream(model, case.image, watch):
+        for start, stop, logits in stream(inferer, model, case.image, self.plan.slices, watch):
             labels = logits.max(0).indices.cpu().numpy()
             counts += metrics.confusion(case.label[start:stop], labels, classes)
         return [float(value) for value in metrics.dice(counts)[1:]]
