@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from densepred.cases.case import Case
 from densepred.errors import UnsafeError
 from densepred.files import sweep_parts, writable_folder
 from densepred.inference.engines import Engine
@@ -66,25 +67,17 @@ def predict(
     predictor = _telling(load(run, overrides, device=engine.device))
     if predictor.config.inference.cutout is not None:
         parse_region(predictor.config.inference.cutout)  # a slip of the pen is found before anything is read
-    cases = find_inputs([str(item) for item in inputs], predictor.config, predictor.plan.image_channels)
-    settings = predictor.config.inference
+    every = find_inputs([str(item) for item in inputs], predictor.config, predictor.plan.image_channels)
+    cases = every if shard is None else shard.of(every)
     if predictor.whole:
-        said = write_table(predictor, cases if shard is None else shard.of(cases), Path(out), overwrite, shard)
+        said = write_table(predictor, cases, Path(out), overwrite, shard)
         if not predictor.maps:
             return said
-    layout: Layout = Plain(Path(out), settings.outputs or (default_kind(predictor.head),))
-    if bids:
-        layout = Bids(Path(out), cases[0].images[0], predictor.name, predictor.plan, settings)
+    layout = _layout(predictor, Path(out), every[0] if bids else None)
     layout.prepare()
     with held(layout.folder, shard):
-        result, jobs = BatchResult(), []
-        for case in cases if shard is None else shard.of(cases):
-            with failing(case, result):
-                case.check()
-                results = layout.paths(case)
-                files = (*results.values(), *layout.companions(results))
-                jobs.append(Job(case, layout.key(case), results, files))
-        manifest = Manifest(layout.folder, shard)
+        result, manifest = BatchResult(), Manifest(layout.folder, shard)
+        jobs = _jobs(cases, layout, result)
         _check_safe(jobs, manifest, overwrite)
         _sweep(layout.folder, jobs, manifest, shard)
         manifest.settle(None if shard is None else {job.key for job in jobs})
@@ -94,6 +87,26 @@ def predict(
             result.failed |= {case: said.failed[case] for case in said.failed.keys() - result.failed.keys()}
         with engine.workers(_folders(run), overrides, predictor) as workers:
             return Work(predictor, layout, manifest, result, overwrite, shard).run(jobs, workers)
+
+
+def _layout(predictor: Predictor, out: Path, of_bids: Case | None) -> Layout:
+    """Where results go: named as BIDS derivatives if a case of such a data set is given."""
+    settings = predictor.config.inference
+    if of_bids is None:
+        return Plain(out, settings.outputs or (default_kind(predictor.head),))
+    return Bids(out, of_bids.images[0], predictor.name, predictor.plan, settings)
+
+
+def _jobs(cases: Sequence[Case], layout: Layout, result: BatchResult) -> list[Job]:
+    """What there is to do; cases with a fault go to the result."""
+    jobs = []
+    for case in cases:
+        with failing(case, result):
+            case.check()
+            results = layout.paths(case)
+            files = (*results.values(), *layout.companions(results))
+            jobs.append(Job(case, layout.key(case), results, files))
+    return jobs
 
 
 def _telling(predictor: Predictor) -> Predictor:
