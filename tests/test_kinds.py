@@ -193,7 +193,7 @@ def test_blocks_have_the_entropy_of_their_mean(run: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["inference.outputs=[regression]"], "regression is for models made in Python"),
+        (["inference.outputs=[regression]"], "regression writes maps of numbers, and data.targets has none"),
         (["inference.outputs=[logits]", "inference.bin=2"], r"\['logits'\] of blocks of pixels"),
         (["inference.outputs=[labels, labels]"], "each kind stands once"),
     ],

@@ -18,6 +18,7 @@ from densepred.cases.names import channel_names, class_names, ignored_values
 from densepred.cases.preprocess import grid_fault, slab_thickness
 from densepred.cases.reading import Reading
 from densepred.cases.report import Facts, Report, row_of, summarize
+from densepred.cases.targets import covariate, read_table
 from densepred.config import DataConfig
 from densepred.errors import DensepredError, InputError
 from densepred.volumes import Volume
@@ -45,7 +46,7 @@ def check(data: DataConfig, dims: int, progress: Callable[[], None] | None = Non
         facts.append(_read_case(case, reading, dims, known, names, data.instances))
         if progress is not None:
             progress()
-    rows = found.problems + [row for fact in facts for row in fact.rows]
+    rows = found.problems + [row for fact in facts for row in fact.rows] + _of_table(data, found.cases)
     whole = [fact for fact in facts if fact.shape]
     rows += _channels(whole, channel_names(data)) + _outliers(whole) + _classes(whole, names)
     rows += _folds_and_duplicates(whole, data)
@@ -66,12 +67,33 @@ def _read_case(
             if case.label is not None:
                 with _noting(facts):
                     _read_label(facts, reading.open_plane(case.label), image, known, names, instances)
+            for _, path in case.maps:
+                with _noting(facts), reading.open_plane(path) as plane:
+                    fault = grid_fault(image, plane)
+                    if fault is not None:
+                        facts.add("error", path, *(text.replace("label", "map") for text in fault))
             _read_image(facts, image, reading.validity.least)
             facts.shape, facts.spacing = image.shape, image.spacing
     for warning in caught:
         if issubclass(warning.category, UserWarning):
             facts.add("note", "", str(warning.message))
     return facts
+
+
+def _of_table(data: DataConfig, cases: list[Case]) -> list[Problem]:
+    """Rows and cells that the recipe asks for and the table has not."""
+    table, rows = read_table(data), []
+    for case in cases if table is not None else ():
+        assert table is not None
+        try:
+            for target in data.targets.values():
+                if target.column is not None:
+                    (table.cell if target.classes else table.number)(case.id, target.column)
+            for name in data.covariates:
+                covariate(table, case.id, name)
+        except InputError as error:
+            rows.append(Problem(case.id, "error", str(table.path), error.what, error.fix))
+    return rows
 
 
 @contextmanager

@@ -67,38 +67,35 @@ def predict(
     predictor = _telling(load(run, overrides, device=engine.device))
     if predictor.config.inference.cutout is not None:
         parse_region(predictor.config.inference.cutout)  # a slip of the pen is found before anything is read
-    every = find_inputs([str(item) for item in inputs], predictor.config, predictor.plan.image_channels)
-    cases = every if shard is None else shard.of(every)
-    if predictor.whole:
-        said = write_table(predictor, cases, Path(out), overwrite, shard)
-        if not predictor.maps:
-            return said
-    layout = _layout(predictor, Path(out), every[0] if bids else None)
+    cases = find_inputs([str(item) for item in inputs], predictor.config, predictor.plan.image_channels)
+    mine = cases if shard is None else shard.of(cases)
+    result = write_table(predictor, mine, Path(out), overwrite, shard) if predictor.whole else BatchResult()
+    if not predictor.maps:
+        return result
+    layout = _layout(predictor, cases[0], Path(out), bids)
     layout.prepare()
     with held(layout.folder, shard):
-        result, manifest = BatchResult(), Manifest(layout.folder, shard)
-        jobs = _jobs(cases, layout, result)
+        result = BatchResult(failed=result.failed)
+        jobs = _jobs(mine, layout, result)
+        manifest = Manifest(layout.folder, shard)
         _check_safe(jobs, manifest, overwrite)
         _sweep(layout.folder, jobs, manifest, shard)
         manifest.settle(None if shard is None else {job.key for job in jobs})
         write_meaning(predictor.plan, manifest, [job.key for job in jobs], overwrite)
         manifest.compact()
-        if predictor.whole:
-            result.failed |= {case: said.failed[case] for case in said.failed.keys() - result.failed.keys()}
         with engine.workers(_folders(run), overrides, predictor) as workers:
             return Work(predictor, layout, manifest, result, overwrite, shard).run(jobs, workers)
 
 
-def _layout(predictor: Predictor, out: Path, of_bids: Case | None) -> Layout:
-    """Where results go: named as BIDS derivatives if a case of such a data set is given."""
+def _layout(predictor: Predictor, first: Case, out: Path, bids: bool) -> Layout:
     settings = predictor.config.inference
-    if of_bids is None:
-        return Plain(out, settings.outputs or (default_kind(predictor.head),))
-    return Bids(out, of_bids.images[0], predictor.name, predictor.plan, settings)
+    if bids:
+        return Bids(out, first.images[0], predictor.name, predictor.plan, settings)
+    return Plain(out, settings.outputs or (default_kind(predictor.head),))
 
 
 def _jobs(cases: Sequence[Case], layout: Layout, result: BatchResult) -> list[Job]:
-    """What there is to do; cases with a fault go to the result."""
+    """What there is to do; cases that cannot be done are noted."""
     jobs = []
     for case in cases:
         with failing(case, result):
