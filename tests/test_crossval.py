@@ -101,6 +101,7 @@ def test_intensities_are_fitted_once_for_all_folds(cv: Path) -> None:
     assert plans[0].normalize == plans[1].normalize == plans[2].normalize
     assert plans[0].normalize[0].complete  # type: ignore[union-attr]
     assert len(load(cv).models) == 3
+    assert len([path for path in (cv / "cache").iterdir() if path.is_dir()]) == 6  # prepared once for all
 
 
 def test_run_again_it_changes_nothing(cv: Path, recipe: Path) -> None:

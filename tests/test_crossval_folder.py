@@ -18,7 +18,7 @@ from densepred.errors import InputError
 from densepred.inference.batch import predict
 from densepred.inference.components import keep_largest
 from densepred.inference.engines.local import Local
-from densepred.inference.folds import DECISIONS, RECORD, write_record
+from densepred.inference.folds import DECISIONS, RECORD, UNDECIDED, write_record
 from tests.acceptance.helpers import densepred
 from tests.untrained_runs import noise, run_of
 
@@ -83,6 +83,14 @@ def test_the_mean_of_all_folds_with_what_was_decided(cv: Path) -> None:
     np.testing.assert_array_equal(found["labels"].numpy(), labels)
     logits = torch.from_numpy(expected["logits"].numpy())
     np.testing.assert_allclose(found["probabilities"].numpy(), torch.softmax(logits / 2, 0).numpy(), atol=1e-6)
+
+
+def test_without_decisions_the_recipe_holds(cv: Path) -> None:
+    predictor = load(cv)
+    assert predictor.origin.why == ("cv: " + UNDECIDED,)
+    assert predictor.config_hash == load([cv / f"fold-{n}" for n in range(3)]).config_hash
+    decide(cv)
+    assert load(cv).origin.why == ()
 
 
 def test_what_the_user_says_wins(cv: Path) -> None:

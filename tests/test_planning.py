@@ -34,6 +34,14 @@ def test_merged_sketches_are_those_of_all_values():
         assert rank == pytest.approx(probability, abs=1e-3)
 
 
+def test_a_value_that_many_have_is_their_quantile():
+    """Black borders: more than the half is 0."""
+    found = sketch(np.concatenate([np.zeros(600), np.linspace(1, 100, 400)]))
+    assert [found.quantile(p) for p in (0.005, 0.5)] == [0.0, 0.0]
+    assert found.quantile(0.8) == pytest.approx(50, abs=1)
+    assert sketch(np.full(7, 3.0)).quantile(0.5) == 3.0
+
+
 def test_values_come_in_slabs_and_a_sample_is_kept_of_many(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("densepred.planning.sketch.MOST_VALUES", 1000)
     values = np.random.default_rng(1).gamma(2.0, 10.0, 50_000)

@@ -119,13 +119,13 @@ def test_every_recipe_of_nnunet_is_valid_and_has_its_numbers(shape: tuple[int, .
 
 def test_the_text_of_a_recipe_is_the_recipe(tmp_path: Path):
     fingerprint = set_of((20, 300, 310), (4.0, 0.7, 0.7), channels=("CT",))
-    data = DataConfig(images={"CT": "a/{id}.nii"}, labels="b/{id}.nii", folds=3)
+    data = DataConfig(images={"CT": "a/{id}.nii"}, labels="b/{id}.nii", folds=3, classes={0: "none", 1: "liver"})
     settings = nnunet_settings(fingerprint, data, nnunet_configurations(fingerprint, 8e9)["3d_fullres"])
     text = text_of(settings, ["Why: a #1"])
     (tmp_path / "recipe.yaml").write_text(text)
     assert configuration.load(tmp_path / "recipe.yaml") == config_of(settings, "recipe")
     assert text.startswith("# Why: a #1\n")
-    assert "classes: {0: background, 1: liver}" in text
+    assert "classes: {0: none, 1: liver}" in text
     assert max(map(len, text.splitlines())) <= 160
 
 

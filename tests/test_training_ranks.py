@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,7 +83,14 @@ def test_two_processes_give_the_losses_and_the_model_of_one(alone: Path, togethe
 
 
 def test_sharing_out_the_weights_changes_nothing(root: Path, alone: Path):
-    check_same(trained(root, "sharded", TOGETHER, "training.shard=true"), alone)
+    run = trained(root, "sharded", TOGETHER, "training.shard=true")
+    check_same(run, alone)
+    before = {path.name: path.read_bytes() for path in newest(run).glob("*.safetensors")}
+    shutil.rmtree(newest(run))  # what was done since the checkpoint before is done again
+    process = start(root, *TOGETHER, "train", "--resume", run)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert {path.name: path.read_bytes() for path in newest(run).glob("*.safetensors")} == before
 
 
 def test_all_stop_together_and_what_is_gone_on_with_ends_bit_for_bit(root: Path, together: Path):

@@ -25,7 +25,8 @@ from densepred.metrics import dice
 
 TRIALS = "trials"
 PLAIN = tuple(
-    f"inference.{text}" for text in ("outputs=[labels]", "cutout=null", "bin=1", "temperature=1", "keep_largest=[]")
+    f"inference.{text}"
+    for text in ("outputs=[labels]", "head=null", "cutout=null", "bin=1", "temperature=1", "keep_largest=[]")
 )
 """Whole label maps as the networks give them."""
 

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from densepred import config as configuration
-from densepred.cases.plan import Plan
+from densepred.cases.cache import prepare
+from densepred.cases.plan import Plan, make_plan
 from densepred.config import Config
 from densepred.crossval.held_out import Setup
 from densepred.crossval.judging import Verdict, judge
-from densepred.crossval.recipe import chosen, shared
+from densepred.crossval.recipe import Shared, chosen, shared
 from densepred.crossval.training import FoldState, Record, train_folds
 from densepred.errors import DONE, SOME_FAILED, InputError, NothingDoneError
 from densepred.files import locked, writable_folder
 from densepred.inference.engines import devices_of
 from densepred.inference.engines.local import Local
 from densepred.inference.folds import DONE as FINISHED
+from densepred.progress import progress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -94,10 +96,20 @@ def cross_validate(
         common = shared(config, folder)
         asked = chosen(common.folds, folds)
         record = Record(folder, [FoldState(fold, [f"fold-{fold}"], common.folds[fold][1]) for fold in asked])
-        train_folds(record, asked, asked_devices, config.training.epochs)
+        if any(one.state != FINISHED for one in record.folds if one.fold in asked):
+            _prepare(common)
+            train_folds(record, asked, asked_devices, config.training.epochs)
         failed = [f"fold {one.fold}: {one.state}: {one.why}" for one in record.folds if one.state != FINISHED]
         if not record.done:
             raise NothingDoneError("\n  ".join(["no fold could be trained", *failed]), f"see the logs in {folder}/logs")
         plan = Plan.load(folder / record.done[0].runs[0] / "plan.json")
         verdict = judge(Setup(folder, common, plan, record.done, Local(asked_devices)))
         return Result(folder, verdict, failed)
+
+
+def _prepare(common: Shared) -> None:
+    """Preprocess all cases once, before several folds would each begin with that; a fault of one ends it here."""
+    cases, cache = list(common.cases.values()), common.config.data.cache
+    assert cache is not None  # the recipe that folds share names one
+    with progress(len(cases), "preparing cases") as advance:
+        prepare(cases, make_plan(common.config, cases), cache, lambda: advance(1))

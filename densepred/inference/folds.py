@@ -17,6 +17,7 @@ FORMAT_VERSION = 1
 SETTINGS = ("inference.mirror", "inference.keep_largest", "inference.temperature")
 """What a cross-validation decides on."""
 DONE = "done"
+UNDECIDED = "nothing is decided yet, the settings are those of the recipe: run densepred crossval to its end"
 _LOG = logging.getLogger(__name__)
 
 
@@ -51,7 +52,7 @@ def read_ensemble(folder: Path) -> Ensemble:
         done = [fold for fold in folds if fold["state"] == DONE]
         runs = tuple(folder / run for run in decisions.get("runs") or [run for fold in done for run in fold["runs"]])
         chosen = dict(decisions.get("settings", {}))
-        why = tuple(str(one["why"]) for one in decisions.get("decisions", ()))
+        why = tuple(str(one["why"]) for one in decisions.get("decisions", ())) if decisions else (UNDECIDED,)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"damaged ({error!r})", "run densepred crossval again", folder / RECORD) from error
     if not runs:

@@ -148,7 +148,9 @@ def _patch_why(one: Configuration, limits: Limits) -> str:
     whole = all(a >= b for a, b in zip(one.net.patch, _shape(one), strict=True))
     if whole:
         return "a typical image as a whole, rounded up to what the strides divide"
-    bound = "what the time allows" if one.net.voxels * 1.5 > most else "what the memory allows"
+    bound = "what the memory allows"
+    if one.net.voxels * 1.5 > most:
+        bound = "more would take long on a processor" if most == own.ON_CPU[one.dims] else "what the time allows"
     return f"{min(one.covers, 1):.0%} of the voxels of a typical image: {bound}"
 
 

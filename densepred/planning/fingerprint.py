@@ -210,7 +210,9 @@ def _named(facts: Iterable[CaseFacts]) -> dict[int, str]:
     values = sorted({int(name) for case in facts for name, one in case.classes.items() if one.voxels or name == "0"})
     if len(values) > MOST_UNNAMED:
         what = f"the labels hold {len(values)} values, {values[0]} to {values[-1]}: instances rather than classes?"
-        raise InputError(what, "make label maps of classes, or name the values in data.classes")
+        raise InputError(
+            what, "make label maps of classes, or name the values in data.classes: equal names are one class"
+        )
     if len(values) < 2:
         raise InputError("the labels hold no value but 0: there is nothing to learn", "check the labels")
     values.sort(key=lambda value: (value != 0, value))

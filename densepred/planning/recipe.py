@@ -51,7 +51,7 @@ def of_data(fingerprint: Fingerprint, data: DataConfig, one: Configuration, alik
         alike: all cases lie on the grid of its spacing already.
         rules: nnunet or densepred.
     """
-    given = data.model_dump(mode="json", exclude_unset=True)
+    given = data.model_dump(exclude_unset=True)
     found = [Setting(f"data.{key}", value) for key, value in given.items()]
     if "classes" not in given and not data.dataset:
         why = "the values in the labels, background first; give them names"
@@ -160,7 +160,7 @@ def of_normalize(fingerprint: Fingerprint, data: DataConfig, rules: str) -> list
     for (name, one), (value, _) in zip(data.images.items(), chosen, strict=True):
         channel = one if isinstance(one, ChannelConfig) else ChannelConfig(file=one)
         keep = channel.normalize is not None or channel.bits
-        images[name] = channel.model_dump(mode="json", exclude_unset=True) | ({} if keep else {"normalize": value})
+        images[name] = channel.model_dump(exclude_unset=True) | ({} if keep else {"normalize": value})
     return [Setting("data.images", images, "; ".join(f"{n}: {w}" for n, (_, w) in zip(images, chosen, strict=True)))]
 
 

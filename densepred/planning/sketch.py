@@ -14,6 +14,7 @@ from densepred.config import Section
 _TAIL = np.linspace(0, 0.02, 41)
 RANKS = np.unique(np.concatenate([_TAIL, np.linspace(0.02, 0.98, 193), 1 - _TAIL]))
 """Where the quantiles of a case are kept: every half per cent, and every twentieth of one in the tails."""
+_NONE = 1e-12  # of the range: where the least value has much weight, bisection comes this near to it
 MOST_VALUES = 1 << 22
 """Values of one case and channel that its quantiles are taken from; of larger images, a regular sample of so many."""
 
@@ -64,7 +65,7 @@ class Sketch(Section):
             middle = (low + high) / 2
             below = sum(count * float(np.interp(middle, values, RANKS)) for count, values in parts)
             low, high = (middle, high) if below < probability * self.count else (low, middle)
-        return (low + high) / 2
+        return self.low if high - self.low < _NONE * (self.high - self.low) else (low + high) / 2
 
     def facts(self) -> dict[str, float]:
         """The numbers by name, as nnU-Net's fingerprint has them."""

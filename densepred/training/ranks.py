@@ -7,6 +7,7 @@ outputs, and each sends the gradient back through its own.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,9 +19,6 @@ import torch
 import torch.distributed as dist
 from accelerate.state import PartialState
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from densepred.errors import InputError
 from densepred.files import locked
@@ -40,6 +38,8 @@ def join(device: torch.device) -> torch.device:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         PartialState(cpu=device.type == "cpu", timeout=_PATIENCE)
+        if not first():
+            logging.getLogger("densepred").setLevel(logging.ERROR)  # the first says it for all
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if count() > 1 and device.type == "cuda" else device
 
 
@@ -141,6 +141,9 @@ def shard(model: nn.Module, device: torch.device) -> None:
     Each stage of the encoder and each step of the decoder is put together when it is needed, and the rest at once.
     Done before the optimiser is made, for the parameters are new ones.
     """
+    from torch.distributed.device_mesh import init_device_mesh  # here, for it takes long to import
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.type, (count(),))
     for name, part in model.named_modules():
         if re.fullmatch(r"(encoder|decoder)\.\w+\.\d+", name):
@@ -150,11 +153,13 @@ def shard(model: nn.Module, device: torch.device) -> None:
 
 def like(value: Tensor, other: Tensor) -> Tensor:
     """`value`, which every process has in full, shared out as `other` is."""
-    if not isinstance(other, DTensor) or value.shape != other.shape:
+    if not hasattr(other, "full_tensor") or value.shape != other.shape:
         return value
-    return distribute_tensor(value.to(other.device), other.device_mesh, other.placements)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(other.device), other.device_mesh, other.placements)  # type: ignore[attr-defined]
 
 
 def full(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of which each process may hold a shard, put together."""
-    return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in tensors.items()}
+    return {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in tensors.items()}
