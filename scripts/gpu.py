@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from densepred.config import LossConfig, ModelConfig, OptimizerConfig
+from densepred.augment.volume import Augmenter
+from densepred.config import AugmentConfig, LossConfig, ModelConfig, OptimizerConfig
 from densepred.device import pick_device, pick_precision
 from densepred.losses import SegmentationLoss
 from densepred.models.build import build, initialize
@@ -34,21 +35,26 @@ def wait(device: torch.device) -> float:
 
 
 def bench_training(device: torch.device, steps: int, form: Form) -> None:
-    """Steps per second of the hippocampus recipe's network."""
-    model = initialize(build(ModelConfig(channels=(32, 64, 128, 256), deep_supervision=1), 1, 3), 0)
+    """Steps per second of nnU-Net's plain shape on 128x128x128, without augmentation and with nnU-Net's, in turns."""
+    size, widths = ((128,) * 3, (32, 64, 128, 256, 320)) if device.type == "cuda" else ((32,) * 3, (8, 16, 32))
+    model = initialize(build(ModelConfig(channels=widths, deep_supervision=1), 1, 3), 0)
     precision = pick_precision("auto", device)
     engine = Engine(model, make_optimizer(model, OptimizerConfig()), device, precision, form)
-    criterion = SegmentationLoss(LossConfig())
-    image = torch.randn(2, 1, 40, 56, 40, device=device)
-    label = torch.randint(0, 3, (2, 40, 56, 40), device=device)
-    times = []
-    for _ in range(steps):
+    criterion, augment = SegmentationLoss(LossConfig()), Augmenter(AugmentConfig.model_validate("nnunet"), 3)
+    image = torch.randn(2, 1, *size, device=device)
+    label = torch.randint(0, 3, (2, *size), device=device)
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for step in range(2 * steps):
         start = wait(device)
-        engine.gradient(image, lambda outputs: criterion(outputs, label), 12.0)
+        x, y = augment(image, label, [2 * step, 2 * step + 1]) if step % 2 else (image, label)
+        engine.gradient(x, lambda outputs, y=y: criterion(outputs, y), 12.0)
         engine.update(0.01)
-        times.append(wait(device) - start)
-    median = statistics.median(times[len(times) // 3 :])
-    print(f"step of 2x40x56x40, {precision}, form {form}: {1 / median:.2f} steps/s")
+        times[bool(step % 2)].append(wait(device) - start)
+    plain, augmented = (statistics.mean(found[len(found) // 3 :]) for found in times.values())
+    shape = "x".join(map(str, size))
+    print(
+        f"step of 2x{shape}, {precision}, form {form}: {1 / plain:.2f} steps/s, augmented {augmented / plain:.3f} times"
+    )
 
 
 def main() -> None:
