@@ -201,5 +201,5 @@ def test_a_recipe_without_label_maps_is_refused(tmp_path: Path) -> None:
     recipe = write_set(tmp_path)
     text = recipe.read_text().replace("labels:", "targets: {mass: {file:").replace('{id}.nii.gz"', '{id}.nii.gz"}}')
     recipe.write_text("\n".join(line for line in text.splitlines() if "classes:" not in line))
-    with pytest.raises(InputError, match="scores label maps, and this recipe learns none"):
+    with pytest.raises(InputError, match="judges exclusive classes"):
         cross_validate(recipe, tmp_path / "cv")

@@ -158,6 +158,6 @@ def test_a_sample_stands_for_the_whole_case(tmp_path: Path) -> None:
     assert loss(found, 1.0) == pytest.approx(exact, rel=0.05)
     contested = shares[0] < 1 - DOUBT
     assert found.weight[found.contested].sum() == pytest.approx(contested.mean(), abs=1e-3)
-    again = sample_case(load(run, ["inference.memory=1GB"]), case)
+    again = sample_case(load(run, ["inference.memory=4GB"]), case)
     assert again is not None
     np.testing.assert_array_equal(again.logits, found.logits)

@@ -49,7 +49,8 @@ def cases_done(out: Path) -> int:
     """The number of cases that the manifest of a folder of predictions calls done."""
     manifest = out / "manifest.jsonl"
     lines = manifest.read_text().splitlines(keepends=True) if manifest.exists() else []
-    return len({json.loads(line)["id"] for line in lines if line.endswith("\n") and '"begun"' not in line})
+    entries = [json.loads(line) for line in lines if line.endswith("\n")]
+    return len({entry["id"] for entry in entries if not {"begun", "failed"} & set(entry)})
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -89,8 +89,8 @@ def nuclei(root: Path) -> list[str]:
 NARROW = {
     "fcn8s_vgg16": ["model.width=8", "model.fc_channels=32"],
     "deconvnet_vgg16": ["model.width=8", "model.fc_channels=32"],
-    "unet_resnet34_nuclei": ["model.width=8", "model.decoder_channels=8"],
-    "unet_convnext_nuclei": ["model.width=12", "model.decoder_channels=8"],
+    "unet_resnet34_nuclei": ["model.width=8", "model.decoder_channels=null"],
+    "unet_convnext_nuclei": ["model.width=12", "model.decoder_channels=null"],
     "unet3d": ["model.channels=[8,16,32]", "model.deep_supervision=1"],
     "massmap_unet2d": ["model.channels=[8,16,32]"],
     "unet2d": ["model.channels=[8,16,32]"],
