@@ -92,6 +92,7 @@ class Trainer:
         total = config.training.epochs * config.training.steps
         self.course = Course(total, config.optimizer.warmup, budget or None)
         self.stop = StopSignals()
+        self.asked: int | None = None  # the signal that all processes know of
         self.log: Trackers
         self.began = 0.0
 
@@ -154,16 +155,22 @@ class Trainer:
         elif (step + 1) % training.checkpoint_every == 0:
             self.keeper.save()
         advance(1 if self.course.budget is None else round(state["elapsed"]) - round(before), **info)
-        if self.stop.signal is not None and not self._over():
+        if self.asked is not None and not self._over():
             self._stopped(self.keeper.save())
 
     def _agree(self) -> None:
         """Let all processes know of a signal and of the time alike."""
         elapsed = time.monotonic() - self.began if ranks.first() else 0.0
         signal, elapsed = ranks.largest(float(self.stop.signal or 0), elapsed)
-        self.stop.signal = int(signal) or None
+        self._heard(signal)
         self.course.tick(elapsed)
         self.state |= {"elapsed": elapsed, "reached": self.course.reached}
+
+    def _heard(self, signal: float) -> None:
+        """What is agreed on stands apart: a signal that comes meanwhile is not lost, and no process stops alone."""
+        self.asked = int(signal) or None
+        if self.asked is not None:
+            self.stop.signal = self.asked
 
     def _stopped(self, saved: bool) -> None:
         step = f"step {self.state['step']}" + (f" of {self.course.total}" if self.course.budget is None else "")
@@ -306,7 +313,7 @@ class Trainer:
             if mine < len(self.validation):
                 judged.append(self.objective.judge(model, self.validation[mine], watch))
             if ranks.count() > 1:
-                self.stop.signal = int(ranks.largest(float(self.stop.signal or 0))[0]) or None
-                if self.stop.signal is not None:
+                self._heard(ranks.largest(float(self.stop.signal or 0))[0])
+                if self.asked is not None:
                     self._stopped(saved)
         return self.objective.scores(ranks.collected(judged))

@@ -50,7 +50,8 @@ def cases_done(out: Path) -> int:
     manifest = out / "manifest.jsonl"
     lines = manifest.read_text().splitlines(keepends=True) if manifest.exists() else []
     entries = [json.loads(line) for line in lines if line.endswith("\n")]
-    return len({entry["id"] for entry in entries if not {"begun", "failed"} & set(entry)})
+    done = [e for e in entries if not {"begun", "failed"} & set(e) and set(e) - {"id", "outputs", "turn"}]
+    return len({entry["id"] for entry in done})
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
