@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from densepred.inference.backends import prepare
 from densepred.models.build import create_model
 from densepred.models.heads import Segmentation
 from densepred.models.layers import to_channels_last
+from densepred.signals import _Stack
 
 CPU = torch.device("cpu")
 has_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
@@ -142,6 +144,19 @@ def test_a_crash_of_openvino_is_a_fault_of_the_network_alone(monkeypatch: pytest
     monkeypatch.setattr(openvino_runtime, "_CHILD", crash + openvino_runtime._CHILD)
     with pytest.raises(InputError, match=r"OpenVINO fails on this network \(exit code -11\)"):
         prepare(model, x.shape, CPU, torch.float32, "openvino")
+
+
+@has_openvino
+def test_openvino_leaves_the_stack_of_signals() -> None:
+    def stack() -> tuple[int | None, int]:
+        found = _Stack()
+        ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
+        return found.start, found.size
+
+    model, x = network("2d")
+    before = stack()
+    prepare(model, x.shape, CPU, torch.float32, "openvino")(x)
+    assert stack() == before
 
 
 @has_openvino

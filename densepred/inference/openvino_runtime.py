@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from densepred.errors import InputError
 from densepred.inference.forward import pick
 from densepred.inference.runtimes import Task, making
+from densepred.signals import signal_stack_kept
 
 HINTS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
@@ -32,6 +33,7 @@ class OpenVinoRuntime:
         InputError: it is not installed, does not compute on this device or in this precision, or not this network.
     """
 
+    @signal_stack_kept()
     def __init__(self, model: nn.Module, task: Task) -> None:
         self.library = openvino()
         if task.device.type != "cpu":
@@ -54,6 +56,7 @@ class OpenVinoRuntime:
         self.request = compiled.create_infer_request()
         self.lock = threading.Lock()
 
+    @signal_stack_kept()
     def __call__(self, windows: Tensor) -> Tensor:
         """(B, C, *window) -> (B, K, *window) float32."""
         logits = torch.empty(self.shape)
