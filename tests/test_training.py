@@ -14,12 +14,17 @@ import torch
 
 import densepred as dp
 from densepred import config as configuration
+from densepred.cases.cache import prepare
+from densepred.cases.case import collect
 from densepred.cases.patches import PatchSampler
 from densepred.config import Config
 from densepred.errors import InputError, ResourceError
+from densepred.losses import SegmentationLoss
 from densepred.training import checkpoint
 from densepred.training.loop import resume, train
+from densepred.training.objective import SegmentationObjective
 from densepred.training.prefetch import prefetch
+from tests.training_runs import volumes
 
 RECIPE = """
 data: {images: "images/*.nii.gz", labels: "labels/{id}.nii.gz", classes: {0: background, 7: cube}, folds: 3}
@@ -33,16 +38,7 @@ training: {epochs: 2, steps: 4, tensorboard: false, device: cpu}
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Six volumes with a bright cube of value 7, and a recipe."""
-    generator = np.random.default_rng(0)
-    for number in range(6):
-        label = np.zeros((14, 15, 16), np.uint8)
-        z, y, x = generator.integers(1, 7, 3)
-        label[z : z + 6, y : y + 6, x : x + 6] = 7
-        image = (label > 0) + generator.normal(0, 0.3, label.shape).astype(np.float32)
-        for folder, array in {"images": image.astype(np.float32), "labels": label}.items():
-            (tmp_path / folder).mkdir(exist_ok=True)
-            nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / folder / f"c{number}.nii.gz")
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    volumes(tmp_path, RECIPE)
     return tmp_path
 
 
@@ -221,3 +217,28 @@ def test_a_training_starts_from_weights_of_another_kind_and_keeps_where_they_cam
     torch.testing.assert_close(found, given.unsqueeze(2).expand_as(found) / 3, atol=1e-6, rtol=1e-4)
     path.unlink()  # what was started can be resumed without it
     assert resume(root / "run", ["training.epochs=2"]).rows[-1]["epoch"] == 2
+
+
+@pytest.mark.parametrize("regions", ["", ", regions: {cube: [cube]}"])
+def test_planes_of_volumes_are_learnt_and_whole_volumes_judged(root: Path, regions: str):
+    recipe = RECIPE.replace(", folds: 3", f"{regions}, folds: 3").replace(
+        "size: [12, 12, 12]", "size: [12, 12], axis: 0"
+    )
+    (root / "recipe.yaml").write_text(recipe.replace("{channels: [4, 8]}", "{dims: 2, channels: [4, 8]}"))
+    (row,) = train(load(root, "training.epochs=1"), root / "run").rows
+    assert 0 <= row["dice_cube"] <= 1
+
+
+def test_distances_of_a_loss_are_in_the_images_unit(root: Path):
+    for path in (root / "images").glob("*.nii.gz"):
+        for folder in ("images", "labels"):
+            one = nib.load(root / folder / path.name)
+            nib.save(nib.Nifti1Image(np.asanyarray(one.dataobj), np.diag([1, 1, 3, 1])), root / folder / path.name)
+    config = load(root, "loss.boundary=0.01", "training.epochs=1", "training.steps=1")
+    run = train(config, root / "run")
+    cases = prepare(collect(config.data), run.plan, root / "run" / "cache")
+    objective = SegmentationObjective(config, run.plan, cases, torch.device("cpu"), torch.float32)
+    outputs, label = torch.zeros(1, 2, 8, 8, 8), torch.zeros(1, 8, 8, 8).long()
+    label[:, 2:6, 2:6, 2:6] = 1
+    wanted = SegmentationLoss(config.loss, spacing=(3.0, 1.0, 1.0))(outputs, label)
+    assert objective.loss(outputs, label) == wanted != SegmentationLoss(config.loss)(outputs, label)

@@ -24,6 +24,7 @@ from densepred.inference.slices import stream
 from densepred.inference.sliding_window import SlidingWindowInferer
 from densepred.losses import SegmentationLoss
 from densepred.models.build import build
+from densepred.training.tallies import Overlap, dice_of_classes
 
 Inputs = Tensor | tuple[Tensor, ...]
 Outputs = Tensor | Mapping[str, Tensor]
@@ -101,9 +102,9 @@ class SegmentationObjective(Objective):
     def __init__(
         self, config: Config, plan: Plan, train: Sequence[CachedCase], device: torch.device, precision: torch.dtype
     ) -> None:
-        self.config, self.plan = config, plan
-        self.device, self.precision = device, str(precision).removeprefix("torch.")
-        self.criterion = SegmentationLoss(config.loss)
+        self.config, self.plan, self.device, self.precision = config, plan, device, precision
+        self.tally = Overlap(plan.classes[1:])
+        self.criterion = SegmentationLoss(config.loss, spacing=plan.typical_spacing)
         self.at_chance = self.criterion.at_chance(len(plan.classes))
         self.augment = Augmenter(config.augment, len(plan.classes), plan.typical_spacing, plan.flag_channels)
         training = config.training
@@ -130,34 +131,41 @@ class SegmentationObjective(Objective):
 
     def judge(self, model: nn.Module, case: CachedCase, watch: Watch) -> list[float]:
         """The Dice of each class but the background; NaN where it is neither there nor predicted."""
-        config, classes = self.config.inference, len(self.plan.classes)
-        inferer = SlidingWindowInferer(
-            config.window or self.config.patch.size,
-            config.overlap,
-            config.blend,
-            config.batch,
-            self.device,
-            self.precision,
-            mirror_axes=config.mirror,
-            multiple=model.stride if config.blend == "none" else 1,  # type: ignore[arg-type]
-        )
+        classes, inferer = len(self.plan.classes), inferer_for(self.config, self.device, self.precision, model)
         counts = np.zeros((classes, classes), np.int64)
         for start, stop, logits in stream(inferer, model, case.image, self.plan.slices, watch):
             labels = logits.max(0).indices.cpu().numpy()
             counts += metrics.confusion(case.label[start:stop], labels, classes)
-        return [float(value) for value in metrics.dice(counts)[1:]]
+        return [float(value) for value in dice_of_classes(counts)]
 
     def scores(self, judged: Sequence[Sequence[float]]) -> dict[str, float]:
         """Dice per class, the mean over the cases that have it in truth or prediction, and the mean of those."""
-        classes = self.plan.classes[1:]
-        known = np.isfinite(judged)
-        mean = np.divide(np.nansum(judged, 0), known.sum(0), out=np.full(len(classes), np.nan), where=known.any(0))
-        named = {f"dice_{name}": float(value) for name, value in zip(classes, mean, strict=True)}
-        return named | {"dice_mean": float(np.nanmean(mean)) if known.any() else math.nan}
+        return self.tally.scores(np.array(judged, np.float64))
 
     def merit(self, scores: Mapping[str, float]) -> float:
         """The mean Dice."""
         return scores.get("dice_mean", math.nan)
+
+
+def inferer_for(config: Config, device: torch.device, precision: torch.dtype, model: nn.Module) -> SlidingWindowInferer:
+    """What predicts validation cases: by the windows, views and borders that the recipe has for prediction.
+
+    Args:
+        config: the recipe.
+        device, precision: where and in what numbers.
+        model: which tells the multiple of which windows begin where none are blended.
+    """
+    settings = config.inference
+    return SlidingWindowInferer(
+        settings.window or config.patch.size,
+        settings.overlap,
+        settings.blend,
+        settings.batch,
+        device,
+        str(precision).removeprefix("torch."),
+        mirror_axes=settings.mirror,
+        multiple=model.stride if settings.blend == "none" else 1,  # type: ignore[arg-type]
+    )
 
 
 def make_objective(

@@ -22,12 +22,12 @@ from densepred.cases.targets import covariates_of, read_table, truth_of
 from densepred.config import Config, HeadConfig
 from densepred.config.tasks import SEGMENTATION
 from densepred.inference.heads import heads_of, of_whole, specs_of
-from densepred.inference.sliding_window import SlidingWindowInferer
+from densepred.inference.slices import stream
 from densepred.losses import MultiTaskLoss, SegmentationLoss
 from densepred.models.build import build
 from densepred.models.dense import DensePredictor
 from densepred.models.heads import HeadSpec, Segmentation, predictions
-from densepred.training.objective import Inputs, Objective, Outputs, Watch
+from densepred.training.objective import Inputs, Objective, Outputs, Watch, inferer_for
 from densepred.training.tallies import Choices, Errors, Overlap, Tally, Values, dice_of, dice_of_classes
 
 _KNOWN = 0.5
@@ -184,20 +184,12 @@ class TasksObjective(Objective):
         return [float(value) for name in self.specs for value in found[name]]
 
     def _judge_maps(self, model: DensePredictor, case: CachedCase, watch: Watch) -> dict[str, np.ndarray]:
-        config, image, channels = self.config.inference, case.image, len(self.plan.channels)
-        inferer = SlidingWindowInferer(
-            config.window or self.config.patch.size,
-            config.overlap,
-            config.blend,
-            config.batch,
-            self.device,
-            str(self.precision).removeprefix("torch."),
-            mirror_axes=config.mirror,
-            multiple=model.stride if config.blend == "none" else 1,
-        )
+        image, channels = case.image, len(self.plan.channels)
+        inferer = inferer_for(self.config, self.device, self.precision, model)
         sums: dict[str, Any] = {}
         widths = [spec.channels for spec in model.specs.values()]
-        for start, stop, outputs in inferer.stream(_Joined(model), image[:channels], watch):
+        seen = _Leading(image, channels)
+        for start, stop, outputs in stream(inferer, _Joined(model), seen, self.plan.slices, watch):
             for name, part in zip(model.specs, outputs.split(widths), strict=True):
                 truth = case.label[start:stop] if name == SEGMENTATION else image[channels:, start:stop]
                 found = self._planes(name, part, truth)
@@ -252,6 +244,16 @@ class TasksObjective(Objective):
         weights = {name: self.config.heads.get(name, HeadConfig()).weight for name in known}
         total = sum(weights.values())
         return sum(weights[name] * one for name, one in known.items()) / total if total else math.nan
+
+
+class _Leading:
+    """The first channels of an image, read plane by plane as they are asked for."""
+
+    def __init__(self, image: Any, channels: int) -> None:
+        self.image, self.channels, self.shape = image, channels, (channels, *image.shape[1:])
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.image[(slice(self.channels), *key[1:])]
 
 
 class _Joined(nn.Module):
