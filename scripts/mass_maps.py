@@ -3,9 +3,10 @@
     python scripts/mass_maps.py --out runs/massmap --train 10000 --workers 8
 
 Once more on Gaussian maps of the same power, for which no method can beat the filter: what is gained there beyond one
-per cent would be a leak. Writes `table.md`, `scores.json`, `spectra.png` and `maps.png`. Errors are over the pixels
-that were observed, of test maps whose seeds no training saw. The exit status is 1 where a demand of the table's last
-lines fails. The maps are a lognormal toy: not to be compared with published numbers one to one.
+per cent would be a leak, and what is lost a network that has not learnt enough to prove anything. Writes `table.md`,
+`scores.json`, `spectra.png` and `maps.png`. Errors are over the pixels that were observed, of test maps whose seeds no
+training saw. The exit status is 1 where a demand of the table's last lines fails. The maps are a lognormal toy: not to
+be compared with published numbers one to one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from densepred.metrics import MapErrors, Spectra
 
 ROOT = Path(__file__).parent.parent
 GAIN, LEAK = 0.15, 0.01
-"""How far below the filter's the mean squared error must be; and may be on Gaussian maps, at most."""
+"""How far below the filter's the mean squared error must be; and how near to it on Gaussian maps."""
 RINGS = np.geomspace(80, 5400, 13)
 """Edges of the rings of multipoles."""
 ARCMIN = np.pi / 180 / 60
@@ -155,7 +156,7 @@ def demands(parts: dict[str, Found]) -> dict[str, bool]:
     out = {f"lognormal: {100 * gain:.2f} % below the filter, at least {100 * GAIN:g} %": gain >= GAIN}
     if "Gaussian" in parts:
         gain = parts["Gaussian"].gain
-        out[f"Gaussian: {100 * gain:.2f} % below the filter, at most {100 * LEAK:g} %"] = gain <= LEAK
+        out[f"Gaussian: {100 * gain:.2f} % below the filter, within {100 * LEAK:g} % of it"] = abs(gain) <= LEAK
     return out
 
 

@@ -2,8 +2,8 @@
 
 Cases are drawn around the median shape and spacing. Spacings: those of MONAI's tutorials
 (modules/dynunet_pipeline/task_params.py, target spacings) and, where nnU-Net takes the 10th percentile, of the sets
-themselves. Shapes: nnU-Net's papers (arXiv:1809.10486 and doi:10.1038/s41592-020-01008-z, supplement). Both planners
-see the same lists, so the comparison does not hang on these numbers being exact.
+themselves. Shapes: as told of the sets (nnU-Net's papers), written down from memory. Both planners see the same lists,
+so the comparison does not hang on these numbers being exact.
 """
 
 from __future__ import annotations

@@ -82,8 +82,7 @@ def cross_validate(
 
     Example:
         >>> found = cross_validate("configs/hippocampus_unet3d.yaml", "runs/cv")  # doctest: +SKIP
-        >>> found.verdict.summary["all"]["mean"]["value"]  # doctest: +SKIP
-        0.8842
+        >>> mean = found.verdict.summary["all"]["mean"]["value"]  # doctest: +SKIP
     """
     if not isinstance(config, Config):
         config = configuration.load(config, overrides)

@@ -82,8 +82,7 @@ def evaluate(
         UnsafeError, NothingDoneError: `out` is the folder of the predictions; there are no predictions or no labels.
 
     Example:
-        >>> evaluate("predictions/", "labelsTr/", out="scores/").mean["anterior"]["dice"]  # doctest: +SKIP
-        0.8812
+        >>> dice = evaluate("predictions/", "labelsTr/", out="scores/").mean["anterior"]["dice"]  # doctest: +SKIP
     """
     wanted = Wanted(tuple(metrics), tolerance)
     predicted, truths = both_sides(predictions, labels, "labels", out)

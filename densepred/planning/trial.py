@@ -7,6 +7,7 @@ own, because only so its memory is known, and because one that runs out of memor
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -105,7 +106,7 @@ def _trial(folder: Path) -> Trial:
     made = Run(folder / "run", config, make_plan(config, cases))
     began = time.monotonic()
     cached = prepare(cases, made.plan, folder / "cache")
-    voxels = sum(_voxels(case.shape) for case in cached)
+    voxels = sum(math.prod(case.shape[1:]) for case in cached)
     seconds = (time.monotonic() - began) / voxels
     stored = sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file()) / voxels
     start = resident() if device.type == "cpu" else 0
@@ -115,13 +116,6 @@ def _trial(folder: Path) -> Trial:
     computing = min(after - before for before, after in pairwise(clock)) / STEPS
     step = max(computing, LEAST) / (1 - min(float(made.rows[-1]["waiting"]), 0.9))
     return Trial(step, start, start + peak(), seconds, stored, str(device))
-
-
-def _voxels(shape: Sequence[int]) -> int:
-    count = 1
-    for size in shape[1:]:
-        count *= size
-    return count
 
 
 def main(folder: Path) -> None:
