@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -194,6 +195,7 @@ def test_exit_codes_and_messages(monkeypatch, capsys, raised: BaseException, cod
         cli.main()
     printed = capsys.readouterr()
     assert stop.value.code == code
+    assert not logging.getLogger("densepred").handlers
     assert printed.out == ""
     assert printed.err.endswith(says) if code not in (1,) else says in printed.err
     assert ("Traceback" in printed.err) == (code == 1)

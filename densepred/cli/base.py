@@ -85,8 +85,9 @@ def main() -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda message, *_, **__: say(f"WARNING {message}")
-    log = logging.getLogger("densepred")
-    log.addHandler(_Stderr())
+    log, handler = logging.getLogger("densepred"), _Stderr()
+    level = log.level
+    log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
         app(prog_name="densepred")
@@ -98,3 +99,6 @@ def main() -> NoReturn:
         traceback.print_exc()
         say("This is a bug in densepred: please report it with the lines above and `densepred version`.")
         sys.exit(BUG)
+    finally:  # a program that calls this goes on with its own log
+        log.removeHandler(handler)
+        log.setLevel(level)
