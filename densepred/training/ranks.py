@@ -6,6 +6,7 @@ outputs, and each sends the gradient back through its own.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -38,9 +39,16 @@ def join(device: torch.device) -> torch.device:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         PartialState(cpu=device.type == "cpu", timeout=_PATIENCE)
+        atexit.register(_leave)
         if not first():
             logging.getLogger("densepred").setLevel(logging.ERROR)  # the first says it for all
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if count() > 1 and device.type == "cuda" else device
+
+
+def _leave() -> None:
+    """End the threads that exchange tensors while there is an interpreter: one that needs it later is an abort."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def count() -> int:
