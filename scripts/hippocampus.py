@@ -1,8 +1,10 @@
 """Train a recipe on one fold of the hippocampus set, predict its validation cases as whole volumes, and score them.
 
     python scripts/hippocampus.py --data ../shared/data/hippocampus --out runs/hippocampus_fold0
+    python scripts/hippocampus.py --data ../shared/data/hippocampus --out runs/nnunet_fold0 --nnunet 30min
 
 Prints the Dice of both classes as `densepred evaluate` gives them, the time of the training and its steps per second.
+The second trains nnU-Net v2 (`pip install nnunetv2`) on the same fold for so long, by its own plan and trainer.
 """
 
 from __future__ import annotations
@@ -15,12 +17,38 @@ import sys
 import time
 from pathlib import Path
 
+from bench_peers import nnunet_training
+
+from densepred.config.training import parse_duration
+
 ROOT = Path(__file__).parent.parent
 
 
 def run(*arguments: object) -> None:
     """Run one densepred command, its output going where ours goes."""
     subprocess.run([sys.executable, "-m", "densepred", *map(str, arguments)], check=True, cwd=ROOT)
+
+
+def ours(data: Path, out: Path, fold: dict[str, list[str]], arguments: argparse.Namespace) -> Path:
+    """Train the recipe and segment; where the label maps are."""
+    settings = [f"data.root={data}", f"data.fold={arguments.fold}", *arguments.overrides]
+    run("train", arguments.config, *settings, "--run", out / "run")
+    images = [data / "imagesTr" / f"{case}.nii.gz" for case in fold["val"]]
+    run("predict", out / "run", *images, "--out", out / "predictions")
+    with open(out / "run" / "metrics.csv", newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    steps, seconds = int(last["step"]), float(last["seconds"])
+    print(f"{steps} steps, {steps / seconds:.2f} a second without validation")
+    return out / "predictions"
+
+
+def nnunets(data: Path, out: Path, fold: dict[str, list[str]], arguments: argparse.Namespace) -> Path:
+    """Let nnU-Net plan, train and segment; where the label maps are."""
+    work = out / "nnunet"
+    nnunet_training.prepare(data, work, sorted(fold["train"] + fold["val"]))
+    steps = nnunet_training.fitted(work, "cpu", fold["train"], fold["val"], parse_duration(arguments.nnunet))
+    print(f"{steps} steps of nnU-Net")
+    return nnunet_training.segmented(work)
 
 
 def main() -> None:
@@ -30,26 +58,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="new folder for run, predictions and scores")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "hippocampus_unet3d.yaml")
     parser.add_argument("--fold", type=int, default=0)
+    parser.add_argument("--nnunet", metavar="TIME", help="train nnU-Net instead of the recipe, for so long")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="further settings of the recipe")
     arguments = parser.parse_args()
     data, out = arguments.data.resolve(), arguments.out.resolve()
     start = time.monotonic()
-    settings = [f"data.root={data}", f"data.fold={arguments.fold}", *arguments.overrides]
-    run("train", arguments.config, *settings, "--run", out / "run")
-    trained = time.monotonic() - start
-    validation = json.loads((data / "splits.json").read_text())[arguments.fold]["val"]
-    images = [data / "imagesTr" / f"{case}.nii.gz" for case in validation]
-    run("predict", out / "run", *images, "--out", out / "predictions")
-    pictures = ["--images", data / "imagesTr"]
-    run("evaluate", out / "predictions", data / "labelsTr", "--out", out / "scores", *pictures)
+    fold = json.loads((data / "splits.json").read_text())[arguments.fold]
+    predictions = (nnunets if arguments.nnunet else ours)(data, out, fold, arguments)
+    took = time.monotonic() - start
+    run("evaluate", predictions, data / "labelsTr", "--out", out / "scores", "--images", data / "imagesTr")
     scores = json.loads((out / "scores" / "scores.json").read_text())
-    with open(out / "run" / "metrics.csv", newline="") as file:
-        last = list(csv.DictReader(file))[-1]
     print(f"fold {arguments.fold}: {scores['scored']} cases, mean Dice {scores['mean_dice']:.4f}")
     for name, metrics in scores["summary"].items():
         print(f"  {name}: {metrics['dice']['mean']:.4f}")
-    steps, seconds = int(last["step"]), float(last["seconds"])
-    print(f"training {trained:.0f} s in all; {steps} steps, {steps / seconds:.2f} steps per second without validation")
+    print(f"{took:.0f} s from files to segmentations")
 
 
 if __name__ == "__main__":

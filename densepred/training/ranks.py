@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +27,8 @@ from densepred.files import locked
 
 _PATIENCE = timedelta(hours=24)
 """For what one process does alone, such as preparing the cases; a dead one is told by the launcher at once."""
+_FAREWELL = 1.0
+"""Seconds: many turns of a busy machine's scheduler."""
 
 
 def join(device: torch.device) -> torch.device:
@@ -46,9 +49,14 @@ def join(device: torch.device) -> torch.device:
 
 
 def _leave() -> None:
-    """End the threads that exchange tensors while there is an interpreter: one that needs it later is an abort."""
+    """Give the threads of gloo the time to let go of their last tensors.
+
+    Each needs the interpreter for it, and aborts the process if there is none any more; nothing tells when they are
+    done, and they outlive the group (torch 2.13).
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+        time.sleep(_FAREWELL)
 
 
 def count() -> int:
