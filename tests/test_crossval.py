@@ -15,10 +15,12 @@ import pytest
 from densepred import config as configuration
 from densepred import evaluate, load, open_volume
 from densepred.cases.plan import Plan
-from densepred.crossval import combine, cross_validate
+from densepred.crossval import combine, cross_validate, snapshots
 from densepred.crossval.recipe import of_fold
 from densepred.errors import InputError, NothingDoneError
 from densepred.inference.folds import read_record
+from densepred.metrics.bootstrap import gain
+from tests import tasks_set
 from tests.acceptance.helpers import densepred, kill_when, snapshot, steps_done
 from tests.crossval_set import write_set
 
@@ -201,5 +203,40 @@ def test_a_recipe_without_label_maps_is_refused(tmp_path: Path) -> None:
     recipe = write_set(tmp_path)
     text = recipe.read_text().replace("labels:", "targets: {mass: {file:").replace('{id}.nii.gz"', '{id}.nii.gz"}}')
     recipe.write_text("\n".join(line for line in text.splitlines() if "classes:" not in line))
-    with pytest.raises(InputError, match="judges exclusive classes"):
+    with pytest.raises(InputError, match="judges label maps"):
         cross_validate(recipe, tmp_path / "cv")
+
+
+def test_regions_are_judged_by_the_classes_of_their_label_maps(tmp_path: Path) -> None:
+    data = tasks_set.LABELS | tasks_set.REGIONS | {"folds": 2}
+    root = tasks_set.write_set(tmp_path / "set")
+    recipe = tasks_set.recipe(root, data, training={"steps": 80}, inference={"mirror": (1,)})
+    found = cross_validate(recipe, tmp_path / "cv")
+    assert found.exit_code == 0
+    assert found.verdict.settings["inference.temperature"] == 1
+    assert found.verdict.summary["classes"] == ["rim", "core"]
+    truth = {path.stem: f"{path}[LABEL]" for path in sorted(root.glob("*.fits"))}
+    predicted = {case: next((tmp_path / "cv" / "predictions").glob(f"{case}.fits*")) for case in truth}
+    scores = evaluate(predicted, truth)
+    assert found.verdict.summary["all"]["mean"]["value"] == pytest.approx(scores.mean_dice)
+    assert scores.mean_dice > 0.7
+    again = load(tmp_path / "cv").predict(root / "c0.fits[IMAGE]")
+    assert set(np.unique(again.numpy())) <= {0, 1, 2}
+
+
+def test_snapshots_are_taken_in_where_they_help(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, settings = tmp_path / "cv", ["optimizer.schedule=cosine", "optimizer.cycles=2", "training.epochs=1"]
+    for helps, runs in ((True, ["fold-0", "fold-0/snapshots/cycle-1"]), (False, ["fold-0"])):
+        monkeypatch.setattr(snapshots, "more_than_noise", lambda a, b, groups, it=helps: (it, gain(a, b, groups)))
+        found = cross_validate(recipe, out, settings)
+        decision = found.verdict.decisions[0]
+        assert (decision.what, decision.used, decision.numbers["models"]) == ("snapshots", helps, 6)
+        assert len(load(out).models) == 3 * len(runs)
+        case = read_record(out / "crossval.json")["folds"][0]["cases"][0]
+        texts = [f"{key}={json.dumps(value)}" for key, value in found.verdict.settings.items()]
+        expected = load([out / run for run in runs], texts).predict(recipe.parent / "images" / f"{case}.nii.gz")
+        with open_volume(out / "predictions" / f"{case}.nii.gz") as volume:
+            np.testing.assert_array_equal(volume.numpy(), expected.numpy())
+    before = snapshot(out)
+    cross_validate(recipe, out, settings)
+    assert snapshot(out) == before

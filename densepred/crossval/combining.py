@@ -10,9 +10,9 @@ from pathlib import Path
 
 from densepred import config as configuration
 from densepred.cases.plan import Plan
-from densepred.crossval.decisions import FEWEST, Decision, Paired
+from densepred.crossval.decisions import FEWEST, MIRROR, Decision, Paired
 from densepred.crossval.held_out import HeldOut, Setup, predict_held_out
-from densepred.crossval.judging import MIRROR, judge
+from densepred.crossval.judging import judge
 from densepred.crossval.recipe import RECIPE, Shared, shared
 from densepred.crossval.training import FoldState, read_states
 from densepred.crossval.whole import Result

@@ -23,6 +23,7 @@ from densepred.inference.records import LABELS
 from densepred.metrics.bootstrap import Interval, gain, means
 from densepred.volumes import Record, open_writer
 
+MIRROR, KEEP, TEMPERATURE = "inference.mirror", "inference.keep_largest", "inference.temperature"
 FEWEST = 5
 """Groups of cases below which a difference proves nothing."""
 Floats = NDArray[np.float64]
@@ -80,13 +81,14 @@ def decide(what: str, pair: Paired, setup: Setup, rule: Rule) -> Decision:
     return Decision(what, used, why, {"gain": found.to_dict(), "gain_by_other_folds": left})
 
 
-def _more_than_noise(before: Floats, after: Floats, groups: Sequence[str]) -> tuple[bool, Interval]:
+def more_than_noise(before: Floats, after: Floats, groups: Sequence[str]) -> tuple[bool, Interval]:
+    """Is the 95 % interval of the gain above 0, over enough groups?"""
     found = gain(before, after, groups)
     return found.low > 0 and len(set(groups)) >= FEWEST, found
 
 
 def _and_no_class_loses(before: Floats, after: Floats, groups: Sequence[str]) -> tuple[bool, Interval]:
-    used, found = _more_than_noise(before, after, groups)
+    used, found = more_than_noise(before, after, groups)
     every = np.ones((1, len(before)))
     falls = [
         (means(b[:, None], every) > means(a[:, None], every)).any() for b, a in zip(before.T, after.T, strict=True)
@@ -99,7 +101,7 @@ def decide_mirror(setup: Setup, axes: Sequence[int], plain: HeldOut, mirrored: H
     what = f"mirrored views of axes {list(axes)}"
     if mirrored is None:
         return Decision("mirrored views", False, "mirrored views: none, the recipe names no axis (inference.mirror)")
-    decision = decide(what, Paired.of(plain, mirrored), setup, _more_than_noise)
+    decision = decide(what, Paired.of(plain, mirrored), setup, more_than_noise)
     decision.numbers |= {"axes": list(axes), "views": 1 << len(axes)}
     return decision
 
@@ -134,7 +136,7 @@ def decide_components(setup: Setup, base: HeldOut) -> tuple[HeldOut, list[Decisi
 def only_largest(setup: Setup, base: HeldOut, before: Sequence[str], step: str) -> HeldOut:
     """Label maps of which only the largest components stay; the files of those that change lie in `trials`."""
     names = [*before, step]
-    folder = setup.out / TRIALS / ("largest-" + "-".join(_number(setup, name) for name in names))
+    folder = setup.out / TRIALS / ("largest-" + "-".join(_number(setup, name) for name in names) + setup.suffix)
     keep, files = KeepLargest.of(setup.plan, [step]), dict[str, Path]()
     for case, path in base.files.items():
         with setup.plan.reading.open_plane(path) as volume:
@@ -173,7 +175,7 @@ def decide_temperature(setup: Setup, samples: Sequence[Sample]) -> tuple[Decisio
     before = np.array([[loss(one, 1.0)] for one in samples])
     after = np.array([[loss(one, of_others[fold])] for one, fold in zip(samples, folds, strict=True)])
     groups = setup.groups(cases)
-    used, found = _more_than_noise(-before, -after, groups)
+    used, found = more_than_noise(-before, -after, groups)
     temperature = round(fit_temperature(samples), 4)
     errors = {
         name: {

@@ -63,6 +63,7 @@ class Setup:
         plan: of the folds.
         done: the folds whose models are there.
         engine: what computes.
+        suffix: of the folders in which trials are kept, where other models make them.
     """
 
     out: Path
@@ -70,6 +71,7 @@ class Setup:
     plan: Plan
     done: Sequence[FoldState]
     engine: Engine
+    suffix: str = ""
 
     @property
     def cases(self) -> dict[str, Case]:
@@ -98,7 +100,7 @@ def predict_held_out(setup: Setup, name: str, settings: Sequence[str]) -> HeldOu
         name: of the trial.
         settings: `inference.key=value` texts beyond those of `PLAIN`.
     """
-    folder = writable_folder(setup.out / TRIALS / name)
+    folder = writable_folder(setup.out / TRIALS / (name + setup.suffix))
     files: dict[str, Path] = {}
     failed: dict[str, DensepredError] = {}
     for one in setup.done:

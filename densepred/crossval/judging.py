@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from densepred.crossval import tables
 from densepred.crossval.calibration import fit_temperature
-from densepred.crossval.decisions import Decision, decide_components, decide_mirror, decide_temperature
+from densepred.crossval.decisions import (
+    KEEP,
+    MIRROR,
+    TEMPERATURE,
+    Decision,
+    decide_components,
+    decide_mirror,
+    decide_temperature,
+)
 from densepred.crossval.held_out import HeldOut, Setup, predict_held_out
 from densepred.crossval.pictures import reliability_figure, scores_figure
 from densepred.crossval.sampling import sample_held_out
@@ -26,7 +34,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PREDICTIONS, PICTURE, RELIABILITY = "predictions", "scores.png", "reliability.png"
-MIRROR, KEEP, TEMPERATURE = "inference.mirror", "inference.keep_largest", "inference.temperature"
 
 
 @dataclass

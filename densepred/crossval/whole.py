@@ -14,6 +14,7 @@ from densepred.config import Config
 from densepred.crossval.held_out import Setup
 from densepred.crossval.judging import Verdict, judge
 from densepred.crossval.recipe import Shared, chosen, shared
+from densepred.crossval.snapshots import decide_snapshots
 from densepred.crossval.training import FoldState, Record, train_folds
 from densepred.errors import DONE, SOME_FAILED, InputError, NothingDoneError
 from densepred.files import locked, writable_folder
@@ -86,8 +87,8 @@ def cross_validate(
     """
     if not isinstance(config, Config):
         config = configuration.load(config, overrides)
-    if config.data.targets or config.data.regions:
-        what = "cross-validation judges exclusive classes, and the recipe has data.targets or data.regions"
+    if config.data.targets:
+        what = "cross-validation judges label maps, and the recipe has data.targets"
         raise InputError(what, "train each fold by itself: densepred train ... data.fold=0, 1, ...")
     asked_devices = () if devices is None else devices_of(devices)
     folder = writable_folder(out)
@@ -102,8 +103,8 @@ def cross_validate(
         if not record.done:
             raise NothingDoneError("\n  ".join(["no fold could be trained", *failed]), f"see the logs in {folder}/logs")
         plan = Plan.load(folder / record.done[0].runs[0] / "plan.json")
-        verdict = judge(Setup(folder, common, plan, record.done, Local(asked_devices)))
-        return Result(folder, verdict, failed)
+        setup, first, runs = decide_snapshots(Setup(folder, common, plan, record.done, Local(asked_devices)))
+        return Result(folder, judge(setup, first, runs), failed)
 
 
 def _prepare(common: Shared) -> None:
