@@ -238,7 +238,8 @@ class WithinMemory:
             reason = None
             try:
                 found = self._bands()
-                _LOG.info("%s: %s", self.image.name, self.report)
+                level = logging.INFO if self.report.windows > 1 else logging.DEBUG  # a small image is no news
+                _LOG.log(level, "%s: %s", self.image.name, self.report)
                 for first, last, arrays in self._attempt(found, (start, stop), reduce, progress):
                     yield first, last, arrays
                     start = last
