@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with images/ and labels/")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs, predictions and results")
     parser.add_argument("--budget", default="15min", help="for each training (default 15min)")
-    parser.add_argument("--encoders", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--encoder", choices=RECIPES, help="this one only")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="further settings of all recipes")
     arguments = parser.parse_args()
     out = writable_folder(arguments.out.resolve())
@@ -106,7 +106,7 @@ def main() -> None:
     lines = ["| encoder | U-Net | steps | Dice | panoptic quality | ours - SMP's, Dice |", "|---" * 6 + "|"]
     scores, holds = {}, True
     for name, (recipe, encoder) in RECIPES.items():
-        if name not in arguments.encoders:
+        if arguments.encoder not in (None, name):
             continue
         file = ROOT / "configs" / f"{recipe}.yaml"
         theirs = f"model={{dims: 2, encoder: smp.{encoder}, decoder: smp.Unet}}"
