@@ -12,7 +12,7 @@ from scipy.stats import bootstrap
 
 from densepred.cases.case import Case
 from densepred.crossval.calibration import DOUBT, Sample, fit_temperature, loss, reliability
-from densepred.crossval.decisions import _and_no_class_loses, _more_than_noise
+from densepred.crossval.decisions import _and_no_class_loses, more_than_noise
 from densepred.crossval.sampling import PER_CASE, Drawn, sample_case
 from densepred.inference.predictor import load
 from densepred.metrics.bootstrap import gain, interval, means, resampled
@@ -61,20 +61,20 @@ def test_a_paired_gain_is_seen_where_unpaired_scores_overlap() -> None:
     assert gain(before, before, [str(n) for n in range(30)]).signed() == "+0.0000 (+0.0000 to +0.0000, n = 30)"
 
 
-def test_rules_take_what_is_more_than_noise_and_harms_no_class() -> None:
+def test_rules_take_what_ismore_than_noise_and_harms_no_class() -> None:
     groups = [str(n) for n in range(40)]
     before = GENERATOR.uniform(0.4, 0.9, (40, 2))
     better = before + GENERATOR.normal(0.02, 0.02, before.shape)
     noisy = before + GENERATOR.normal(0.0, 0.02, before.shape)
     uneven = before + np.array([[0.05, -0.01]])
-    assert _more_than_noise(before, better, groups)[0]
-    assert not _more_than_noise(before, noisy, groups)[0]
-    assert not _more_than_noise(before, before, groups)[0]
-    assert _more_than_noise(before, uneven, groups)[0]
+    assert more_than_noise(before, better, groups)[0]
+    assert not more_than_noise(before, noisy, groups)[0]
+    assert not more_than_noise(before, before, groups)[0]
+    assert more_than_noise(before, uneven, groups)[0]
     assert not _and_no_class_loses(before, uneven, groups)[0]
     assert _and_no_class_loses(before, better, groups)[0]
-    assert not _more_than_noise(before[:4], before[:4] + 0.1, groups[:4])[0]  # four cases prove nothing
-    assert not _more_than_noise(before, better, ["same"] * 40)[0]
+    assert not more_than_noise(before[:4], before[:4] + 0.1, groups[:4])[0]  # four cases prove nothing
+    assert not more_than_noise(before, better, ["same"] * 40)[0]
 
 
 def sample(name: str, count: int, heat: float, classes: int = 3) -> Sample:

@@ -200,8 +200,8 @@ def test_regions_become_the_likeliest_class(joint: Run, root: Path) -> None:
         load(joint.path).predict(root / "c2.fits[IMAGE]", outputs="entropy")
 
 
-def test_cross_validation_says_that_it_judges_classes_alone(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="judges exclusive classes"):
+def test_cross_validation_says_that_it_judges_label_maps_alone(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="judges label maps"):
         cross_validate(recipe(root, ALL), tmp_path / "cv")
 
 
