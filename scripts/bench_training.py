@@ -3,8 +3,8 @@
     pip install nnunetv2
     python scripts/bench_training.py --data ../shared/data/hippocampus
 
-Both plan the set by nnU-Net's rules, which must come to the same patch, batch and number of parameters, and train on
-it with nnU-Net's augmentation, each in the precision that it chooses on the device. They take turns; each turn is a
+Both plan the set by nnU-Net's rules, which must come to the same patch, batch and size of kernels, and train on it
+with nnU-Net's augmentation, each in the precision that it chooses on the device. They take turns; each turn is a
 process of its own. Given are medians over the turns, and the share of the time that the trainer waits for data.
 """
 
@@ -45,19 +45,20 @@ def planned(work: Path) -> Path:
     ours, theirs = yaml.safe_load(recipe.read_text())["patch"], nnunet_training.plan(work)
     if ours["size"] != theirs["patch_size"] or ours["batch"] != theirs["batch_size"]:
         raise SystemExit(f"planned differently: {ours}, {theirs['patch_size']} x {theirs['batch_size']}")
+    print(f"patch {theirs['patch_size']}, batch {theirs['batch_size']}")
     return recipe
 
 
 def ours(recipe: Path, run: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    """Seconds per step of the second epoch, the share of waiting, and the number of parameters."""
+    """Seconds per step of the second epoch, the share of waiting, and the size of all kernels."""
     settings = [f"training.device={arguments.device}", "training.epochs=2", f"training.steps={arguments.steps}"]
     densepred("train", recipe, *settings, "training.tensorboard=false", *arguments.overrides, "--run", run)
     with open(run / "metrics.csv", newline="") as file:
         first, second = csv.DictReader(file)
     seconds, waiting = float(second["seconds"]) - float(first["seconds"]), float(second["waiting"])
     with safe_open(run / "model.safetensors", "pt") as weights:
-        count = sum(weights.get_tensor(name).numel() for name in weights.keys())  # noqa: SIM118, it is no mapping
-    return {"step": seconds / (1 - waiting) / arguments.steps, "waiting": waiting, "parameters": count}
+        count = nnunet_training.kernels(map(weights.get_tensor, weights.keys()))
+    return {"step": seconds / (1 - waiting) / arguments.steps, "waiting": waiting, "kernels": count}
 
 
 def theirs(work: Path, arguments: argparse.Namespace) -> dict[str, float]:
@@ -72,7 +73,7 @@ def theirs(work: Path, arguments: argparse.Namespace) -> dict[str, float]:
 def child(work: Path, arguments: argparse.Namespace) -> None:
     """Measure nnU-Net's trainer here."""
     speed, count = nnunet_training.measured(work, arguments.device, chosen(arguments), arguments.steps, arguments.steps)
-    found = {"step": speed.seconds / speed.steps, "waiting": speed.waited / speed.seconds, "parameters": count}
+    found = {"step": speed.seconds / speed.steps, "waiting": speed.waited / speed.seconds, "kernels": count}
     (work / "speed.json").write_text(json.dumps(found))
 
 
@@ -113,8 +114,8 @@ def report(turns: dict[str, list[dict[str, float]]]) -> None:
     middle = {
         tool: {key: statistics.median(t[key] for t in found) for key in found[0]} for tool, found in turns.items()
     }
-    counts = {int(found["parameters"]) for found in middle.values()}
-    print(f"\nparameters: {', '.join(f'{count:,}' for count in sorted(counts))}\n")
+    counts = {int(found["kernels"]) for found in middle.values()}
+    print(f"\nnumbers in kernels: {', '.join(f'{count:,}' for count in sorted(counts))}\n")
     print("| trainer | seconds a step | steps a second | waiting for data |\n|---|---|---|---|")
     for tool, found in middle.items():
         print(f"| {tool} | {found['step']:.3f} | {1 / found['step']:.3f} | {100 * found['waiting']:.1f} % |")

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def trainer(work: Path, device: str, train: list[str], val: list[str]) -> Any:
 
 
 def measured(work: Path, device: str, cases: list[str], warm: int, steps: int) -> tuple[Speed, int]:
-    """Its speed, and the number of its network's parameters."""
+    """Its speed, and its network's `kernels`."""
     peer = trainer(work, device, cases, cases[:2])
     peer.on_train_epoch_start()
     waited = start = 0.0
@@ -97,7 +98,15 @@ def measured(work: Path, device: str, cases: list[str], warm: int, steps: int) -
         peer.train_step(batch)
     speed = Speed(steps, _now(device) - start, waited)
     peer.on_train_end()
-    return speed, sum(parameter.numel() for parameter in peer.network.parameters())
+    return speed, kernels(peer.network.parameters())
+
+
+def kernels(tensors: Iterable[torch.Tensor]) -> int:
+    """Numbers in the kernels of convolutions, but for those of 1 x 1 x 1 voxels that heads have.
+
+    By these two networks are compared: nnU-Net's has biases too that its norms cancel, and a head whose loss counts 0.
+    """
+    return sum(one.numel() for one in tensors if one.ndim > 3 and one[0, 0].numel() > 1)
 
 
 def fitted(work: Path, device: str, train: list[str], val: list[str], seconds: float) -> int:
