@@ -34,7 +34,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The long checks (two hours): accuracy, memory against depth and size, speed, killed runs, and the GPU where there is one.
+# The long checks (four hours): accuracy, memory against depth and size, speed, killed runs, and the GPU where there is one.
 acceptance: setup
 	$(BIN)/python scripts/new_user.py --data $(DATA)/hippocampus --out runs/acceptance/new_user
 	$(BIN)/python scripts/hippocampus.py --data $(DATA)/hippocampus --out runs/acceptance/hippocampus
@@ -47,6 +47,8 @@ acceptance: setup
 	$(BIN)/python scripts/bench_resample.py
 	$(BIN)/python scripts/crash_loop.py --kills 10
 	$(BIN)/python scripts/gpu.py
+	$(BIN)/python scripts/mass_maps.py --out runs/acceptance/massmap --workers 2 training.budget=8min training.validate_every=20
+	$(BIN)/python scripts/nuclei.py --data $(DATA)/nuclei --out runs/acceptance/nuclei training.validate_every=20
 
 docs: setup
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'

@@ -25,6 +25,7 @@ from densepred.cases.case import collect
 from densepred.cases.folds import split
 from densepred.files import atomic_write, writable_folder
 from densepred.metrics import Panoptic, components, confusion, dice, panoptic
+from densepred.metrics.bootstrap import gain
 from densepred.volumes import open_volume
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +34,6 @@ RECIPES = {
     "ConvNeXt-tiny": ("unet_convnext_nuclei", "tu-convnext_tiny"),
 }
 """By encoder: our recipe, and SMP's name of the encoder."""
-DRAWS = 2000
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,6 @@ def numbers(path: Path | None) -> np.ndarray:
         return volume.numpy()[0]
 
 
-def interval(differences: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean, by draws of images with replacement."""
-    draws = np.random.default_rng(0).choice(differences, (DRAWS, len(differences))).mean(1)
-    low, high = np.percentile(draws, (2.5, 97.5))
-    return float(low), float(high)
-
-
 def main() -> None:
     """Parse the command line and go the whole road."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -114,14 +107,14 @@ def main() -> None:
             "ours": found(file, out / name / "ours", common),
             "SMP's": found(file, out / name / "smp", [*common, theirs]),
         }
-        apart = np.array(both["ours"].dice) - np.array(both["SMP's"].dice)
-        low, high = interval(apart)
+        before, after = (np.array(both[whose].dice)[:, np.newaxis] for whose in ("SMP's", "ours"))
+        apart = gain(before, after, [str(image) for image in range(len(before))])
         for whose, one in both.items():
-            gain = f"{apart.mean():+.4f} ({low:+.4f} to {high:+.4f})" if whose == "ours" else ""
+            difference = apart.signed() if whose == "ours" else ""
             mean, quality = float(np.mean(one.dice)), one.objects.quality
-            lines.append(f"| {name} | {whose} | {one.steps} | {mean:.4f} | {quality:.4f} | {gain} |")
+            lines.append(f"| {name} | {whose} | {one.steps} | {mean:.4f} | {quality:.4f} | {difference} |")
             scores[f"{name}, {whose}"] = {"dice": mean, "pq": quality, "steps": one.steps, "each": one.dice}
-        holds &= bool(apart.mean() >= 0) and both["ours"].objects.quality >= both["SMP's"].objects.quality
+        holds &= apart.value >= 0 and both["ours"].objects.quality >= both["SMP's"].objects.quality
     text = "\n".join(lines) + "\n"
     atomic_write(out / "scores.json", json.dumps(scores, indent=2) + "\n")
     atomic_write(out / "table.md", text)

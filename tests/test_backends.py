@@ -263,7 +263,7 @@ def test_auto_never_takes_wrong_logits(monkeypatch: pytest.MonkeyPatch, precisio
 
 
 @pytest.mark.slow
-def test_compiled_is_exact() -> None:
+def test_compiled_agrees_to_the_precision_of_bfloat16() -> None:
     torch.manual_seed(0)
     model, x = create_model(dims=2, channels=(4, 8), seed=0).eval(), torch.randn(2, 1, 32, 32)
     prepared = prepare(model, x.shape, CPU, torch.bfloat16, "compiled")

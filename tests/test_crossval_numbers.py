@@ -61,7 +61,7 @@ def test_a_paired_gain_is_seen_where_unpaired_scores_overlap() -> None:
     assert gain(before, before, [str(n) for n in range(30)]).signed() == "+0.0000 (+0.0000 to +0.0000, n = 30)"
 
 
-def test_rules_take_what_ismore_than_noise_and_harms_no_class() -> None:
+def test_rules_take_what_is_more_than_noise_and_harms_no_class() -> None:
     groups = [str(n) for n in range(40)]
     before = GENERATOR.uniform(0.4, 0.9, (40, 2))
     better = before + GENERATOR.normal(0.02, 0.02, before.shape)

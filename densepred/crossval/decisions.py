@@ -19,11 +19,12 @@ from densepred.crossval.calibration import Sample, fit_temperature, loss, reliab
 from densepred.crossval.held_out import TRIALS, HeldOut, Setup, scored
 from densepred.files import atomic_write, writable_folder
 from densepred.inference.components import ALL, KeepLargest
+from densepred.inference.folds import SETTINGS
 from densepred.inference.records import LABELS
 from densepred.metrics.bootstrap import Interval, gain, means
 from densepred.volumes import Record, open_writer
 
-MIRROR, KEEP, TEMPERATURE = "inference.mirror", "inference.keep_largest", "inference.temperature"
+MIRROR, KEEP, TEMPERATURE = SETTINGS
 FEWEST = 5
 """Groups of cases below which a difference proves nothing."""
 Floats = NDArray[np.float64]

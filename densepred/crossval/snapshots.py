@@ -20,7 +20,7 @@ def decide_snapshots(setup: Setup) -> tuple[Setup, list[Decision], list[str]]:
         setup as it was, and nothing.
     """
     more = [replace(one, runs=[*one.runs, *_snapshots(setup.out, one.runs)]) for one in setup.done]
-    if all(len(one.runs) == len(other.runs) for one, other in zip(more, setup.done, strict=True)):
+    if more == list(setup.done):
         return setup, [], []
     both, axes = replace(setup, done=more, suffix="-snapshots"), list(setup.shared.config.inference.mirror)
     name, settings = "mirrored" if axes else "plain", [f"{MIRROR}={axes}"]
@@ -33,6 +33,5 @@ def decide_snapshots(setup: Setup) -> tuple[Setup, list[Decision], list[str]]:
 
 
 def _snapshots(out: Path, runs: Sequence[str]) -> list[str]:
-    return [
-        f"{run}/snapshots/{path.name}" for run in runs for path in sorted((out / run / "snapshots").glob("cycle-*"))
-    ]
+    found = [path for run in runs for path in sorted((out / run / "snapshots").glob("cycle-*"))]
+    return [path.relative_to(out).as_posix() for path in found]
