@@ -186,25 +186,17 @@ def test_two_cross_validations_together(cv: Path, tmp_path: Path) -> None:
         safetensors.torch.save_file(weights, path)
     found = combine([cv, other], tmp_path / "both")
     decision = read_record(tmp_path / "both" / "decisions.json")["decisions"][0]
-    assert set(decision["numbers"]["mean_dice"]) == {"cv", "other", "cv+other"}
+    assert set(decision["numbers"]["Dice"]) == {"cv", "other", "cv+other"}
     assert decision["numbers"]["best"] in ("cv", "other", "cv+other")
     assert decision["why"] == found.lines[0]
     single = read_record(cv / "summary.json")["all"]["mean"]["value"]
-    assert decision["numbers"]["mean_dice"]["cv"]["value"] == pytest.approx(single, abs=0.02)
+    assert decision["numbers"]["Dice"]["cv"]["value"] == pytest.approx(single, abs=0.02)
     assert len(load(tmp_path / "both").models) == 3 * (1 + ("+" in decision["numbers"]["best"]))
     record = read_record(other / "crossval.json")
     record["folds"].pop()
     (other / "crossval.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match="finished folds or their cases are not those of"):
         combine([cv, other], tmp_path / "both")
-
-
-def test_a_recipe_without_label_maps_is_refused(tmp_path: Path) -> None:
-    recipe = write_set(tmp_path)
-    text = recipe.read_text().replace("labels:", "targets: {mass: {file:").replace('{id}.nii.gz"', '{id}.nii.gz"}}')
-    recipe.write_text("\n".join(line for line in text.splitlines() if "classes:" not in line))
-    with pytest.raises(InputError, match="judges label maps"):
-        cross_validate(recipe, tmp_path / "cv")
 
 
 def test_regions_are_judged_by_the_classes_of_their_label_maps(tmp_path: Path) -> None:
@@ -214,7 +206,7 @@ def test_regions_are_judged_by_the_classes_of_their_label_maps(tmp_path: Path) -
     found = cross_validate(recipe, tmp_path / "cv")
     assert found.exit_code == 0
     assert found.verdict.settings["inference.temperature"] == 1
-    assert found.verdict.summary["classes"] == ["rim", "core"]
+    assert found.verdict.summary["names"] == ["rim", "core"]
     truth = {path.stem: f"{path}[LABEL]" for path in sorted(root.glob("*.fits"))}
     predicted = {case: next((tmp_path / "cv" / "predictions").glob(f"{case}.fits*")) for case in truth}
     scores = evaluate(predicted, truth)

@@ -18,7 +18,6 @@ from densepred.cases.check import check
 from densepred.cases.folds import split
 from densepred.cases.plan import Plan, make_plan
 from densepred.cases.preprocess import preprocess
-from densepred.crossval import cross_validate
 from densepred.errors import InputError, UnsafeError
 from densepred.evaluation import evaluate_table
 from densepred.files import sha256
@@ -198,11 +197,6 @@ def test_regions_become_the_likeliest_class(joint: Run, root: Path) -> None:
     np.testing.assert_allclose(chosen, each.max(0), rtol=1e-4)
     with pytest.raises(InputError, match="regions that may overlap"):
         load(joint.path).predict(root / "c2.fits[IMAGE]", outputs="entropy")
-
-
-def test_cross_validation_says_that_it_judges_label_maps_alone(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="judges label maps"):
-        cross_validate(recipe(root, ALL), tmp_path / "cv")
 
 
 def test_numbers_of_objects_are_one_class(tmp_path: Path) -> None:

@@ -152,7 +152,9 @@ def make_targets(config: Config, plan: Plan, cases: Sequence[Case]) -> dict[str,
             found[name] = Target(kind=kind, classes=classes, column=str(target.column))
             continue
         mean, deviation = 0.0, 1.0
-        if target.standardize:
+        if target.mean is not None and target.deviation is not None:
+            mean, deviation = target.mean, target.deviation
+        elif target.standardize:
             sums = _Moments()
             for case in cases:
                 for part in _numbers(name, target, table, case, plan):
@@ -166,11 +168,13 @@ def make_targets(config: Config, plan: Plan, cases: Sequence[Case]) -> dict[str,
 
 
 def make_covariates(data: DataConfig, cases: Sequence[Case]) -> tuple[Covariate, ...]:
-    """The covariates with their means and deviations over the training cases.
+    """The covariates with their means and deviations: those of the recipe, or else over the training cases.
 
     Raises:
         InputError: a cell is missing, or no number.
     """
+    if isinstance(data.covariates, dict):
+        return tuple(Covariate(name=name, **dict(given)) for name, given in data.covariates.items())
     table, found = read_table(data), []
     for name in data.covariates:
         assert table is not None

@@ -44,7 +44,7 @@ def crossval(
         from densepred.crossval import cross_validate
 
         result = cross_validate(recipe, out, (), numbers, devices)
-    show(result.table, *result.lines)
+    show(*result.tables, *result.lines)
     for line in result.failed:
         say(f"ERROR {line}")
     for case, what in result.verdict.failed.items():

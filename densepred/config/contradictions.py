@@ -68,6 +68,13 @@ def _of_targets(config: Config) -> Iterator[Rule]:
         mapped = target.file is not None and target.classes is not None
         yield mapped, f"{path}.classes", "maps of classes are labels: give data.labels and data.classes"
         yield target.classes is not None and bool(target.unit), f"{path}.unit", "classes have no unit"
+        given = target.mean is not None or target.deviation is not None
+        half = given and (target.mean is None or target.deviation is None)
+        yield half, path, "mean and deviation are given together"
+        senseless = given and (not target.standardize or target.classes is not None)
+        yield senseless, path, "mean and deviation are of numbers that are standardised"
+        moved = bool(target.mean) and name in config.heads and config.heads[name].positive
+        yield moved, path, "the mean of numbers that are positive is 0, or zero would not stay where it is"
     columns = bool(data.covariates) or any(target.column for target in data.targets.values())
     lost = columns and data.tabular is None
     yield lost, "data.table", "columns need a table: give data.table, a CSV with a column id"

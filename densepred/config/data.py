@@ -8,7 +8,7 @@ from pydantic import Field
 
 from densepred.config.base import Axes, Section, Share
 from densepred.config.normalize import Normalize, ZScore
-from densepred.config.tasks import TargetConfig
+from densepred.config.tasks import StandardConfig, TargetConfig
 
 TARGET = "target "
 """Begins the role of a file that is a target's truth."""
@@ -77,8 +77,9 @@ class DataConfig(Section):
     """What is to be predicted besides or instead of the classes: name -> maps of numbers, or a column of the table."""
     table: str | None = None
     """CSV with a column id, and of each image targets and covariates; by default `dataset` where that is a CSV."""
-    covariates: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Columns of the table with numbers that the network sees beside the image, standardised as in training."""
+    covariates: Annotated[tuple[str, ...], Field(strict=False)] | dict[str, StandardConfig] = ()
+    """Columns of the table with numbers that the network sees beside the image, standardised by the training cases; or
+    a mapping column -> {mean, deviation}."""
     ignore: Annotated[tuple[int, ...], Field(strict=False)] = ()
     """Label values that mark voxels without a truth: left out of loss and scores. Invalid pixels get the first one."""
     spacing: Annotated[tuple[float, ...], Field(strict=False)] | Literal["median"] | None = None

@@ -22,6 +22,19 @@ class TargetConfig(Section):
     """What the numbers are measured in; it is written beside predictions."""
     standardize: bool = True
     """Learn numbers less the mean, over the deviation, of the training cases; predictions are in the unit again."""
+    mean: float | None = None
+    """Instead of that of the training cases, together with `deviation`."""
+    deviation: Annotated[float, Field(gt=0)] | None = None
+    """Likewise."""
+
+
+class StandardConfig(Section):
+    """What makes a covariate standard, instead of what the training cases give."""
+
+    mean: float
+    """Is taken from the number."""
+    deviation: Annotated[float, Field(gt=0)]
+    """The rest is divided by it."""
 
 
 class HeadConfig(Section):

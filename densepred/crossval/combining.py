@@ -13,7 +13,7 @@ from densepred.cases.plan import Plan
 from densepred.crossval.decisions import FEWEST, MIRROR, Decision, Paired
 from densepred.crossval.held_out import HeldOut, Setup, predict_held_out
 from densepred.crossval.judging import judge
-from densepred.crossval.recipe import RECIPE, Shared, shared
+from densepred.crossval.recipe import GIVEN, RECIPE, Shared, shared
 from densepred.crossval.training import FoldState, read_states
 from densepred.crossval.whole import Result
 from densepred.errors import InputError
@@ -85,7 +85,7 @@ def _common(paths: Sequence[Path]) -> tuple[Shared, list[list[FoldState]]]:
         if [(one.fold, one.cases) for one in folds] != [(one.fold, one.cases) for one in states[0]]:
             what = f"its finished folds or their cases are not those of {paths[0]}"
             raise InputError(what, "cross-validate with the same data.folds, data.seed and data.splits", path)
-    return shared(configuration.load(paths[0] / RECIPE), paths[0]), states
+    return shared(configuration.load(paths[0] / GIVEN), paths[0]), states
 
 
 def _mirror(paths: Sequence[Path]) -> list[int]:
@@ -107,17 +107,18 @@ def _best(singles: Sequence[_Candidate], pairs: Sequence[_Candidate]) -> tuple[_
     """The best single, or the best pair where it is better by more than noise."""
     rows = {}
     for one in (*singles, *pairs):
-        cases, values = one.found.table
-        rows[one.name] = interval(values, one.setup.groups(cases))
-    single = max(singles, key=lambda one: rows[one.name].value)
-    pair = max(pairs, key=lambda one: rows[one.name].value)
+        judged = one.found.judged
+        rows[one.name] = interval(judged.values, one.setup.groups(judged.cases))
+    metric = singles[0].found.judged.metric
+    single = max(singles, key=lambda one: metric.sign * rows[one.name].value)
+    pair = max(pairs, key=lambda one: metric.sign * rows[one.name].value)
     both = Paired.of(single.found, pair.found)
     groups = single.setup.groups(both.cases)
     found = gain(both.before, both.after, groups)
     best = pair if found.low > 0 and len(set(groups)) >= FEWEST else single
-    why = f"{best.name}: used; {pair.name} against {single.name}: mean Dice {found.signed()}; "
-    why += ", ".join(f"{name} {one.value:.4f}" for name, one in rows.items())
-    numbers = {"gain": found.to_dict(), "mean_dice": {name: one.to_dict() for name, one in rows.items()}}
+    why = f"{best.name}: used; {pair.name} against {single.name}: mean {metric.name} {metric.change(found)}; "
+    why += ", ".join(f"{name} {one.value:{metric.form}}" for name, one in rows.items())
+    numbers = {"gain": found.to_dict(), metric.name: {name: one.to_dict() for name, one in rows.items()}}
     return best, Decision("ensemble", True, why, {"best": best.name} | numbers)
 
 
@@ -128,7 +129,8 @@ def _written(folder: Path, common: Shared, best: _Candidate, decision: Decision,
     config = common.config.model_copy(
         update={"inference": common.config.inference.model_copy(update={"mirror": tuple(mirror)})}
     )
-    atomic_write(folder / RECIPE, configuration.dump(config))
+    for name in (GIVEN, RECIPE):
+        atomic_write(folder / name, configuration.dump(config))
     write_record(folder / RECORD, {"folds": [vars(one) for one in done]})
     setup = Setup(folder, replace(common, config=config), best.setup.plan, done, best.setup.engine)
     verdict = judge(setup, [decision], [name for names in runs for name in names])

@@ -1,8 +1,9 @@
 """What prediction should do with the folds, each decided by what it gains on held-out cases.
 
-A step is taken where its gain in mean Dice is more than noise: the 95 % interval of the paired difference, over the
-same cases, lies above 0. As every decision is made on the cases that it is measured on, its gain is a little
-optimistic; what is left of it where each fold is decided on by the others is told beside it.
+A step is taken where it makes the mean score better by more than noise: the 95 % interval of the paired difference,
+over the same cases, lies above 0. The score is the Dice of label maps, and of others what `judged` says. As every
+decision is made on the cases that it is measured on, its gain is a little optimistic; what is left of it where each
+fold is decided on by the others is told beside it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from densepred.crossval.calibration import Sample, fit_temperature, loss, reliability
 from densepred.crossval.held_out import TRIALS, HeldOut, Setup, scored
+from densepred.crossval.judged import Metric
 from densepred.files import atomic_write, writable_folder
 from densepred.inference.components import ALL, KeepLargest
 from densepred.inference.folds import SETTINGS
@@ -50,8 +52,9 @@ class Decision:
 
 @dataclass(frozen=True)
 class Paired:
-    """Dice `(n, classes)` of the same cases before and after a step."""
+    """Scores `(n, K)` of the same cases before and after a step, turned so that more is better."""
 
+    metric: Metric
     cases: list[str]
     before: Floats
     after: Floats
@@ -59,9 +62,10 @@ class Paired:
     @classmethod
     def of(cls, before: HeldOut, after: HeldOut) -> Paired:
         """The cases that have both."""
-        (ours, first), (theirs, second) = before.table, after.table
-        cases = [case for case in ours if case in theirs]
-        return cls(cases, first[[ours.index(c) for c in cases]], second[[theirs.index(c) for c in cases]])
+        ours, theirs = before.judged, after.judged
+        cases = [case for case in ours.cases if case in theirs.cases]
+        first, second = (one.better[[one.cases.index(case) for case in cases]] for one in (ours, theirs))
+        return cls(ours.metric, cases, first, second)
 
 
 def decide(what: str, pair: Paired, setup: Setup, rule: Rule) -> Decision:
@@ -70,15 +74,17 @@ def decide(what: str, pair: Paired, setup: Setup, rule: Rule) -> Decision:
     used, found = rule(pair.before, pair.after, groups)
     nested = pair.before.copy()
     for fold in np.unique(folds):
-        others = folds != fold
-        kept = [group for group, other in zip(groups, others, strict=True) if other]
-        if others.any() and rule(pair.before[others], pair.after[others], kept)[0]:
-            nested[~others] = pair.after[~others]
+        apart = folds != fold
+        kept = [group for group, other in zip(groups, apart, strict=True) if other]
+        if apart.any() and rule(pair.before[apart], pair.after[apart], kept)[0]:
+            nested[~apart] = pair.after[~apart]
     every = np.ones((1, len(nested)))
     left = float((means(nested, every) - means(pair.before, every))[0])
+    change = pair.metric.change(found)
+    others = f"{pair.metric.sign * left:+{pair.metric.form}}"
     verdict = "used" if used else "not used"
     few = f", too few of them ({len(set(groups))} groups) to tell" if len(set(groups)) < FEWEST else ""
-    why = f"{what}: {verdict}, mean Dice {found.signed()}{few}; decided fold by fold by the others {left:+.4f}"
+    why = f"{what}: {verdict}, mean {pair.metric.name} {change}{few}; decided fold by fold by the others {others}"
     return Decision(what, used, why, {"gain": found.to_dict(), "gain_by_other_folds": left})
 
 
@@ -100,6 +106,8 @@ def _and_no_class_loses(before: Floats, after: Floats, groups: Sequence[str]) ->
 def decide_mirror(setup: Setup, axes: Sequence[int], plain: HeldOut, mirrored: HeldOut | None) -> Decision:
     """Test-time augmentation by mirrored views, which costs 2^axes times the time."""
     what = f"mirrored views of axes {list(axes)}"
+    if not setup.kind:
+        return Decision("mirrored views", False, "mirrored views: none, whole images are predicted as they are")
     if mirrored is None:
         return Decision("mirrored views", False, "mirrored views: none, the recipe names no axis (inference.mirror)")
     decision = decide(what, Paired.of(plain, mirrored), setup, more_than_noise)
@@ -111,11 +119,14 @@ def decide_components(setup: Setup, base: HeldOut) -> tuple[HeldOut, list[Decisi
     """The largest component of all classes together, then of each class.
 
     Returns:
-        the predictions with the steps that are taken, all decisions, and what `inference.keep_largest` becomes.
+        the predictions with the steps that are taken, all decisions, and what `inference.keep_largest` becomes; of
+        others than label maps there is nothing to decide.
 
     Reference: Isensee et al. 2021, Nature Methods 18, 203 (nnU-Net), "Post-processing": it takes a step that improves
     the mean and, of all classes together, makes no class worse; here it must also be more than noise.
     """
+    if setup.kind != "labels":
+        return base, [], []
     classes = setup.plan.classes[1:]
     steps = [ALL, *(classes if len(classes) > 1 else ())]
     decisions: list[Decision] = []
@@ -150,8 +161,8 @@ def only_largest(setup: Setup, base: HeldOut, before: Sequence[str], step: str) 
                     writer.write(labels[np.newaxis])
     if files == base.files:
         return base
-    atomic_write(folder / LABELS, (next(iter(base.files.values())).parent / LABELS).read_bytes())
-    return HeldOut(files, scored(setup, files), base.failed)
+    atomic_write(folder / LABELS, (base.folder / LABELS).read_bytes())
+    return HeldOut(base.folder, files, base.rows, *scored(setup, files, base.rows), base.failed)
 
 
 def _number(setup: Setup, name: str) -> str:

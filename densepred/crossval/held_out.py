@@ -8,27 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from densepred.cases.case import Case
 from densepred.cases.plan import Plan
+from densepred.cases.targets import open_table, read_table
+from densepred.crossval.judged import Judged, column, label_maps, maps
 from densepred.crossval.recipe import Shared
 from densepred.crossval.training import FoldState
 from densepred.errors import DensepredError
-from densepred.evaluation import Scores, evaluate
 from densepred.files import atomic_write, writable_folder
 from densepred.inference.batch import predict
 from densepred.inference.engines import Engine
 from densepred.inference.layouts import Plain
-from densepred.metrics import dice
+from densepred.inference.tabular import TABLE
 
 TRIALS = "trials"
-PLAIN = tuple(
-    f"inference.{text}"
-    for text in ("outputs=[labels]", "head=null", "cutout=null", "bin=1", "temperature=1", "keep_largest=[]")
-)
-"""Whole label maps as the networks give them."""
+_PLAIN = ("head=null", "cutout=null", "bin=1", "temperature=1", "keep_largest=[]")
 
 
 @dataclass
@@ -36,21 +30,21 @@ class HeldOut:
     """Predictions of one kind, scored.
 
     Args:
-        files: case id -> label map, of those that could be predicted.
-        scores: against the labels.
+        folder: of the trial, with its records.
+        files: case id -> label map or map of numbers, of those that could be predicted.
+        rows: case id -> its row of `predictions.csv`, of a model that predicts whole images.
+        judged: the scores that decisions are made by: of the classes of voxels if these are learnt, else of the first
+            map of numbers, else of the first column.
+        beside: column -> its scores, of those that are not `judged`.
         failed: case id -> why it could not be predicted.
     """
 
+    folder: Path
     files: dict[str, Path]
-    scores: Scores
+    rows: dict[str, dict[str, str]]
+    judged: Judged
+    beside: dict[str, Judged] = field(default_factory=dict)
     failed: dict[str, DensepredError] = field(default_factory=dict)
-
-    @property
-    def table(self) -> tuple[list[str], NDArray[np.float64]]:
-        """Case ids, and the Dice `(n, classes)` of each class but the background."""
-        kept = [index for index, value in enumerate(self.scores.classes) if value != 0]
-        rows = {one.case: dice(one.confusion)[kept] for one in self.scores.results}
-        return list(rows), np.array(list(rows.values())).reshape(len(rows), len(kept))
 
 
 @dataclass(frozen=True)
@@ -83,6 +77,21 @@ class Setup:
         """Case id -> the fold that did not see it."""
         return {case: one.fold for one in self.done for case in one.cases}
 
+    @property
+    def kind(self) -> str:
+        """The kind of output that is judged: "labels", "regression", or "" where only whole images are predicted."""
+        return "labels" if self.plan.classes else "regression" if self.plan.maps else ""
+
+    @property
+    def columns(self) -> list[str]:
+        """The targets that are columns."""
+        return [name for name in self.plan.targets if name not in self.plan.maps]
+
+    @property
+    def plain(self) -> list[str]:
+        """Whole images as the networks predict them, as `inference.key=value` texts."""
+        return [f"inference.{text}" for text in (f"outputs=[{self.kind or 'labels'}]", *_PLAIN)]
+
     def groups(self, cases: Sequence[str]) -> list[str]:
         """The groups of cases."""
         return [self.shared.groups[case] for case in cases]
@@ -98,36 +107,47 @@ def predict_held_out(setup: Setup, name: str, settings: Sequence[str]) -> HeldOu
     Args:
         setup: models and cases.
         name: of the trial.
-        settings: `inference.key=value` texts beyond those of `PLAIN`.
+        settings: `inference.key=value` texts beyond those of `Setup.plain`.
     """
     folder = writable_folder(setup.out / TRIALS / (name + setup.suffix))
     files: dict[str, Path] = {}
+    rows: dict[str, dict[str, str]] = {}
     failed: dict[str, DensepredError] = {}
     for one in setup.done:
         listed = folder.parent / f"fold-{one.fold}.csv"
         atomic_write(listed, case_list([setup.cases[case] for case in one.cases], setup.plan))
-        result = predict(setup.runs(one), [listed], folder, [*PLAIN, *settings], engine=setup.engine)
+        result = predict(setup.runs(one), [listed], folder, [*setup.plain, *settings], engine=setup.engine)
         failed |= result.failed
-        layout = Plain(folder, ["labels"])
-        files |= {case: layout.paths(setup.cases[case])["labels"] for case in (*result.done, *result.skipped)}
-    return HeldOut(files, scored(setup, files), failed)
+        if setup.columns:
+            rows |= {case: dict(row) for case, row in open_table(folder / TABLE).rows.items()}
+        if setup.kind:
+            layout = Plain(folder, [setup.kind])
+            files |= {case: layout.paths(setup.cases[case])[setup.kind] for case in (*result.done, *result.skipped)}
+    found = HeldOut(folder, files, rows, *scored(setup, files, rows), failed)
+    if rows:
+        atomic_write(folder / TABLE, table_of(found))
+    return found
 
 
-def scored(setup: Setup, files: Mapping[str, Path]) -> Scores:
-    """The scores of label maps against the labels of their cases."""
-    truths = {case: setup.cases[case].label for case in files}
-    names = dict(zip(setup.plan.values, setup.plan.classes, strict=True))
-    labels = {case: path for case, path in truths.items() if path is not None}
-    reading, ignore = setup.plan.reading, setup.plan.ignore
-    return evaluate(
-        dict(files),
-        labels,
-        classes=names,
-        ignore=ignore,
-        axes=reading.plane_axes,
-        checksum=reading.checksum,
-        instances=setup.plan.instances,
-    )
+def scored(
+    setup: Setup, files: Mapping[str, Path], rows: Mapping[str, Mapping[str, str]]
+) -> tuple[Judged, dict[str, Judged]]:
+    """The scores that are decided by, and those beside them."""
+    table, targets = read_table(setup.shared.config.data), setup.plan.targets
+    beside = {} if table is None else {name: column(name, targets[name], rows, table) for name in setup.columns}
+    if setup.kind:
+        judge = label_maps if setup.kind == "labels" else maps
+        return judge(files, setup.cases, setup.plan), beside
+    return beside.pop(setup.columns[0]), beside
+
+
+def table_of(found: HeldOut) -> str:
+    """The rows of all folds as a CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(next(iter(found.rows.values()))), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found.rows[case] for case in sorted(found.rows))
+    return text.getvalue()
 
 
 def case_list(cases: Sequence[Case], plan: Plan) -> str:

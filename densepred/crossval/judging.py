@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from densepred.crossval import tables
 from densepred.crossval.calibration import fit_temperature
@@ -25,13 +25,12 @@ from densepred.errors import NothingDoneError
 from densepred.figures import save_png
 from densepred.files import atomic_write, remove, writable_folder
 from densepred.inference.folds import DECISIONS, write_record
+from densepred.inference.layouts import Plain
 from densepred.inference.outputs import Outputs
 from densepred.inference.predictor import load
 from densepred.inference.records import LABELS
+from densepred.inference.tabular import MEANING, TABLE
 from densepred.models.heads import Segmentation
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 PREDICTIONS, PICTURE, RELIABILITY = "predictions", "scores.png", "reliability.png"
 
@@ -43,19 +42,16 @@ class Verdict:
     Args:
         settings: key -> value, what prediction does.
         decisions: why.
-        summary: the scores.
+        held_out: the predictions, as they would now be made, and their scores.
+        summary: of the scores.
         failed: case id -> why there is no prediction or score.
     """
 
     settings: dict[str, Any]
     decisions: list[Decision]
+    held_out: HeldOut
     summary: dict[str, Any]
     failed: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def table(self) -> Table:
-        """The scores, for the terminal."""
-        return tables.scores_table(self.summary)
 
 
 def judge(setup: Setup, first: Sequence[Decision] = (), runs: Sequence[str] = ()) -> Verdict:
@@ -69,24 +65,24 @@ def judge(setup: Setup, first: Sequence[Decision] = (), runs: Sequence[str] = ()
     Raises:
         NothingDoneError: no case could be predicted and scored.
     """
-    axes = setup.shared.config.inference.mirror
+    axes = setup.shared.config.inference.mirror if setup.kind else ()
     base = predict_held_out(setup, "plain", [f"{MIRROR}=[]"])
     mirrored = predict_held_out(setup, "mirrored", [f"{MIRROR}={list(axes)}"]) if axes else None
     decisions = [*first, decide_mirror(setup, axes, base, mirrored)]
-    if not base.scores.results:
+    if not base.judged.cases:
         what = next((error.what for error in base.failed.values()), "none was scored")
         raise NothingDoneError(f"no held-out case could be scored: {what}", "look at the cases with densepred check")
     settings: dict[str, Any] = {MIRROR: list(axes) if decisions[-1].used else []}
     base = mirrored if mirrored is not None and decisions[-1].used else base
     final, of_components, settings[KEEP] = decide_components(setup, base)
     decisions += of_components
-    settings[TEMPERATURE] = _temperature(setup, settings, decisions)
+    settings[TEMPERATURE] = _temperature(setup, settings, decisions) if setup.kind == "labels" else 1.0
     _write_predictions(setup, final, settings)
     summary = tables.summarized(final, setup)
     tables.save(final, setup, summary, setup.out)
     save_png(scores_figure(final, setup, summary), setup.out / PICTURE)
     write_decisions(setup.out, settings, decisions, runs)
-    return Verdict(settings, decisions, summary, dict(summary["failed"]))
+    return Verdict(settings, decisions, final, summary, dict(summary["failed"]))
 
 
 def write_decisions(out: Path, settings: dict[str, Any], decisions: Sequence[Decision], runs: Sequence[str]) -> None:
@@ -112,34 +108,48 @@ def _temperature(setup: Setup, settings: dict[str, Any], decisions: list[Decisio
 
 
 def _write_predictions(setup: Setup, final: HeldOut, settings: dict[str, Any]) -> None:
-    """The label maps as prediction would now make them, each of the model that did not see the case.
+    """The files as prediction would now make them, each of the model that did not see the case.
 
     What was filtered is written with the record of how it came about; the others are copied.
     """
-    folder = writable_folder(setup.out / PREDICTIONS)
+    folder, records = writable_folder(setup.out / PREDICTIONS), [LABELS] if setup.plan.classes else []
+    if setup.kind:
+        _write_maps(setup, final, settings, folder)
+    if final.rows:
+        records.append(MEANING)
+        _copy(final.folder / TABLE, folder / TABLE)
+    for name in records:
+        _copy(final.folder / name, folder / name)
+
+
+def _write_maps(setup: Setup, final: HeldOut, settings: dict[str, Any], folder: Path) -> None:
+    """The label maps, or maps of numbers."""
+    layout, kept = Plain(folder, [setup.kind]), set()
     for one in setup.done:
         overrides = [f"{MIRROR}={settings[MIRROR]}", f"{KEEP}={settings[KEEP]}"]
         predictor = load(setup.runs(one), overrides, device=setup.engine.device)
         for case in one.cases:
-            path = final.files.get(case)
-            if path is None:
+            source = final.files.get(case)
+            if source is None:
                 continue
+            target = layout.paths(setup.cases[case])[setup.kind]
+            kept.add(target)
             if not settings[KEEP]:
-                _copy(path, folder / path.name)
+                _copy(source, target)
                 continue
-            with setup.plan.reading.open_plane(path) as volume:
+            with setup.plan.reading.open_plane(source) as volume:
                 made = predictor.made(setup.cases[case])
-                with Outputs({"labels": folder / path.name}, 1, setup.plan, made, predictor.head) as outputs:
+                with Outputs({setup.kind: target}, 1, setup.plan, made, predictor.head) as outputs:
                     outputs.begin(volume)
-                    outputs.write({"labels": volume.numpy()})
-    names = {path.name for path in final.files.values()}
-    for path in folder.iterdir():
-        if path.name not in names and not path.name.startswith("."):
-            remove(path)
-    _copy(next(iter(final.files.values())).parent / LABELS, folder / LABELS)
+                    outputs.write({setup.kind: volume.numpy()})
+    for parent in {path.parent for path in kept}:
+        for path in parent.iterdir():
+            if path.is_file() and path not in kept and path.suffix not in (".json", ".csv") and path.name[0] != ".":
+                remove(path)
 
 
 def _copy(source: Path, target: Path) -> None:
+    writable_folder(target.parent)
     content = source.read_bytes()
     if not target.is_file() or target.read_bytes() != content:
         atomic_write(target, content)

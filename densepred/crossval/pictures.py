@@ -1,4 +1,4 @@
-"""Pictures of a cross-validation: the Dice of every held-out case, and how far probabilities are to be trusted."""
+"""Pictures of a cross-validation: the score of every held-out case, and how far probabilities are to be trusted."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _SPREAD = 0.28  # of the points of a fold
 
 
 def scores_figure(found: HeldOut, setup: Setup, summary: dict[str, Any]) -> Figure:
-    """A panel for each class: a point for each case, by fold, with the means and their intervals."""
-    names = list(summary["classes"])
+    """A panel for each class, map or column: a point for each case, by fold, with the means and their intervals."""
+    judged, names = found.judged, list(summary["names"])
+    metric, values = judged.metric, judged.values
     rows = -(-len(names) // _ACROSS)
     across = min(len(names), _ACROSS)
     folds = sorted(int(fold) for fold in summary["folds"])
     figure = new_figure(max(across * (1.6 + 0.62 * (len(folds) + 1)), 6.4), 3.9 * rows)
-    cases, values = found.table
-    which = np.array([setup.fold_of[case] for case in cases])
+    which = np.array([setup.fold_of[case] for case in judged.cases])
     panels = figure.subplots(rows, across, squeeze=False, sharey=True).ravel()
     for index, (axes, name) in enumerate(zip(panels, names, strict=False)):
         color = color_of(index)
@@ -41,7 +41,7 @@ def scores_figure(found: HeldOut, setup: Setup, summary: dict[str, Any]) -> Figu
         axes.axvline(len(folds) - 0.5, color=FAINT, linewidth=0.8)
         _mean(axes, len(folds), summary["all"][name])
         whole = summary["all"][name]
-        axes.set_title(f"{name}: {whole['value']:.4f}", fontsize=11, color=INK, parse_math=False)
+        axes.set_title(f"{name}: {whole['value']:{metric.form}}", fontsize=11, color=INK, parse_math=False)
         axes.set_xticks(range(len(folds) + 1), [*map(str, folds), "all"])
         axes.set_xlim(-0.6, len(folds) + 0.6)
         _plain(axes)
@@ -49,14 +49,11 @@ def scores_figure(found: HeldOut, setup: Setup, summary: dict[str, Any]) -> Figu
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     for axes in panels[::across]:
-        axes.set_ylabel("Dice of a held-out case", color=INK)
-    title = f"{summary['cases']} held-out cases; bars: means and 95 % intervals; mean of all {_value(summary):.4f}"
+        axes.set_ylabel(f"{metric.name} of a held-out case", color=INK)
+    title = f"{summary['cases']} held-out cases; bars: means and 95 % intervals; mean of all "
+    title += f"{summary['all'][MEAN]['value']:{metric.form}}"
     figure.suptitle(title, fontsize=11, color=INK)
     return figure
-
-
-def _value(summary: dict[str, Any]) -> float:
-    return float(summary["all"][MEAN]["value"])
 
 
 def _mean(axes: Axes, at: float, one: dict[str, float]) -> None:

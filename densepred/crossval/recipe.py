@@ -14,10 +14,11 @@ from densepred.cases.plan import Plan, make_plan
 from densepred.config import Config
 from densepred.config.data import ChannelConfig, DataConfig
 from densepred.config.normalize import Normalize
+from densepred.config.tasks import StandardConfig, TargetConfig
 from densepred.errors import InputError
 from densepred.files import atomic_write
 
-RECIPE = "config.yaml"
+RECIPE, GIVEN = "config.yaml", "given.yaml"
 _FREE: dict[str, set[str]] = {
     "data": {"root", "cache", "fold"},
     "training": {"device", "workers", "tensorboard", "trackers"},
@@ -44,18 +45,15 @@ class Shared:
 
 
 def shared(config: Config, out: Path) -> Shared:
-    """Resolve a recipe for the folder of a cross-validation, and write it there.
+    """Resolve a recipe for the folder of a cross-validation, and write it there, as it was given and resolved.
 
-    Spacing and intensities are fitted once, to the cases of all folds, as nnU-Net does: folds that see their images
-    alike can be averaged. The held-out cases lend these few numbers and nothing else.
+    Spacing, intensities and what makes targets standard are fitted once, to the cases of all folds, as nnU-Net does:
+    folds that see their images alike and predict alike can be averaged. The held-out cases lend these few numbers and
+    nothing else.
 
     Raises:
-        InputError: a fault of the recipe or of the cases, no classes of voxels are learnt, or another recipe was
-            cross-validated in the folder.
+        InputError: a fault of the recipe or of the cases, or another recipe was cross-validated in the folder.
     """
-    if not config.data.segments:
-        what = "cross-validation scores label maps, and this recipe learns none"
-        raise InputError(what, "train its folds one by one: densepred train CONFIG data.fold=0 --run FOLDER")
     found = collect(config.data)
     every, groups = folds(found, config.data), groups_of(found, config.data)
     ids = {case for fold in every for side in fold for case in side}
@@ -63,14 +61,15 @@ def shared(config: Config, out: Path) -> Shared:
     given = _anchored(config, out)
     path = out / RECIPE
     if path.is_file():
-        before = configuration.load(path)
-        if _decisive(_unfitted(before, given)) != _decisive(given):
-            what = f"another recipe was cross-validated here ({_difference(before, given)})"
+        if differences := _differences(configuration.load(out / GIVEN), given):
+            what = f"another recipe was cross-validated here ({'; '.join(differences)})"
             raise InputError(what, "choose another --out folder", path)
+        before = configuration.load(path)
         data = before.data.model_copy(update={"root": given.data.root, "cache": given.data.cache})
         kept = {"data": data, "training": given.training, "inference": given.inference}
         return Shared(before.model_copy(update=kept), cases, every, groups)
     fixed = _fitted(given, make_plan(given, list(cases.values())))
+    atomic_write(out / GIVEN, configuration.dump(given))
     atomic_write(path, configuration.dump(fixed))
     return Shared(fixed, cases, every, groups)
 
@@ -98,7 +97,11 @@ def _fitted(config: Config, plan: Plan) -> Config:
         InputError: channels of one file differ in them, for which a recipe has no place.
     """
     data = config.data
-    update: dict[str, Any] = {"spacing": plan.spacing}
+    update: dict[str, Any] = {"spacing": plan.spacing, "targets": _with_standards(data, plan)}
+    if plan.covariates:
+        update["covariates"] = {
+            one.name: StandardConfig(mean=one.mean, deviation=one.deviation) for one in plan.covariates
+        }
     if isinstance(data.images, dict):
         update["images"] = {
             name: _with_normalize(one, fitted)
@@ -112,26 +115,29 @@ def _fitted(config: Config, plan: Plan) -> Config:
     return config.model_copy(update={"data": data.model_copy(update=update)})
 
 
+def _with_standards(data: DataConfig, plan: Plan) -> dict[str, TargetConfig]:
+    """The targets with what was found: the names of classes, or mean and deviation."""
+    found = {}
+    for name, target in data.targets.items():
+        one = plan.targets[name]
+        if one.classes:
+            update: dict[str, Any] = {"classes": one.classes}
+        else:
+            update = {"mean": one.mean, "deviation": one.deviation} if target.standardize else {}
+        found[name] = target.model_copy(update=update)
+    return found
+
+
 def _with_normalize(one: str | ChannelConfig, fitted: Normalize) -> ChannelConfig:
     channel = one if isinstance(one, ChannelConfig) else ChannelConfig(file=one)
     return channel if channel.bits else channel.model_copy(update={"normalize": fitted})
 
 
-def _unfitted(fixed: Config, given: Config) -> Config:
-    """A fixed recipe with what is fitted as another one has it."""
-    names = ("spacing", "normalize", "images")
-    data: DataConfig = fixed.data.model_copy(update={name: getattr(given.data, name) for name in names})
-    return fixed.model_copy(update={"data": data})
-
-
-def _decisive(config: Config) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude=_FREE)
-
-
-def _difference(before: Config, given: Config) -> str:
-    ours, theirs = _flat(_decisive(_unfitted(before, given))), _flat(_decisive(given))
+def _differences(before: Config, given: Config) -> list[str]:
+    """What is decisive and not the same: "KEY was VALUE, now VALUE"."""
+    ours, theirs = (_flat(one.model_dump(mode="json", exclude=_FREE)) for one in (before, given))
     keys = [key for key in dict.fromkeys((*ours, *theirs)) if ours.get(key) != theirs.get(key)]
-    return "; ".join(f"{key} was {ours.get(key)}, now {theirs.get(key)}" for key in keys)
+    return [f"{key} was {ours.get(key)}, now {theirs.get(key)}" for key in keys]
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from densepred.cases.case import Case
 from densepred.cases.labels import map_labels
 from densepred.crossval.calibration import DOUBT, Sample
-from densepred.crossval.held_out import PLAIN, TRIALS, Setup
+from densepred.crossval.held_out import TRIALS, Setup
 from densepred.errors import StoppedError
 from densepred.files import atomic_path, writable_folder
 from densepred.inference.predictor import Predictor, load
@@ -109,7 +109,7 @@ def sample_held_out(setup: Setup, settings: Sequence[str]) -> list[Sample]:
     samples: list[Sample] = []
     with StopSignals() as stop, progress(sum(map(len, chosen.values())), "sampling logits") as advance:
         for one in setup.done:
-            overrides = [*PLAIN, *settings]
+            overrides = [*setup.plain, *settings]
             predictor = load(setup.runs(one), overrides, device=setup.engine.device)
             made = f"{predictor.weights_hash}:{predictor.config_hash}"
             for case in chosen[one.fold]:

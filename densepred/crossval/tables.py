@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from densepred.crossval.held_out import HeldOut, Setup
-from densepred.evaluation.scores import CaseResult
+from densepred.crossval.judged import Judged, Metric
 from densepred.files import atomic_write
 from densepred.inference.folds import write_record
-from densepred.metrics import METRICS, dice
 from densepred.metrics.bootstrap import DRAWS, SEED, Floats, Interval, interval, resampled
 
 if TYPE_CHECKING:
@@ -27,24 +26,33 @@ MEAN = "mean"
 
 
 def summarized(found: HeldOut, setup: Setup) -> dict[str, Any]:
-    """Dice with 95 % intervals: `folds` (number -> class -> interval), `all` and `pooled` (class -> interval).
+    """What is judged, with 95 % intervals: `folds` (number -> name -> interval), `all` and `pooled` (name -> interval).
 
-    `all` is the mean over cases, and over classes for "mean"; `pooled` that of all voxels taken together.
+    Names are those of classes, of a map or a column. `all` is the mean over cases, and over the names for "mean";
+    `pooled` is of all voxels taken together. `beside` has the columns that decide on nothing.
     """
-    cases, values = found.table
+    judged = found.judged
+    return {
+        **_summary(judged, setup),
+        "beside": {name: _summary(one, setup) for name, one in found.beside.items()},
+        "failed": {case: error.what for case, error in found.failed.items()}
+        | {failure.case: failure.what for failure in judged.failures},
+    }
+
+
+def _summary(judged: Judged, setup: Setup) -> dict[str, Any]:
+    cases, values, names = list(judged.cases), judged.values, list(judged.names)
     groups, folds = setup.groups(cases), np.array([setup.fold_of[case] for case in cases])
-    names = [name for value, name in found.scores.classes.items() if value != 0]
     parts = {int(fold): np.flatnonzero(folds == fold) for fold in np.unique(folds)}
     return {
+        "metric": judged.metric.name,
         "cases": len(cases),
         "groups": len(set(groups)),
         "bootstrap": {"draws": DRAWS, "seed": SEED, "level": 0.95, "over": "groups of cases"},
-        "classes": names,
+        "names": names,
         "folds": {fold: _of(values[at], [groups[i] for i in at], names) for fold, at in parts.items()},
         "all": _of(values, groups, names),
-        "pooled": _pooled(found.scores.results, groups, found.scores.classes),
-        "failed": {case: error.what for case, error in found.failed.items()}
-        | {failure.case: failure.what for failure in found.scores.failures},
+        "pooled": _pooled(judged, groups),
     }
 
 
@@ -53,58 +61,59 @@ def _of(values: Floats, groups: Sequence[str], names: Sequence[str]) -> dict[str
     return {name: one.to_dict() for name, one in (every | {MEAN: interval(values, groups)}).items()}
 
 
-def _pooled(
-    results: Sequence[CaseResult], groups: Sequence[str], classes: dict[int, str] | Any
-) -> dict[str, dict[str, float]]:
-    """The Dice of the summed counts."""
-    if not results:
+def _pooled(judged: Judged, groups: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The metric of all voxels, where it is of voxels."""
+    if judged.pooled is None or not len(judged.cases):
         return {}
-    counts = np.stack([one.confusion for one in results])
-    weights = resampled(groups)
-    size = len(classes)
-    drawn = np.stack([dice(total) for total in (weights @ counts.reshape(len(counts), -1)).reshape(-1, size, size)])
-    value = dice(counts.sum(0))
+    drawn, value = judged.pooled(resampled(groups)), judged.pooled(np.ones((1, len(judged.cases))))[0]
     found = {}
-    for index, (label, name) in enumerate(classes.items()):
+    for index, name in enumerate(judged.names):
         finite = drawn[:, index][~np.isnan(drawn[:, index])]
-        if label != 0:
-            low, high = np.percentile(finite, (2.5, 97.5)) if finite.size else (math.nan, math.nan)
-            found[name] = Interval(float(value[index]), float(low), float(high), len(results)).to_dict()
+        low, high = np.percentile(finite, (2.5, 97.5)) if finite.size else (math.nan, math.nan)
+        found[name] = Interval(float(value[index]), float(low), float(high), len(judged.cases)).to_dict()
     return found
 
 
 def save(found: HeldOut, setup: Setup, summary: dict[str, Any], out: Path) -> None:
-    """Write `scores.csv`, a row for each case and class, and `summary.json`."""
-    text = io.StringIO()
-    columns = ["fold", "case", "class", "value", *METRICS, "truth_voxels", "prediction_voxels", "unpredicted_voxels"]
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    rows = [{"fold": setup.fold_of[row["case"]], **row} for row in found.scores.cases]
-    for row in sorted(rows, key=lambda row: (row["fold"], row["case"], row["value"])):
-        writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
-    atomic_write(out / SCORES, text.getvalue())
+    """Write `scores.csv`, a row for each case and class, map or column; those beside it; and `summary.json`."""
+    _save_rows(found.judged, setup, out / SCORES)
+    for name, one in found.beside.items():
+        _save_rows(one, setup, out / f"scores_{name}.csv")
     write_record(out / SUMMARY, summary)
 
 
-def scores_table(summary: dict[str, Any]) -> Table:
-    """A row for each fold and for all, a column for each class."""
+def _save_rows(judged: Judged, setup: Setup, path: Path) -> None:
+    text = io.StringIO()
+    columns = ["fold", "case", *judged.columns]
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    rows = [{"fold": setup.fold_of[row["case"]], **row} for row in judged.rows]
+    for row in sorted(rows, key=lambda row: (row["fold"], row["case"], row.get("value", 0))):
+        writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
+    atomic_write(path, text.getvalue())
+
+
+def scores_tables(found: HeldOut, summary: dict[str, Any]) -> list[Table]:
+    """For what is judged, and each column beside it, a row for each fold and for all, a column for each name."""
+    shown = [_shown(found.judged.metric, summary)]
+    return shown + [_shown(one.metric, summary["beside"][name]) for name, one in found.beside.items()]
+
+
+def _shown(metric: Metric, summary: dict[str, Any]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    title = f"Dice of {summary['cases']} held-out cases, with 95 % intervals over {summary['groups']} groups of them"
-    table = Table(title=title)
+    title = f"{metric.name} of {summary['cases']} held-out cases, with 95 % intervals over {summary['groups']} groups"
+    table = Table(title=title[0].upper() + title[1:] + " of them")
     table.add_column("fold")
-    columns = [*summary["classes"], MEAN]
+    columns = [*summary["names"], *([MEAN] if len(summary["names"]) > 1 else [])]
     for name in columns:
         table.add_column(escape(name), justify="right", overflow="fold")
     table.add_column("n", justify="right")
     rows = {**{str(fold): one for fold, one in summary["folds"].items()}, "all": summary["all"]}
     for name, one in rows.items():
-        table.add_row(name, *(_cell(one[column]) for column in columns), str(one[MEAN]["n"]))
-    pooled = [_cell(summary["pooled"][column]) if column in summary["pooled"] else "" for column in columns]
-    table.add_row("pooled voxels", *pooled, "")
+        table.add_row(name, *(metric.of(Interval(**one[column])) for column in columns), str(one[MEAN]["n"]))
+    if summary["pooled"]:
+        pooled = [Interval(**summary["pooled"][name]) if name in summary["pooled"] else None for name in columns]
+        table.add_row("pooled voxels", *("" if one is None else metric.of(one) for one in pooled), "")
     return table
-
-
-def _cell(one: dict[str, float]) -> str:
-    return f"{one['value']:.4f} ({one['low']:.3f}-{one['high']:.3f})"

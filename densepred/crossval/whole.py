@@ -15,8 +15,9 @@ from densepred.crossval.held_out import Setup
 from densepred.crossval.judging import Verdict, judge
 from densepred.crossval.recipe import Shared, chosen, shared
 from densepred.crossval.snapshots import decide_snapshots
+from densepred.crossval.tables import scores_tables
 from densepred.crossval.training import FoldState, Record, train_folds
-from densepred.errors import DONE, SOME_FAILED, InputError, NothingDoneError
+from densepred.errors import DONE, SOME_FAILED, NothingDoneError
 from densepred.files import locked, writable_folder
 from densepred.inference.engines import devices_of
 from densepred.inference.engines.local import Local
@@ -47,9 +48,9 @@ class Result:
         return SOME_FAILED if self.failed or self.verdict.failed else DONE
 
     @property
-    def table(self) -> Table:
+    def tables(self) -> list[Table]:
         """The scores, for the terminal."""
-        return self.verdict.table
+        return scores_tables(self.verdict.held_out, self.verdict.summary)
 
     @property
     def lines(self) -> list[str]:
@@ -87,9 +88,6 @@ def cross_validate(
     """
     if not isinstance(config, Config):
         config = configuration.load(config, overrides)
-    if config.data.targets:
-        what = "cross-validation judges label maps, and the recipe has data.targets"
-        raise InputError(what, "train each fold by itself: densepred train ... data.fold=0, 1, ...")
     asked_devices = () if devices is None else devices_of(devices)
     folder = writable_folder(out)
     with locked(folder):
