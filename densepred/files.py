@@ -149,6 +149,24 @@ def atomic_write(path: str | Path, content: bytes | str) -> None:
         part.write_bytes(data)
 
 
+def append(path: Path, line: str, forced: bool = True) -> None:
+    """Add a line to a journal, whose readers drop a torn last one.
+
+    Args:
+        path: of the journal.
+        line: with its end.
+        forced: to disk, so that it outlives a power cut; without that it outlives the program.
+
+    Raises:
+        DiskFullError: the disk or the quota is full.
+    """
+    with needing_space(path):
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+        if forced:
+            sync(path)
+
+
 def sync(path: Path) -> None:
     """Force a file or a folder's entries to disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from densepred.cases.preprocess import preprocess
 from densepred.errors import InputError, UnsafeError
 from densepred.evaluation import evaluate_table
 from densepred.files import sha256
+from densepred.inference import tabular
 from densepred.inference.batch import predict
 from densepred.training.loop import resume, train
 from densepred.training.run import Run
@@ -171,6 +174,46 @@ def test_a_table_is_replaced_where_it_was_written_here(alone: Run, root: Path, t
         predict(alone.path, [root], tmp_path / "mine")
     with pytest.raises(InputError, match="predicts nothing for each voxel"):
         load(alone.path).predict(root / "c0.fits[IMAGE]")
+
+
+def test_a_table_goes_on_where_it_ended(
+    alone: Run, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    predict(alone.path, [root], whole)
+    predicted, count = tabular.predict_whole, itertools.count()
+
+    def killed(*arguments: Any) -> Any:
+        if next(count) == 3:
+            raise KeyboardInterrupt
+        return predicted(*arguments)
+
+    monkeypatch.setattr(tabular, "predict_whole", killed)
+    with pytest.raises(KeyboardInterrupt):
+        predict(alone.path, [root], out)
+    monkeypatch.undo()
+    with (out / "predictions.jsonl").open("a") as file:
+        file.write('{"id": "c7", "torn')
+    result = predict(alone.path, [root], out)
+    assert (result.skipped, len(result.done)) == (["c0", "c1", "c2"], 5)
+    for name in ("predictions.csv", "predictions.json", "predictions.jsonl"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_rows_are_made_anew_where_something_changed(joint: Run, root: Path, tmp_path: Path) -> None:
+    copied, out = Path(shutil.copytree(root, tmp_path / "set")), tmp_path / "out"
+    table = f"data.table={copied / 'table.csv'}"
+    few = [copied / f"c{number}.fits" for number in range(3)]
+    predict(joint.path, few, out, [table])
+    before = rows_of(out / "predictions.csv")
+    text = (copied / "table.csv").read_text()
+    (copied / "table.csv").write_text(text.replace("c0,bright,4,40,0", "c0,bright,4,47,0"))
+    (copied / "c1.fits").write_bytes(b"damaged")
+    assert predict(joint.path, few[:2], out, [table]).exit_code == 3
+    after = rows_of(out / "predictions.csv")
+    assert set(after) == {"c0", "c2"}, "that of a case that failed is gone, that of a case not asked for stays"
+    assert after["c0"] != before["c0"]
+    assert after["c2"] == before["c2"]
 
 
 def test_tables_are_scored(alone: Run, root: Path, tmp_path: Path) -> None:

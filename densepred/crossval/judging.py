@@ -19,6 +19,7 @@ from densepred.crossval.decisions import (
     decide_temperature,
 )
 from densepred.crossval.held_out import HeldOut, Setup, predict_held_out
+from densepred.crossval.misplaced import Misplaced, misplaced
 from densepred.crossval.pictures import reliability_figure, scores_figure
 from densepred.crossval.sampling import sample_held_out
 from densepred.errors import NothingDoneError
@@ -31,6 +32,7 @@ from densepred.inference.predictor import load
 from densepred.inference.records import LABELS
 from densepred.inference.tabular import MEANING, TABLE
 from densepred.models.heads import Segmentation
+from densepred.volumes import FORMATS
 
 PREDICTIONS, PICTURE, RELIABILITY = "predictions", "scores.png", "reliability.png"
 
@@ -44,6 +46,7 @@ class Verdict:
         decisions: why.
         held_out: the predictions, as they would now be made, and their scores.
         summary: of the scores.
+        misplaced: labels that seem to be moved.
         failed: case id -> why there is no prediction or score.
     """
 
@@ -51,6 +54,7 @@ class Verdict:
     decisions: list[Decision]
     held_out: HeldOut
     summary: dict[str, Any]
+    misplaced: list[Misplaced]
     failed: dict[str, str] = field(default_factory=dict)
 
 
@@ -78,11 +82,12 @@ def judge(setup: Setup, first: Sequence[Decision] = (), runs: Sequence[str] = ()
     decisions += of_components
     settings[TEMPERATURE] = _temperature(setup, settings, decisions) if setup.kind == "labels" else 1.0
     _write_predictions(setup, final, settings)
-    summary = tables.summarized(final, setup)
+    moved = misplaced(setup, final) if setup.kind == "labels" else []
+    summary = tables.summarized(final, setup) | {"misplaced": [one.to_dict() for one in moved]}
     tables.save(final, setup, summary, setup.out)
     save_png(scores_figure(final, setup, summary), setup.out / PICTURE)
     write_decisions(setup.out, settings, decisions, runs)
-    return Verdict(settings, decisions, final, summary, dict(summary["failed"]))
+    return Verdict(settings, decisions, final, summary, moved, dict(summary["failed"]))
 
 
 def write_decisions(out: Path, settings: dict[str, Any], decisions: Sequence[Decision], runs: Sequence[str]) -> None:
@@ -144,7 +149,7 @@ def _write_maps(setup: Setup, final: HeldOut, settings: dict[str, Any], folder: 
                     outputs.write({setup.kind: volume.numpy()})
     for parent in {path.parent for path in kept}:
         for path in parent.iterdir():
-            if path.is_file() and path not in kept and path.suffix not in (".json", ".csv") and path.name[0] != ".":
+            if path.name.lower().endswith(tuple(FORMATS)) and path not in kept and path.name[0] != ".":
                 remove(path)
 
 

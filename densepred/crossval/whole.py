@@ -54,8 +54,8 @@ class Result:
 
     @property
     def lines(self) -> list[str]:
-        """What was decided, and why."""
-        return [one.why for one in self.verdict.decisions]
+        """What was decided, and why; and which labels seem to be moved."""
+        return [*(one.why for one in self.verdict.decisions), *map(str, self.verdict.misplaced)]
 
 
 def cross_validate(

@@ -185,11 +185,11 @@ def draw_roc(of: ClassScores, path: str | Path) -> None:
     for index, (name, one) in enumerate(zip(of.classes, of.rankings, strict=True)):
         false, true, _ = one.roc
         style = "-" if index < 7 else "--"
-        axes.plot(false, true, style, color=color_of(index), lw=1.4, label=f"{name}: {one.auc:.4f}")
+        axes.plot(false, true, style, color=color_of(index), lw=1.4, label=f"{name}: {one.auc:.5g}")
     chance = np.linspace(0, 1, 1000)
     axes.plot(chance, chance, ":", color=INK, lw=0.8)
     axes.set_xscale("symlog", linthresh=1e-2)
     axes.set(xlabel="false-positive rate", ylabel="true-positive rate", xlim=(-2e-4, 1), ylim=(0, 1.01))
-    axes.set_title(f"accuracy {of.scores['accuracy']:.4f}, mean area {of.scores['auc']:.4f}", fontsize=10)
+    axes.set_title(f"accuracy {of.scores['accuracy']:.4f}, mean area {of.scores['auc']:.5g}", fontsize=10)
     axes.legend(loc="lower right", frameon=False, fontsize=9, title="area")
     save_png(figure, path)

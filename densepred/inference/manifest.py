@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from densepred.files import atomic_write, needing_space, sha256, sync
+from densepred.files import append, atomic_write, sha256
 from densepred.inference.shards import Shard, record_of, records_of
 
 MANIFEST = "manifest.jsonl"
@@ -127,10 +127,7 @@ class Manifest:
 
     def _append(self, entry: dict[str, Any]) -> None:
         with self._lock:
-            line = _line(self._take(entry))
-            with needing_space(self.path), open(self.path, "a") as file:
-                file.write(line)
-            sync(self.path)
+            append(self.path, _line(self._take(entry)))
 
 
 def _turn(entry: dict[str, Any]) -> int:

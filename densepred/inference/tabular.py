@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,18 @@ from densepred.cases.case import Case
 from densepred.cases.preprocess import preprocess
 from densepred.cases.targets import Table, covariates_of, read_table
 from densepred.errors import StoppedError, UnsafeError
-from densepred.files import atomic_write, writable_folder
+from densepred.files import append, atomic_write, writable_folder
 from densepred.inference.heads import of_whole
 from densepred.inference.image_predictor import ImagePredictor
+from densepred.inference.origin import Origin
 from densepred.inference.records import write_failures
 from densepred.inference.shards import Shard, held, record_of
-from densepred.inference.work import BatchResult, failing
+from densepred.inference.work import BatchResult, failing, made_from
 from densepred.models.heads import predictions
 from densepred.progress import progress
 from densepred.signals import StopSignals
 
-TABLE, MEANING = "predictions.csv", "predictions.json"
+TABLE, MEANING, JOURNAL = "predictions.csv", "predictions.json", "predictions.jsonl"
 
 
 def predict_whole(predictor: ImagePredictor, case: Case, table: Table | None) -> dict[str, dict[str, np.ndarray]]:
@@ -54,10 +55,58 @@ def predict_whole(predictor: ImagePredictor, case: Case, table: Table | None) ->
     return {n: {k: np.mean([one[n][k] for one in found], 0) for k in found[0][n]} for n in found[0]}
 
 
+class _Rows:
+    """The journal of a table, a line of JSON for each case: its cells, and what they were made from.
+
+    Of several lines for one case the last holds, and one that cannot be read is dropped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+        self._known = {entry["id"]: entry for entry in map(_parsed, lines) if entry is not None}
+
+    def get(self, entry: Mapping[str, Any]) -> dict[str, str] | None:
+        """The cells that were made from the same; None if there are none."""
+        known = self._known.get(entry["id"], {})
+        return known["cells"] if known and all(known.get(key) == value for key, value in entry.items()) else None
+
+    def add(self, entry: Mapping[str, Any], cells: Mapping[str, str]) -> None:
+        """Take a case in, and write its line."""
+        self._known[entry["id"]] = {**entry, "cells": dict(cells)}
+        append(self.path, json.dumps(self._known[entry["id"]]) + "\n", forced=False)
+
+    def drop(self, cases: Iterable[str]) -> None:
+        """Forget cases, which failed."""
+        for case in cases:
+            self._known.pop(case, None)
+
+    def of(self, origin: Origin) -> list[dict[str, str]]:
+        """The rows of this model with these settings, by id."""
+        made = (origin.weights_hash, origin.config_hash)
+        ours = {case: one for case, one in self._known.items() if (one["model"], one["config"]) == made}
+        return [{"id": case, **ours[case]["cells"]} for case in sorted(ours)]
+
+    def compact(self) -> None:
+        """Write a line for each case."""
+        atomic_write(self.path, "".join(json.dumps(self._known[case]) + "\n" for case in sorted(self._known)))
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+        whole = isinstance(entry["id"], str) and {"model", "config"} <= set(entry)
+        return entry if whole and all(isinstance(cell, str) for cell in entry["cells"].values()) else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def write_table(
     predictor: ImagePredictor, cases: Sequence[Case], out: Path, overwrite: bool = False, shard: Shard | None = None
 ) -> BatchResult:
     """Write `predictions.csv`, and beside it what its columns mean; bad cases are listed and stop no other.
+
+    What this model predicted before of the same files stays, and so do its rows of other cases.
 
     Args:
         predictor: of a model with heads for whole images.
@@ -68,32 +117,44 @@ def write_table(
 
     Raises:
         UnsafeError: there is such a table.
-        StoppedError: a signal; nothing is written.
+        StoppedError: a signal; a rerun goes on.
     """
     path, result = writable_folder(out) / record_of(TABLE, shard), BatchResult()
-    rows: list[dict[str, str]] = []
     table = read_table(predictor.config.data) if predictor.plan.covariates else None
     with held(out, shard):
         if path.exists() and not overwrite and not (out / MEANING).exists():
             raise UnsafeError("was not predicted here: left as it is", "choose another --out, or say --overwrite", path)
+        rows = _Rows(out / record_of(JOURNAL, shard))
         with StopSignals() as stop, progress(len(cases), "predicting") as advance:
             for case in cases:
                 if stop.signal is not None:
-                    what = f"stopped by a signal: {len(rows)} of {len(cases)} cases were predicted, nothing is written"
-                    raise StoppedError(what, stop.exit_code, "run the same command again")
+                    what = f"stopped by a signal: {result}, {len(cases)} in all"
+                    raise StoppedError(what, stop.exit_code, "run the same command again to go on")
                 with failing(case, result):
-                    case.check()
-                    rows.append({"id": case.id} | _cells(predictor, predict_whole(predictor, case, table)))
-                    result.done.append(case.id)
+                    _do(predictor, case, table, rows, result)
                 advance(1, case=case.id)
+        rows.drop(result.failed)
         text = io.StringIO()
         writer = csv.DictWriter(text, ["id", *_columns(predictor)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(rows.of(predictor.origin))
         atomic_write(path, text.getvalue())
         atomic_write(out / MEANING, json.dumps(_meaning(predictor), indent=1) + "\n")
-        write_failures(out, shard, result.done, result.failed)
+        rows.compact()
+        write_failures(out, shard, [*result.done, *result.skipped], result.failed)
     return result
+
+
+def _do(predictor: ImagePredictor, case: Case, table: Table | None, rows: _Rows, result: BatchResult) -> None:
+    """Predict a case, unless that was done of the same files, covariates and model."""
+    case.check()
+    covariates = covariates_of(predictor.plan, table, case.id)
+    made = {"id": case.id, **made_from(case, predictor.origin), "covariates": covariates.tolist()}
+    if rows.get(made) is not None:
+        result.skipped.append(case.id)
+        return
+    rows.add(made, _cells(predictor, predict_whole(predictor, case, table)))
+    result.done.append(case.id)
 
 
 def _columns(predictor: ImagePredictor) -> Iterator[str]:

@@ -30,6 +30,7 @@ from densepred.inference.engines import Worker
 from densepred.inference.faults import LESS_MEMORY, fault_of, retried
 from densepred.inference.layouts import Layout
 from densepred.inference.manifest import Manifest
+from densepred.inference.origin import Origin
 from densepred.inference.predictor import Predictor
 from densepred.inference.records import check_meaning, write_failures
 from densepred.inference.shards import Shard
@@ -238,17 +239,8 @@ class Work:
 
     def _look(self, job: Job) -> Seen:
         """What the results of a case are made from."""
-        files = job.case.inputs
-        divided = {role: split_part(path) for role, path in job.case.roles.items() if role != "label"}
         before = _stamps(job.case)
-        entry = {
-            "id": job.key,
-            "inputs": retried(lambda: [sha256(path) for path in files], job.case),
-            "roles": [[role, files.index(path), part] for role, (path, part) in divided.items()],
-            "model": self.predictor.weights_hash,
-            "config": self.predictor.config_hash,
-        }
-        return Seen(entry, before)
+        return Seen({"id": job.key, **made_from(job.case, self.predictor.origin)}, before)
 
     def _refuse_other_part(self, job: Job, entry: Mapping[str, Any]) -> None:
         """The same file gives the same name, whichever of its images was meant: one does not replace the other."""
@@ -282,6 +274,18 @@ class Work:
             self.manifest.note(job.key, error.what)
         write_failures(self.layout.folder, self.shard, [*result.done, *result.skipped], result.failed)
         self.manifest.compact()
+
+
+def made_from(case: Case, origin: Origin) -> dict[str, Any]:
+    """What a result is made from: the hashes of its files and what each is for, of the weights and the settings."""
+    files = case.inputs
+    divided = {role: split_part(path) for role, path in case.roles.items() if role != "label"}
+    return {
+        "inputs": retried(lambda: [sha256(path) for path in files], case),
+        "roles": [[role, files.index(path), part] for role, (path, part) in divided.items()],
+        "model": origin.weights_hash,
+        "config": origin.config_hash,
+    }
 
 
 @contextlib.contextmanager

@@ -1,0 +1,108 @@
+"""Labels that seem to lie beside what they mark: whole voxels off, as a slip of an annotation program leaves them.
+
+A model that did not see a case draws its structures where the image has them. If its prediction fits the label far
+better once it is moved by whole voxels, the label is moved. No score is changed by this: it is said, for a person to
+look.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from densepred.cases.labels import map_labels
+from densepred.crossval.held_out import HeldOut, Setup
+from densepred.metrics import dice
+
+FURTHEST, LEAST = 4, 0.05
+"""Voxels along an axis that are tried, and by how much the Dice must rise to be told."""
+
+
+@dataclass(frozen=True)
+class Misplaced:
+    """A label that seems to be moved.
+
+    Args:
+        case: its id.
+        voxels: by how many along each axis, slowest first.
+        dice: of the prediction that did not see the case, mean over the classes.
+        moved: the same once the prediction is moved as the label is.
+    """
+
+    case: str
+    voxels: tuple[int, ...]
+    dice: float
+    moved: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.case}: its label seems to be moved by {self.voxels} voxels (slowest axis first), "
+            f"Dice {self.dice:.4f} as it is, {self.moved:.4f} moved likewise"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return asdict(self)
+
+
+def misplaced(setup: Setup, found: HeldOut) -> list[Misplaced]:
+    """The cases whose labels seem to be moved, by id."""
+    every, plan = [], setup.plan
+    for case, path in sorted(found.files.items()):
+        label = setup.cases[case].label
+        if label is None or case not in found.judged.cases:
+            continue
+        with plan.reading.open_plane(label) as truth, plan.reading.open_plane(path) as predicted:
+            ours, theirs = (map_labels(volume.numpy()[0], plan, setup.cases[case]) for volume in (truth, predicted))
+        voxels, before, after = displacement(ours, theirs, len(plan.classes))
+        if after - before > LEAST:
+            every.append(Misplaced(case, voxels, before, after))
+    return every
+
+
+def displacement(
+    truth: NDArray[np.integer], predicted: NDArray[np.integer], classes: int
+) -> tuple[tuple[int, ...], float, float]:
+    """How a prediction has to be moved to fit best, going uphill along the axes.
+
+    Args:
+        truth: class indices of any shape, negative where they are not known.
+        predicted: likewise.
+        classes: how many, with the background, which is 0.
+
+    Returns:
+        Voxels along each axis, the mean Dice as it is, and moved.
+
+    Example:
+        >>> label = np.zeros((9, 9), int)
+        >>> label[2:5, 3:7] = 1
+        >>> displacement(label, np.roll(label, 2, 1), 2)
+        ((0, -2), 0.5, 1.0)
+    """
+    marked = (truth > 0) | (predicted > 0)
+    if not marked.any():
+        return (0,) * truth.ndim, float("nan"), float("nan")
+    box = tuple(slice(int(at.min()), int(at.max()) + 1) for at in np.nonzero(marked))
+    truth, predicted = (np.pad(side[box], FURTHEST) for side in (truth, predicted))
+    scores: dict[tuple[int, ...], float] = {}
+
+    def score(shift: tuple[int, ...]) -> float:
+        if shift not in scores:
+            moved = np.roll(predicted, shift, tuple(range(predicted.ndim)))  # the padding is background
+            known = (truth >= 0) & (moved >= 0)
+            pairs = truth[known].astype(np.int64) * classes + moved[known]
+            of_class = dice(np.bincount(pairs, minlength=classes**2).reshape(classes, classes))[1:]
+            there = ~np.isnan(of_class)
+            scores[shift] = float(of_class[there].mean()) if there.any() else 0.0
+        return scores[shift]
+
+    best = start = (0,) * truth.ndim
+    while True:
+        near = [(*best[:axis], best[axis] + step, *best[axis + 1 :]) for axis in range(truth.ndim) for step in (-1, 1)]
+        nearest = max((one for one in near if max(map(abs, one)) <= FURTHEST), key=score)
+        if score(nearest) <= score(best):
+            return best, score(start), score(best)
+        best = nearest
