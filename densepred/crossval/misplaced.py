@@ -49,8 +49,11 @@ class Misplaced:
 
 
 def misplaced(setup: Setup, found: HeldOut) -> list[Misplaced]:
-    """The cases whose labels seem to be moved, by id."""
-    every, plan = [], setup.plan
+    """The cases whose labels seem to be moved, by id.
+
+    Once moved, a prediction must fit its label as well as the median case's does: a poor model fits by chance.
+    """
+    every, usual, plan = [], np.nanmedian(np.nanmean(found.judged.values, 1)), setup.plan
     for case, path in sorted(found.files.items()):
         label = setup.cases[case].label
         if label is None or case not in found.judged.cases:
@@ -58,7 +61,7 @@ def misplaced(setup: Setup, found: HeldOut) -> list[Misplaced]:
         with plan.reading.open_plane(label) as truth, plan.reading.open_plane(path) as predicted:
             ours, theirs = (map_labels(volume.numpy()[0], plan, setup.cases[case]) for volume in (truth, predicted))
         voxels, before, after = displacement(ours, theirs, len(plan.classes))
-        if after - before > LEAST:
+        if after - before > LEAST and after >= usual:
             every.append(Misplaced(case, voxels, before, after))
     return every
 
