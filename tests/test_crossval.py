@@ -17,6 +17,7 @@ from densepred import evaluate, load, open_volume
 from densepred.cases.plan import Plan
 from densepred.crossval import combine, cross_validate, snapshots
 from densepred.crossval.recipe import of_fold
+from densepred.crossval.training import FoldState, _epochs, _seconds
 from densepred.errors import InputError, NothingDoneError
 from densepred.inference.folds import read_record
 from densepred.metrics.bootstrap import gain
@@ -168,6 +169,16 @@ def test_stopped_by_a_signal_it_says_how_far_it_is(recipe: Path, tmp_path: Path)
     (fold,) = read_record(out / "crossval.json")["folds"]
     assert (fold["fold"], fold["state"]) == (1, "stopped")
     assert "the state after step" in fold["why"]
+
+
+def test_how_far_a_fold_is(tmp_path: Path) -> None:
+    fold = FoldState(0, ["fold-0"], ["c0"])
+    assert (_epochs(tmp_path, 5, fold), _seconds(tmp_path, 60, fold)) == (0, 0)
+    (tmp_path / "fold-0").mkdir()
+    (tmp_path / "fold-0" / "metrics.csv").write_text("epoch,seconds,loss\n1,10.5,0.9\n2,21.7,0.8\n3,3")
+    assert (_epochs(tmp_path, 5, fold), _seconds(tmp_path, 60, fold)) == (2, 21), "a torn row does not count"
+    fold.state = "done"
+    assert (_epochs(tmp_path, 5, fold), _seconds(tmp_path, 60, fold)) == (5, 60)
 
 
 def test_no_fold_at_all(recipe: Path, tmp_path: Path) -> None:

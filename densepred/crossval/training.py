@@ -8,10 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from densepred.config import TrainingConfig
+from densepred.config.training import parse_duration
 from densepred.crossval.fold import RECIPES_OWN
 from densepred.crossval.recipe import RECIPE
 from densepred.errors import DONE as CODE_DONE
@@ -101,22 +104,25 @@ def read_states(out: Path) -> list[FoldState]:
         raise InputError(what, "remove it: folds that are there are looked at anew", out / RECORD) from error
 
 
-def train_folds(record: Record, asked: Sequence[int], devices: Sequence[str], epochs: int) -> None:
+def train_folds(record: Record, asked: Sequence[int], devices: Sequence[str], training: TrainingConfig) -> None:
     """Train the folds that are not done; one that fails does not end the others.
 
     Args:
         record: says which are done, and is kept up to date.
         asked: numbers of the folds to train.
         devices: one for each process at a time; none: one process, on the device of the recipe.
-        epochs: of each fold, for the progress.
+        training: says how long each fold takes, for the progress.
 
     Raises:
         StoppedError: a signal; each process has saved its state, and the same command goes on.
     """
     folds = [one for one in record.folds if one.fold in asked and one.state != DONE]
-    before = sum(_epochs(record.out, one) for one in folds)
-    with StopSignals() as stop, progress(len(folds) * epochs, "training folds", before) as advance:
-        _Crew(record, folds, list(devices) or [RECIPES_OWN], stop).run(advance, before)
+    budget = training.budget and round(parse_duration(training.budget))
+    each, unit = (budget, " (s)") if budget else (training.epochs, "")
+    far = partial(_seconds if budget else _epochs, record.out, each)
+    before = sum(map(far, folds))
+    with StopSignals() as stop, progress(len(folds) * each, f"training folds{unit}", before) as advance:
+        _Crew(record, folds, list(devices) or [RECIPES_OWN], stop, far).run(advance, before)
         if stop.signal is not None:
             fix = "run the same command again to go on"
             raise StoppedError(f"stopped by a signal: {record}", stop.exit_code, fix)
@@ -125,8 +131,15 @@ def train_folds(record: Record, asked: Sequence[int], devices: Sequence[str], ep
 class _Crew:
     """The processes of several folds, one for each slot at a time."""
 
-    def __init__(self, record: Record, folds: list[FoldState], slots: list[str], stop: StopSignals) -> None:
-        self._record, self._folds, self._slots, self._stop = record, folds, slots, stop
+    def __init__(
+        self,
+        record: Record,
+        folds: list[FoldState],
+        slots: list[str],
+        stop: StopSignals,
+        far: Callable[[FoldState], int],
+    ) -> None:
+        self._record, self._folds, self._slots, self._stop, self._far = record, folds, slots, stop, far
         self._waiting = list(folds)
         self._running: dict[int, tuple[FoldState, subprocess.Popen[bytes]]] = {}
         self._asked: set[int] = set()  # processes that were asked to stop; a second signal would kill them
@@ -138,7 +151,7 @@ class _Crew:
                 self._collect()
                 if self._stop.signal is not None:
                     self._ask()
-                now = sum(_epochs(self._record.out, one) for one in self._folds)
+                now = sum(map(self._far, self._folds))
                 if now > done:
                     advance(now - done)
                     done = now
@@ -222,7 +235,19 @@ def _fault(log: Path) -> str:
     return next(filter(None, found[-1]), "") if found else ""
 
 
-def _epochs(out: Path, one: FoldState) -> int:
-    """Epochs that a fold has done, by its metrics."""
+def _epochs(out: Path, each: int, one: FoldState) -> int:
+    """Epochs of `each` that a fold has done, by its metrics; all if it is done."""
+    return each if one.state == DONE else min(max(len(_metrics(out, one)) - 1, 0), each)
+
+
+def _seconds(out: Path, each: int, one: FoldState) -> int:
+    """Seconds of `each` that a fold has trained, likewise; the time of validations is not among them."""
+    header, *rows = _metrics(out, one) or [b""]
+    at = header.split(b",").index(b"seconds") if rows else 0
+    return each if one.state == DONE else min(int(float(rows[-1].split(b",")[at])) if rows else 0, each)
+
+
+def _metrics(out: Path, one: FoldState) -> list[bytes]:
+    """The whole lines of the table of a fold."""
     path = out / one.runs[0] / _METRICS
-    return max(path.read_bytes().count(b"\n") - 1, 0) if path.is_file() else 0
+    return path.read_bytes().split(b"\n")[:-1] if path.is_file() else []

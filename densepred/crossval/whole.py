@@ -96,7 +96,7 @@ def cross_validate(
         record = Record(folder, [FoldState(fold, [f"fold-{fold}"], common.folds[fold][1]) for fold in asked])
         if any(one.state != FINISHED for one in record.folds if one.fold in asked):
             _prepare(common)
-            train_folds(record, asked, asked_devices, config.training.epochs)
+            train_folds(record, asked, asked_devices, config.training)
         failed = [f"fold {one.fold}: {one.state}: {one.why}" for one in record.folds if one.state != FINISHED]
         if not record.done:
             raise NothingDoneError("\n  ".join(["no fold could be trained", *failed]), f"see the logs in {folder}/logs")
