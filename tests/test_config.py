@@ -247,3 +247,20 @@ def test_reading_a_recipe_imports_no_torch(tmp_path: Path):
     modules = done.stdout.split()
     assert "densepred.config" in modules
     assert not {"torch", "numpy", "monai", "matplotlib"} & set(modules)
+
+
+def test_what_looks_like_a_number_stays_a_name(tmp_path: Path) -> None:
+    classes = ("1e5", "-3E+2", "1.5", "yes", "null")
+    targets = {"kind": {"column": "kind", "classes": classes}}
+    config = configuration.check({"data": {"images": "*.png", "table": "t.csv", "targets": targets}}, {}, "test")
+    (tmp_path / "recipe.yaml").write_text(configuration.dump(config))
+    assert configuration.load(tmp_path / "recipe.yaml") == config
+
+
+def test_faults_below_names_are_told_by_their_whole_key() -> None:
+    data = {"images": "*.png", "table": "t.csv", "covariates": {"age": {"mean": 1.0}}}
+    data["targets"] = {"kind": {"column": "kind", "meen": 3.0}}
+    with pytest.raises(InputError) as caught:
+        configuration.check({"data": data}, {}, "test")
+    assert "data.covariates.age.deviation: field required" in caught.value.what
+    assert "data.targets.kind.meen: unknown key (did you mean 'mean'?)" in caught.value.what

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from densepred import load, open_volume
 from densepred.cases.plan import Plan
 from densepred.config import Config
 from densepred.crossval import Result, combine, cross_validate
-from densepred.errors import InputError
+from densepred.errors import InputError, NothingDoneError
 from densepred.inference.batch import predict
 from densepred.inference.folds import read_record
 from tests import tasks_set
@@ -129,10 +130,13 @@ def test_columns_are_judged_by_log_loss_and_squared_error(of_columns: Result, ro
     with (root / "table.csv").open() as file:
         truth = {row["id"]: row for row in csv.DictReader(file)}
     assert set(told) == set(truth)
-    shares = [[float(told[case][f"tone:{name}"]) for name in ("bright", "dark")] for case in truth]
+    shares = np.array([[float(told[case][f"tone:{name}"]) for name in ("bright", "dark")] for case in truth])
+    np.testing.assert_allclose(shares.sum(1), 1, atol=1e-6)
     summary = of_columns.verdict.summary
     assert (summary["metric"], summary["names"]) == ("log loss", ["tone"])
-    expected = log_loss([row["tone"] for row in truth.values()], shares, labels=["bright", "dark"])
+    expected = log_loss(
+        [row["tone"] for row in truth.values()], shares / shares.sum(1, keepdims=True), labels=["bright", "dark"]
+    )
     assert summary["all"]["mean"]["value"] == pytest.approx(expected, rel=1e-4)
     radius = summary["beside"]["radius"]
     sides = ([float(rows[case]["radius"]) for case in truth] for rows in (truth, told))
@@ -188,11 +192,61 @@ def test_another_target_is_another_recipe(of_columns: Result, root: Path) -> Non
         cross_validate(recipe_of(root, data), of_columns.out)
 
 
+def test_only_what_predicts_the_same_goes_together(of_maps: Result, of_columns: Result, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no mean of them"):
+        combine([of_maps.out, of_columns.out], tmp_path / "both")
+
+
+def test_a_folder_of_an_earlier_version_is_told(of_columns: Result, root: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(of_columns.out, tmp_path / "cv"))
+    (out / "given.yaml").unlink()
+    with pytest.raises(InputError, match="an earlier version made this folder"):
+        cross_validate(recipe_of(root, COLUMNS), out)
+
+
+def test_without_any_prediction_the_reason_is_told(of_maps: Result, root: Path, tmp_path: Path) -> None:
+    out, copied = (Path(shutil.copytree(path, tmp_path / path.name)) for path in (of_maps.out, root))
+    shutil.rmtree(out / "trials")
+    config = recipe_of(copied, {"targets": tasks_set.DEPTH, "folds": 2})
+    for path in copied.glob("*.fits"):
+        path.write_bytes(path.read_bytes()[:2880])
+    with pytest.raises(NothingDoneError, match=r"no held-out case could be predicted: .+"):
+        cross_validate(config, out)
+
+
+def test_the_table_says_which_models_made_it(of_columns: Result) -> None:
+    told = json.loads((of_columns.out / "predictions" / "predictions.json").read_text())
+    folds = read_record(of_columns.out / "crossval.json")["folds"]
+    assert told["weights_sha256_of_folds"] == {str(fold["fold"]): fold["weights"] for fold in folds}
+    assert set(told["targets"]) == {"tone", "radius"}
+
+
+@pytest.mark.parametrize("suffix", ["labels", "maps"])
+def test_stores_in_folders(suffix: str, tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        disc = np.hypot(*(np.indices((24, 24)) - rng.uniform(9, 15, 2)[:, None, None])) < 6
+        planes = {"images": (disc + rng.normal(0, 0.1, disc.shape)).astype(np.float32)}
+        planes |= {"labels": disc.astype(np.uint8), "maps": 3 * disc.astype(np.float32)}
+        for folder, plane in planes.items():
+            (tmp_path / folder).mkdir(exist_ok=True)
+            zarr.save_array(str(tmp_path / folder / f"c{number}.zarr"), plane)
+    data: dict[str, Any] = {"root": str(tmp_path), "images": "images/*.zarr", "folds": 2}
+    if suffix == "labels":
+        data |= {"labels": "labels/{id}.zarr", "classes": {0: "sky", 1: "disc"}}
+    else:
+        data |= {"targets": {"height": {"file": "maps/{id}.zarr"}}}
+    for _ in range(2):
+        found = cross_validate(recipe_of(tmp_path, data, 20), tmp_path / "cv")
+        assert found.verdict.summary["cases"] == 4
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [
         ({"mean": 3.0}, "given together"),
-        ({"mean": 3.0, "deviation": 1.0, "standardize": False}, "numbers that are standardised"),
+        ({"mean": 3.0, "deviation": 1.0, "standardize": False}, "make numbers standard"),
         ({"mean": 3.0, "deviation": 0.0}, "greater than 0"),
     ],
 )

@@ -173,10 +173,11 @@ def make_covariates(data: DataConfig, cases: Sequence[Case]) -> tuple[Covariate,
     Raises:
         InputError: a cell is missing, or no number.
     """
-    if isinstance(data.covariates, dict):
-        return tuple(Covariate(name=name, **dict(given)) for name, given in data.covariates.items())
     table, found = read_table(data), []
-    for name in data.covariates:
+    for name, given in data.covariates.items():
+        if given is not None:
+            found.append(Covariate(name=name, mean=given.mean, deviation=given.deviation))
+            continue
         assert table is not None
         values = [covariate(table, case.id, name) for case in cases]
         deviation = float(np.std(values))

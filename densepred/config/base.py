@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -30,6 +30,14 @@ class Section(BaseModel):
         field = cls.model_fields.get(str(key))
         kind = field.annotation if field else None
         return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
+    @classmethod
+    def inside_names(cls, key: int | str) -> type[Section] | None:
+        """The section below each name below a key, where that holds a mapping of names to sections."""
+        field = cls.model_fields.get(str(key))
+        kinds = get_args(field.annotation) if field and get_origin(field.annotation) is dict else ()
+        found = [kind for kind in (*kinds[1:], *get_args(kinds[-1])) if isinstance(kind, type)] if kinds else []
+        return next((kind for kind in found if issubclass(kind, Section)), None)
 
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

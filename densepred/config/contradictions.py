@@ -72,7 +72,7 @@ def _of_targets(config: Config) -> Iterator[Rule]:
         half = given and (target.mean is None or target.deviation is None)
         yield half, path, "mean and deviation are given together"
         senseless = given and (not target.standardize or target.classes is not None)
-        yield senseless, path, "mean and deviation are of numbers that are standardised"
+        yield senseless, path, "mean and deviation make numbers standard: leave out classes and standardize: false"
         moved = bool(target.mean) and name in config.heads and config.heads[name].positive
         yield moved, path, "the mean of numbers that are positive is 0, or zero would not stay where it is"
     columns = bool(data.covariates) or any(target.column for target in data.targets.values())

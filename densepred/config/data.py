@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from densepred.config.base import Axes, Section, Share
 from densepred.config.normalize import Normalize, ZScore
-from densepred.config.tasks import StandardConfig, TargetConfig
+from densepred.config.tasks import StandardConfig, TargetConfig, named
 
 TARGET = "target "
 """Begins the role of a file that is a target's truth."""
@@ -77,7 +77,7 @@ class DataConfig(Section):
     """What is to be predicted besides or instead of the classes: name -> maps of numbers, or a column of the table."""
     table: str | None = None
     """CSV with a column id, and of each image targets and covariates; by default `dataset` where that is a CSV."""
-    covariates: Annotated[tuple[str, ...], Field(strict=False)] | dict[str, StandardConfig] = ()
+    covariates: Annotated[dict[str, StandardConfig | None], BeforeValidator(named)] = Field(default_factory=dict)
     """Columns of the table with numbers that the network sees beside the image, standardised by the training cases; or
     a mapping column -> {mean, deviation}."""
     ignore: Annotated[tuple[int, ...], Field(strict=False)] = ()

@@ -16,7 +16,7 @@ from densepred.config.contradictions import contradictions, nearest
 from densepred.config.data import DataConfig
 from densepred.config.schema import Config
 from densepred.errors import InputError
-from densepred.yamlfile import read_yaml, set_path, value_of
+from densepred.yamlfile import Dumper, read_yaml, set_path, value_of
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -63,14 +63,7 @@ def check(data: dict[str, Any], lines: dict[tuple[str, ...], int], name: str) ->
 
 def dump(config: Config) -> str:
     """The configuration as YAML, every default written out; `load` reads the same configuration back."""
-    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes equal values out each time rather than as aliases."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
+    return yaml.dump(config.model_dump(), Dumper=Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None)
 
 
 def _line(path: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> int:
@@ -97,12 +90,16 @@ def field_faults(error: ValidationError, whole: type[Section] = Config) -> list[
 def _walk(loc: tuple[int | str, ...], section: type[Section]) -> tuple[type[Section], tuple[str, ...]]:
     """The section that holds the fault, and its path cut at the last key that stands in the YAML."""
     path: list[str] = []
+    named: type[Section] | None = None
     for part in loc:
         path.append(str(part))
-        inner = section.inside(part)
+        inner, named = named or section.inside(part), None
         if inner is None:
-            break
-        section = inner
+            named = section.inside_names(part)
+            if named is None:
+                break
+        else:
+            section = inner
     return section, tuple(path)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -35,6 +35,17 @@ class StandardConfig(Section):
     """Is taken from the number."""
     deviation: Annotated[float, Field(gt=0)]
     """The rest is divided by it."""
+
+
+def named(value: Any) -> Any:
+    """A list of names as a mapping of them to nothing.
+
+    Example:
+        >>> named(["age", "sex"])
+        {'age': None, 'sex': None}
+    """
+    names = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+    return dict.fromkeys(value) if names else value
 
 
 class HeadConfig(Section):

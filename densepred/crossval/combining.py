@@ -13,7 +13,7 @@ from densepred.cases.plan import Plan
 from densepred.crossval.decisions import FEWEST, MIRROR, Decision, Paired
 from densepred.crossval.held_out import HeldOut, Setup, predict_held_out
 from densepred.crossval.judging import judge
-from densepred.crossval.recipe import GIVEN, RECIPE, Shared, shared
+from densepred.crossval.recipe import GIVEN, RECIPE, Shared, read_given, shared
 from densepred.crossval.training import FoldState, read_states
 from densepred.crossval.whole import Result
 from densepred.errors import InputError
@@ -21,6 +21,7 @@ from densepred.files import atomic_write, locked, writable_folder
 from densepred.inference.engines import devices_of
 from densepred.inference.engines.local import Local
 from densepred.inference.folds import DECISIONS, DONE, RECORD, read_record, write_record
+from densepred.inference.loading import check_agreement
 from densepred.metrics.bootstrap import gain, interval
 
 
@@ -54,7 +55,9 @@ def combine(folders: Sequence[str | Path], out: str | Path, devices: str | None 
     with locked(folder):
         common, states = _common(paths)
         mirror = _mirror(paths)
-        plan = Plan.load(paths[0] / states[0][0].runs[0] / "plan.json")
+        plan, *others = (Plan.load(p / f[0].runs[0] / "plan.json") for p, f in zip(paths, states, strict=True))
+        for path, other in zip(paths[1:], others, strict=True):
+            check_agreement(plan, other, paths[0].name, path)
         singles, pairs = [], []
         for path, folds in zip(paths, states, strict=True):
             with locked(path):
@@ -85,7 +88,7 @@ def _common(paths: Sequence[Path]) -> tuple[Shared, list[list[FoldState]]]:
         if [(one.fold, one.cases) for one in folds] != [(one.fold, one.cases) for one in states[0]]:
             what = f"its finished folds or their cases are not those of {paths[0]}"
             raise InputError(what, "cross-validate with the same data.folds, data.seed and data.splits", path)
-    return shared(configuration.load(paths[0] / GIVEN), paths[0]), states
+    return shared(read_given(paths[0]), paths[0]), states
 
 
 def _mirror(paths: Sequence[Path]) -> list[int]:

@@ -81,7 +81,7 @@ def decide(what: str, pair: Paired, setup: Setup, rule: Rule) -> Decision:
     every = np.ones((1, len(nested)))
     left = float((means(nested, every) - means(pair.before, every))[0])
     change = pair.metric.change(found)
-    others = f"{pair.metric.sign * left:+{pair.metric.form}}"
+    others = f"{pair.metric.sign * left + 0.0:+{pair.metric.form}}"
     verdict = "used" if used else "not used"
     few = f", too few of them ({len(set(groups))} groups) to tell" if len(set(groups)) < FEWEST else ""
     why = f"{what}: {verdict}, mean {pair.metric.name} {change}{few}; decided fold by fold by the others {others}"

@@ -14,7 +14,7 @@ from densepred.cases.targets import open_table, read_table
 from densepred.crossval.judged import Judged, column, label_maps, maps
 from densepred.crossval.recipe import Shared
 from densepred.crossval.training import FoldState
-from densepred.errors import DensepredError
+from densepred.errors import DensepredError, NothingDoneError
 from densepred.files import atomic_write, writable_folder
 from densepred.inference.batch import predict
 from densepred.inference.engines import Engine
@@ -108,6 +108,9 @@ def predict_held_out(setup: Setup, name: str, settings: Sequence[str]) -> HeldOu
         setup: models and cases.
         name: of the trial.
         settings: `inference.key=value` texts beyond those of `Setup.plain`.
+
+    Raises:
+        NothingDoneError: no case could be predicted.
     """
     folder = writable_folder(setup.out / TRIALS / (name + setup.suffix))
     files: dict[str, Path] = {}
@@ -123,6 +126,10 @@ def predict_held_out(setup: Setup, name: str, settings: Sequence[str]) -> HeldOu
         if setup.kind:
             layout = Plain(folder, [setup.kind])
             files |= {case: layout.paths(setup.cases[case])[setup.kind] for case in (*result.done, *result.skipped)}
+    if not (files if setup.kind else rows):
+        first = next((error.what for error in failed.values()), "there is none")
+        fix = "look at the cases with densepred check"
+        raise NothingDoneError(f"no held-out case could be predicted: {first}", fix)
     found = HeldOut(folder, files, rows, *scored(setup, files, rows), failed)
     if rows:
         atomic_write(folder / TABLE, table_of(found))

@@ -49,7 +49,8 @@ class Metric:
         """A gain, which is positive where it got better, as a change of the metric."""
         low, high = sorted((self.sign * gained.low, self.sign * gained.high))
         form = f"+{self.form}"
-        return f"{self.sign * gained.value:{form}} ({low:{form}} to {high:{form}}, n = {gained.n})"
+        value = self.sign * gained.value
+        return f"{value + 0.0:{form}} ({low + 0.0:{form}} to {high + 0.0:{form}}, n = {gained.n})"
 
 
 DICE = Metric("Dice", 1, ".4f")

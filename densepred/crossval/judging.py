@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +26,7 @@ from densepred.crossval.pictures import reliability_figure, scores_figure
 from densepred.crossval.sampling import sample_held_out
 from densepred.errors import NothingDoneError
 from densepred.figures import save_png
-from densepred.files import atomic_write, remove, writable_folder
+from densepred.files import atomic_folder, atomic_write, remove, sha256, writable_folder
 from densepred.inference.folds import DECISIONS, write_record
 from densepred.inference.layouts import Plain
 from densepred.inference.outputs import Outputs
@@ -117,14 +119,17 @@ def _write_predictions(setup: Setup, final: HeldOut, settings: dict[str, Any]) -
 
     What was filtered is written with the record of how it came about; the others are copied.
     """
-    folder, records = writable_folder(setup.out / PREDICTIONS), [LABELS] if setup.plan.classes else []
+    folder = writable_folder(setup.out / PREDICTIONS)
     if setup.kind:
         _write_maps(setup, final, settings, folder)
+    if setup.plan.classes:
+        _copy(final.folder / LABELS, folder / LABELS)
     if final.rows:
-        records.append(MEANING)
+        targets = json.loads((final.folder / MEANING).read_text("utf-8"))["targets"]
+        weights = {str(one.fold): one.weights for one in setup.done}
+        meaning = {"model": setup.out.resolve().name, "weights_sha256_of_folds": weights, "targets": targets}
+        atomic_write(folder / MEANING, json.dumps(meaning, indent=1) + "\n")
         _copy(final.folder / TABLE, folder / TABLE)
-    for name in records:
-        _copy(final.folder / name, folder / name)
 
 
 def _write_maps(setup: Setup, final: HeldOut, settings: dict[str, Any], folder: Path) -> None:
@@ -154,7 +159,12 @@ def _write_maps(setup: Setup, final: HeldOut, settings: dict[str, Any], folder: 
 
 
 def _copy(source: Path, target: Path) -> None:
+    """Copy a file, or a store in a folder, unless the same is there."""
     writable_folder(target.parent)
-    content = source.read_bytes()
-    if not target.is_file() or target.read_bytes() != content:
-        atomic_write(target, content)
+    if target.exists() and sha256(target) == sha256(source):
+        return
+    if source.is_dir():
+        with atomic_folder(target) as part:
+            shutil.copytree(source, part, dirs_exist_ok=True)
+    else:
+        atomic_write(target, source.read_bytes())

@@ -38,8 +38,9 @@ class Misplaced:
     moved: float
 
     def __str__(self) -> str:
+        more = " or more" if max(map(abs, self.voxels)) == FURTHEST else ""
         return (
-            f"{self.case}: its label seems to be moved by {self.voxels} voxels (slowest axis first), "
+            f"{self.case}: its label seems to be moved by {self.voxels}{more} voxels (slowest axis first), "
             f"Dice {self.dice:.4f} as it is, {self.moved:.4f} moved likewise"
         )
 
@@ -53,7 +54,8 @@ def misplaced(setup: Setup, found: HeldOut) -> list[Misplaced]:
 
     Once moved, a prediction must fit its label as well as the median case's does: a poor model fits by chance.
     """
-    every, usual, plan = [], np.nanmedian(np.nanmean(found.judged.values, 1)), setup.plan
+    values, every, plan = found.judged.values, [], setup.plan
+    usual = np.median(np.nanmean(values[~np.isnan(values).all(1)], 1))
     for case, path in sorted(found.files.items()):
         label = setup.cases[case].label
         if label is None or case not in found.judged.cases:
@@ -94,10 +96,12 @@ def displacement(
 
     def score(shift: tuple[int, ...]) -> float:
         if shift not in scores:
-            moved = np.roll(predicted, shift, tuple(range(predicted.ndim)))  # the padding is background
-            known = (truth >= 0) & (moved >= 0)
-            pairs = truth[known].astype(np.int64) * classes + moved[known]
-            of_class = dice(np.bincount(pairs, minlength=classes**2).reshape(classes, classes))[1:]
+            counts = np.zeros(classes**2, np.int64)
+            for at, plane in enumerate(truth):  # the padding, which is background, is what comes round the edges
+                moved = np.roll(predicted[(at - shift[0]) % len(truth)], shift[1:], tuple(range(truth.ndim - 1)))
+                known = (plane >= 0) & (moved >= 0)
+                counts += np.bincount(plane[known].astype(np.int64) * classes + moved[known], minlength=classes**2)
+            of_class = dice(counts.reshape(classes, classes))[1:]
             there = ~np.isnan(of_class)
             scores[shift] = float(of_class[there].mean()) if there.any() else 0.0
         return scores[shift]

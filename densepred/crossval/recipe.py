@@ -61,7 +61,7 @@ def shared(config: Config, out: Path) -> Shared:
     given = _anchored(config, out)
     path = out / RECIPE
     if path.is_file():
-        if differences := _differences(configuration.load(out / GIVEN), given):
+        if differences := _differences(read_given(out), given):
             what = f"another recipe was cross-validated here ({'; '.join(differences)})"
             raise InputError(what, "choose another --out folder", path)
         before = configuration.load(path)
@@ -72,6 +72,18 @@ def shared(config: Config, out: Path) -> Shared:
     atomic_write(out / GIVEN, configuration.dump(given))
     atomic_write(path, configuration.dump(fixed))
     return Shared(fixed, cases, every, groups)
+
+
+def read_given(out: Path) -> Config:
+    """The recipe that was cross-validated in a folder, as it was given.
+
+    Raises:
+        InputError: an earlier version made the folder, which did not keep it.
+    """
+    if not (out / GIVEN).is_file():
+        what = f"has no {GIVEN}: an earlier version made this folder, which did not keep the recipe as it was given"
+        raise InputError(what, "copy the recipe there under this name, or choose another folder", out)
+    return configuration.load(out / GIVEN)
 
 
 def of_fold(config: Config, fold: int, device: str | None) -> Config:

@@ -22,7 +22,8 @@ def decide_snapshots(setup: Setup) -> tuple[Setup, list[Decision], list[str]]:
     more = [replace(one, runs=[*one.runs, *_snapshots(setup.out, one.runs)]) for one in setup.done]
     if more == list(setup.done):
         return setup, [], []
-    both, axes = replace(setup, done=more, suffix="-snapshots"), list(setup.shared.config.inference.mirror)
+    both = replace(setup, done=more, suffix="-snapshots")
+    axes = list(setup.shared.config.inference.mirror) if setup.kind else []
     name, settings = "mirrored" if axes else "plain", [f"{MIRROR}={axes}"]
     pair = Paired.of(predict_held_out(setup, name, settings), predict_held_out(both, name, settings))
     decision = decide("snapshots", pair, setup, more_than_noise)

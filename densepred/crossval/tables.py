@@ -41,7 +41,8 @@ def summarized(found: HeldOut, setup: Setup) -> dict[str, Any]:
 
 
 def _summary(judged: Judged, setup: Setup) -> dict[str, Any]:
-    cases, values, names = list(judged.cases), judged.values, list(judged.names)
+    known = [index for index, row in enumerate(judged.values) if not np.isnan(row).all()]
+    cases, values, names = [judged.cases[index] for index in known], judged.values[known], list(judged.names)
     groups, folds = setup.groups(cases), np.array([setup.fold_of[case] for case in cases])
     parts = {int(fold): np.flatnonzero(folds == fold) for fold in np.unique(folds)}
     return {
@@ -52,7 +53,7 @@ def _summary(judged: Judged, setup: Setup) -> dict[str, Any]:
         "names": names,
         "folds": {fold: _of(values[at], [groups[i] for i in at], names) for fold, at in parts.items()},
         "all": _of(values, groups, names),
-        "pooled": _pooled(judged, groups),
+        "pooled": _pooled(judged, setup.groups(judged.cases)),
     }
 
 

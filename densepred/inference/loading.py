@@ -56,24 +56,24 @@ def read_runs(folders: Sequence[Path], overrides: Sequence[str] = (), weights: s
     for folder in folders:
         member = read_run(folder, overrides, weights)
         if members:
-            _check_agreement(members[0], member, folder)
+            check_agreement(members[0].plan, member.plan, members[0].name, folder)
         if member.weights_hash in [other.weights_hash for other in members]:
             raise InputError("its weights are those of a run before it", "give each run once", folder)
         members.append(member)
     return members
 
 
-def _check_agreement(first: Member, member: Member, folder: Path) -> None:
-    """Refuse a model that reads files or predicts otherwise than the first.
+def check_agreement(first: Plan, other: Plan, name: str, folder: Path) -> None:
+    """Refuse a model that reads files or predicts otherwise than the first, whose `name` is said.
 
     Raises:
         InputError: it names what differs.
     """
-    ours, theirs = _read_and_predicted(first.plan), _read_and_predicted(member.plan)
+    ours, theirs = _read_and_predicted(first), _read_and_predicted(other)
     for what, value in ours.items():
         if theirs[what] != value:
             fix = "give runs that read the same files and predict the same classes"
-            raise InputError(f"{what} {theirs[what]}, but {first.name} has {value}: no mean of them", fix, folder)
+            raise InputError(f"{what} {theirs[what]}, but {name} has {value}: no mean of them", fix, folder)
 
 
 def _read_and_predicted(plan: Plan) -> dict[str, str]:

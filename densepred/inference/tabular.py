@@ -66,10 +66,10 @@ class _Rows:
         lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
         self._known = {entry["id"]: entry for entry in map(_parsed, lines) if entry is not None}
 
-    def get(self, entry: Mapping[str, Any]) -> dict[str, str] | None:
-        """The cells that were made from the same; None if there are none."""
+    def holds(self, entry: Mapping[str, Any]) -> bool:
+        """Are there cells of this case that were made from the same?"""
         known = self._known.get(entry["id"], {})
-        return known["cells"] if known and all(known.get(key) == value for key, value in entry.items()) else None
+        return all(known.get(key) == value for key, value in entry.items())
 
     def add(self, entry: Mapping[str, Any], cells: Mapping[str, str]) -> None:
         """Take a case in, and write its line."""
@@ -88,7 +88,7 @@ class _Rows:
         return [{"id": case, **ours[case]["cells"]} for case in sorted(ours)]
 
     def compact(self) -> None:
-        """Write a line for each case."""
+        """Write a line for each case, and leave out what is torn."""
         atomic_write(self.path, "".join(json.dumps(self._known[case]) + "\n" for case in sorted(self._known)))
 
 
@@ -125,6 +125,7 @@ def write_table(
         if path.exists() and not overwrite and not (out / MEANING).exists():
             raise UnsafeError("was not predicted here: left as it is", "choose another --out, or say --overwrite", path)
         rows = _Rows(out / record_of(JOURNAL, shard))
+        rows.compact()
         with StopSignals() as stop, progress(len(cases), "predicting") as advance:
             for case in cases:
                 if stop.signal is not None:
@@ -138,8 +139,8 @@ def write_table(
         writer = csv.DictWriter(text, ["id", *_columns(predictor)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows.of(predictor.origin))
-        atomic_write(path, text.getvalue())
         atomic_write(out / MEANING, json.dumps(_meaning(predictor), indent=1) + "\n")
+        atomic_write(path, text.getvalue())
         rows.compact()
         write_failures(out, shard, [*result.done, *result.skipped], result.failed)
     return result
@@ -150,7 +151,7 @@ def _do(predictor: ImagePredictor, case: Case, table: Table | None, rows: _Rows,
     case.check()
     covariates = covariates_of(predictor.plan, table, case.id)
     made = {"id": case.id, **made_from(case, predictor.origin), "covariates": covariates.tolist()}
-    if rows.get(made) is not None:
+    if rows.holds(made):
         result.skipped.append(case.id)
         return
     rows.add(made, _cells(predictor, predict_whole(predictor, case, table)))
@@ -172,7 +173,7 @@ def _cells(predictor: ImagePredictor, found: dict[str, dict[str, np.ndarray]]) -
         classes = predictor.plan.targets[name].classes
         if classes:
             cells[name] = classes[int(one["probabilities"].argmax())]
-            cells |= {f"{name}:{c}": f"{p:.6f}" for c, p in zip(classes, one["probabilities"], strict=True)}
+            cells |= {f"{name}:{c}": f"{p:.9g}" for c, p in zip(classes, one["probabilities"], strict=True)}
             continue
         cells[name] = f"{one['mean'][0]:.7g}"
         if "variance" in one:
