@@ -77,3 +77,4 @@ def test_cross_validation_tells_of_them(tmp_path: Path) -> None:
     assert with_axes == {one.voxels}
     assert sorted(map(abs, one.voxels)) == [0, 1, 2]
     assert found.lines[-1].startswith("c3: its label seems to be moved by")
+    assert [path.name for path in (tmp_path / "cv").glob("misplaced_*")] == ["misplaced_c3.png"]

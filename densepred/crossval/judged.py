@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from densepred.cases.case import Case
 from densepred.cases.plan import Plan
 from densepred.cases.targets import Table, Target
 from densepred.config.data import TARGET
-from densepred.evaluation import evaluate
+from densepred.evaluation import Scores, evaluate
 from densepred.evaluation.summaries import Failure
 from densepred.evaluation.values import OF_MAPS, evaluate_values
 from densepred.metrics import METRICS, dice
@@ -69,6 +69,7 @@ class Judged:
         columns, rows: of `scores.csv`, everything that was measured.
         failures: what could not be scored.
         pooled: of weights of the cases `(D, n)`, the metric of all voxels together, `(D, K)`.
+        overlaps: of label maps all that was counted.
     """
 
     metric: Metric
@@ -78,7 +79,8 @@ class Judged:
     columns: Sequence[str]
     rows: Sequence[Mapping[str, Any]]
     failures: Sequence[Failure] = ()
-    pooled: Callable[[Floats], Floats] | None = field(default=None, compare=False)
+    pooled: Callable[[Floats], Floats] | None = None
+    overlaps: Scores | None = None
 
     @property
     def better(self) -> Floats:
@@ -108,7 +110,7 @@ def label_maps(files: Mapping[str, Path], cases: Mapping[str, Case], plan: Plan)
 
     columns = ["class", "value", *METRICS, "truth_voxels", "prediction_voxels", "unpredicted_voxels"]
     ids = [one.case for one in found.results]
-    return Judged(DICE, names, ids, values, columns, found.cases, found.failures, pooled)
+    return Judged(DICE, names, ids, values, columns, found.cases, found.failures, pooled, found)
 
 
 def maps(files: Mapping[str, Path], cases: Mapping[str, Case], plan: Plan) -> Judged:

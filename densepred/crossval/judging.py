@@ -21,7 +21,7 @@ from densepred.crossval.decisions import (
     decide_temperature,
 )
 from densepred.crossval.held_out import HeldOut, Setup, predict_held_out
-from densepred.crossval.misplaced import Misplaced, misplaced
+from densepred.crossval.misplaced import Misplaced, draw_misplaced, misplaced
 from densepred.crossval.pictures import reliability_figure, scores_figure
 from densepred.crossval.sampling import sample_held_out
 from densepred.errors import NothingDoneError
@@ -85,6 +85,7 @@ def judge(setup: Setup, first: Sequence[Decision] = (), runs: Sequence[str] = ()
     settings[TEMPERATURE] = _temperature(setup, settings, decisions) if setup.kind == "labels" else 1.0
     _write_predictions(setup, final, settings)
     moved = misplaced(setup, final) if setup.kind == "labels" else []
+    draw_misplaced(moved, setup, final)
     summary = tables.summarized(final, setup) | {"misplaced": [one.to_dict() for one in moved]}
     tables.save(final, setup, summary, setup.out)
     save_png(scores_figure(final, setup, summary), setup.out / PICTURE)

@@ -7,6 +7,7 @@ look.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 
 from densepred.cases.labels import map_labels
 from densepred.crossval.held_out import HeldOut, Setup
+from densepred.evaluation.pictures import draw_case
 from densepred.metrics import dice
 
-FURTHEST, LEAST = 4, 0.05
-"""Voxels along an axis that are tried, and by how much the Dice must rise to be told."""
+FURTHEST, LEAST, DRAWN = 4, 0.05, 10
+"""Voxels along an axis that are tried, by how much the Dice must rise to be told, and how many are drawn."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,18 @@ def misplaced(setup: Setup, found: HeldOut) -> list[Misplaced]:
         if after - before > LEAST and after >= usual:
             every.append(Misplaced(case, voxels, before, after))
     return every
+
+
+def draw_misplaced(every: Sequence[Misplaced], setup: Setup, found: HeldOut) -> None:
+    """Draw the first of them as `misplaced_<id>.png`; pictures of an earlier run go."""
+    for path in setup.out.glob("misplaced_*.png"):
+        path.unlink()
+    scores = found.judged.overlaps
+    if scores is None:
+        return
+    results = {one.case: one for one in scores.results}
+    for one in every[:DRAWN]:
+        draw_case(scores, results[one.case], "misplaced", setup.out, setup.cases[one.case].images[0])
 
 
 def displacement(

@@ -45,12 +45,14 @@ def draw_cases(scores: Scores, out: str | Path, images: Files | None = None) -> 
     chosen = {"worst": ranked[0]} if ranked else {}
     if len(ranked) > 1:
         chosen["median"] = ranked[len(ranked) // 2]
-    paths = []
-    for kind, result in chosen.items():
-        path = writable_folder(out) / f"{kind}_{result.case.replace('/', '_')}.png"
-        save_png(case_figure(scores, result, kind, found.get(result.case)), path)
-        paths.append(path)
-    return paths
+    return [draw_case(scores, result, kind, out, found.get(result.case)) for kind, result in chosen.items()]
+
+
+def draw_case(scores: Scores, result: CaseResult, kind: str, out: str | Path, image: Path | None) -> Path:
+    """Draw one case as `<kind>_<id>.png`, which is returned; arguments as of `case_figure` and `draw_cases`."""
+    path = writable_folder(out) / f"{kind}_{result.case.replace('/', '_')}.png"
+    save_png(case_figure(scores, result, kind, image), path)
+    return path
 
 
 def case_figure(scores: Scores, result: CaseResult, kind: str, image: Path | None = None) -> Figure:
