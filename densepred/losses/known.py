@@ -101,7 +101,7 @@ def per_class(weights: Sequence[float] | None, logits: Tensor) -> Tensor | None:
         return None
     if len(weights) != logits.shape[1]:
         raise ValueError(f"class_weights must be {logits.shape[1]}, one for each class, got {len(weights)}")
-    return torch.tensor(weights, dtype=in_full(logits[:0]).dtype, device=logits.device)
+    return torch.tensor(weights, dtype=in_full(logits[:0]).dtype).to(logits.device, non_blocking=True)
 
 
 def masked_mean(values: Tensor, known: Tensor) -> Tensor:

@@ -144,11 +144,11 @@ class TasksObjective(Objective):
                 at = self.plan.maps.index(name)
                 targets[name] = maps[:, at : at + 1]
             else:
-                truth = torch.from_numpy(drawn.truths[name][samples]).to(device)
+                truth = torch.from_numpy(drawn.truths[name][samples]).to(device, non_blocking=True)
                 targets[name] = truth.long() if hasattr(spec, "classes") else truth.float().unsqueeze(1)
         if not self.plan.covariates:
             return image, targets
-        return (image, torch.from_numpy(drawn.covariates[samples]).to(device)), targets
+        return (image, torch.from_numpy(drawn.covariates[samples]).to(device, non_blocking=True)), targets
 
     def _moved(self, batch: Batch, samples: slice, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Image, label, and maps (B, T, *spatial) with NaN where they are not known; all augmented alike."""
@@ -164,10 +164,10 @@ class TasksObjective(Objective):
 
     def _regions(self, label: Tensor) -> Tensor:
         """Class indices (B, *spatial) -> 1 inside and 0 outside each region, -1 where not known: (B, K, *spatial)."""
-        members = torch.zeros(len(self.plan.regions), len(self.plan.classes), dtype=torch.int8, device=label.device)
+        members = torch.zeros(len(self.plan.regions), len(self.plan.classes), dtype=torch.int8)
         for row, classes in zip(members, self.plan.regions.values(), strict=True):
             row[list(classes)] = 1
-        inside = members[:, label.clamp(min=0)].movedim(0, 1)
+        inside = members.to(label.device, non_blocking=True)[:, label.clamp(min=0)].movedim(0, 1)
         return inside.masked_fill((label == IGNORE).unsqueeze(1), IGNORE)
 
     def loss(self, outputs: Outputs, targets: Any) -> Tensor:
