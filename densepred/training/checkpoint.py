@@ -103,10 +103,21 @@ def load_optimizer(
     tensors: dict[str, Tensor],
     like: Callable[[Tensor, Tensor], Tensor] = lambda value, parameter: value,
 ) -> None:
-    """Put back what `optimizer_tensors` gave; `like` shares a value out as its parameter is."""
+    """Put back what `optimizer_tensors` gave; `like` shares a value out as its parameter is.
+
+    Values are laid out as their parameters: files hold contiguous ones, and of another layout than the gradients a GPU
+    would go through them one by one, in other kernels.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = like(value, parameters[int(index)])
+        state.setdefault(int(index), {})[key] = _laid_out(like(value, parameters[int(index)]), parameters[int(index)])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """An entry of a parameter's own shape in its memory layout."""
+    if value.shape != parameter.shape or hasattr(value, "full_tensor"):
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
