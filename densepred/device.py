@@ -38,11 +38,18 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return PRECISIONS[name]
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):  # torch asks the current one
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         probes = (getattr(torch.cpu, f"_is_{name}_supported", lambda: False) for name in ("avx512_bf16", "amx_tile"))
         fast = any(probe() for probe in probes)
     return torch.bfloat16 if fast else torch.float32
+
+
+def reproducible(device: torch.device) -> None:
+    """Convolutions on a GPU give the same bits in every run; cuDNN may choose others otherwise."""
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from densepred.cases.plan import Plan
 from densepred.cases.preprocess import NormalizedVolume, check_image, normalized
 from densepred.config import Config, ModelConfig
 from densepred.config.base import parse_size
-from densepred.device import pick_device
+from densepred.device import pick_device, reproducible
 from densepred.errors import InputError
 from densepred.inference.components import KeepLargest
 from densepred.inference.compute import Reduce, WithinMemory, computing
@@ -72,6 +72,7 @@ class ImagePredictor:
         self.config, self.plan = config, plan
         settings = config.inference
         self.device = pick_device(settings.device)
+        reproducible(self.device)
         models = [model] if isinstance(model, nn.Module) else list(model)
         self.whole = tuple(_part(one, dense=False).eval().to(self.device) for one in models if _has(one, dense=False))
         models = [_part(one, dense=True) if _has(one, True) and _has(one, False) else one for one in models]

@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from densepred.device import reproducible
 from densepred.errors import InputError
 from densepred.models.forms import Form, in_form, set_form
 from densepred.models.norms import BatchNorm
@@ -54,7 +55,7 @@ class Engine:
             state._reset_state()
         if device.type == "cuda":
             torch.cuda.set_device(device.index or 0)
-            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        reproducible(device)
         mixed = "bf16" if precision == torch.bfloat16 else "no"
         options = DistributedDataParallelKwargs(find_unused_parameters=partly)
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu", kwargs_handlers=[options])
@@ -81,14 +82,14 @@ class Engine:
         With several processes the losses are of the samples of all of them; what they take is gathered.
         """
         self.model.train()
-        total = torch.zeros(())
+        total: Tensor | float = 0.0  # a tensor of the CPU would have to be copied, and wait for the device
         for index, (inputs, loss_of) in enumerate(parts):
             image, *others = (inputs,) if isinstance(inputs, Tensor) else inputs
             last = index == len(parts) - 1
             with contextlib.nullcontext() if last or self.sharded else self.accelerator.no_sync(self.model):
                 loss = loss_of(ranks.whole(self.model(in_form(image, self.form), *others))) / len(parts)
                 self.accelerator.backward(loss * ranks.count())  # whose gradients are averaged over the processes
-            total = total.to(loss.device) + loss.detach()
+            total = total + loss.detach()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), clip or float("inf"))
         return float(total), float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
