@@ -16,6 +16,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from densepred.losses.known import Shares, masked_mean, shares, voxel_sums
+from densepred.models.layers import max_pool_3d
 
 
 def boundary(
@@ -190,5 +191,8 @@ def _dilated(image: Tensor) -> Tensor:
 
 
 def _largest(image: Tensor, size: list[int]) -> Tensor:
+    margin = [side // 2 for side in size]
+    if image.ndim == 5 and image.is_cuda:
+        return max_pool_3d(image, size, [1] * 3, margin)
     pool = F.max_pool2d if image.ndim == 4 else F.max_pool3d
-    return pool(image, size, 1, [side // 2 for side in size])
+    return pool(image, size, 1, margin)

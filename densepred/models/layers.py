@@ -6,7 +6,7 @@ No other module names `Conv2d` or `Conv3d`. Shapes: (B, C, *spatial), spatial = 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -153,7 +153,30 @@ def max_pool(dims: int, kernel: Size, stride: Size) -> nn.Module:
     """Max pooling; n voxels give ceil(n / stride), whether the kernel is the stride or an odd number above it."""
     sizes, steps = to_tuple(kernel, dims, "kernel"), to_tuple(stride, dims, "stride")
     padding = tuple(0 if k == s else k // 2 for k, s in zip(sizes, steps, strict=True))
-    return _MAX_POOL[dims](sizes, steps, padding, ceil_mode=sizes == steps)
+    kind = OverlappingMaxPool3d if dims == 3 and sizes != steps else _MAX_POOL[dims]
+    return kind(sizes, steps, padding, ceil_mode=sizes == steps)
+
+
+class OverlappingMaxPool3d(nn.MaxPool3d):
+    """On GPUs in two steps, in planes and across them: the same maxima, of equal voxels the same one.
+
+    torch's gradient of overlapping windows in 3D is added up there in whatever order its threads come; in 2D it is not.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, Z, Y, X) -> (B, C, *ceil(size / stride))."""
+        if not x.is_cuda:
+            return super().forward(x)
+        kernel, stride = to_tuple(self.kernel_size, 3, "kernel"), to_tuple(self.stride, 3, "stride")
+        return max_pool_3d(x, kernel, stride, [size // 2 for size in kernel])
+
+
+def max_pool_3d(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+    """Max pooling of volumes by pooling planes: (B, C, Z, Y, X) -> (B, C, *pooled)."""
+    size, step, margin = (tuple(values) for values in (kernel, stride, padding))
+    planes = F.max_pool2d(x.flatten(1, 2), size[1:], step[1:], margin[1:]).unflatten(1, x.shape[1:3])
+    out = F.max_pool2d(planes.flatten(3), (size[0], 1), (step[0], 1), (margin[0], 0))
+    return out.unflatten(3, planes.shape[3:])
 
 
 class MeanPool(nn.Module):
@@ -196,8 +219,46 @@ def global_pool(x: Tensor) -> Tensor:
 
 def upsample(x: Tensor, size: Sequence[int], mode: Literal["linear", "nearest"] = "linear") -> Tensor:
     """Interpolate (B, C, *spatial) to `size`; voxel edges, not centres, coincide at the border."""
-    kind = {"linear": {2: "bilinear", 3: "trilinear"}[x.ndim - 2], "nearest": "nearest-exact"}[mode]
-    return F.interpolate(x, list(size), mode=kind, align_corners=False if mode == "linear" else None)
+    if mode == "nearest":
+        return F.interpolate(x, list(size), mode="nearest-exact")
+    if x.is_cuda and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+        out: Tensor = _Interpolation.apply(x, tuple(size))
+        return out
+    return _linear(x, size)
+
+
+def _linear(x: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(x, list(size), mode={2: "bilinear", 3: "trilinear"}[x.ndim - 2], align_corners=False)
+
+
+class _Interpolation(torch.autograd.Function):
+    """Linear interpolation with a gradient of the same bits in every run, which torch's own has not on GPUs.
+
+    There torch adds up the gradient in whatever order its threads come; here it is a product with a matrix for each
+    axis, the transposed one of interpolation along it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: tuple[int, ...]) -> Tensor:
+        """(B, C, *spatial) -> (B, C, *size)."""
+        ctx.before = x.shape[2:]
+        return _linear(x, size)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """(B, C, *size) -> (B, C, *spatial)."""
+        (out,) = gradients
+        for axis, n in enumerate(ctx.before, start=2):
+            if n != out.shape[axis]:
+                taps = _taps(n, out.shape[axis]).to(out.device, out.dtype, non_blocking=True)
+                out = torch.tensordot(out, taps, dims=([axis], [0])).movedim(-1, axis)
+        return out, None
+
+
+def _taps(before: int, after: int) -> Tensor:
+    """The matrix (after, before) of linear interpolation along an axis, between half-pixel centres."""
+    centres = ((torch.arange(after, dtype=torch.float64) + 0.5) * before / after - 0.5).clamp(0, before - 1)
+    return (1 - (centres.unsqueeze(1) - torch.arange(before)).abs()).clamp(min=0)
 
 
 class DropPath(nn.Module):

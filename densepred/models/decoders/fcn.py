@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -51,7 +52,7 @@ class LinearUpsampling(nn.Module):
         if self.layer is None:
             return enlarge(x, self.ratio, size)
         spatial = x.shape[2:]
-        x = self.layer(F.pad(x, [1, 1] * len(spatial), mode="replicate"))
+        x = self.layer(_widened(x))
         for axis, (n, s) in enumerate(zip(spatial, self.ratio, strict=True), start=2):
             x = x.narrow(axis, s, n * s)
         return fit(x, size)
@@ -60,6 +61,15 @@ class LinearUpsampling(nn.Module):
         """Back to linear interpolation."""
         if self.layer is not None:
             fill_bilinear_(self.layer)
+
+
+def _widened(x: Tensor) -> Tensor:
+    """The first and last voxels along each axis once more: (B, C, *spatial) -> (B, C, *(spatial + 2))."""
+    if not x.is_cuda:
+        return F.pad(x, [1, 1] * (x.ndim - 2), mode="replicate")
+    for axis in range(2, x.ndim):  # there the gradient of that is added up in whatever order threads come
+        x = torch.cat([x.narrow(axis, 0, 1), x, x.narrow(axis, x.shape[axis] - 1, 1)], axis)
+    return x
 
 
 class _ScoreLayers(nn.ModuleList):
