@@ -7,6 +7,7 @@ FakeTensorMode cannot be used: in a build without CUDA it has no generators and 
 from __future__ import annotations
 
 import contextlib
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -171,7 +172,7 @@ def _nowhere(value: Any) -> Any:
 
 @contextlib.contextmanager
 def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
-    """A machine with a CUDA device, for the time of the block and for this thread."""
+    """A machine with a CUDA device, for the time of the block, for this thread and those that begin in it."""
     autocast, nothing = torch.autocast, contextlib.nullcontext
     stream = SimpleNamespace(synchronize=lambda: None)
     fakes: dict[str, Callable[..., Any]] = {
@@ -211,5 +212,12 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
             ((_, dtype), found), *_ = grouped(lists).items()
             return {(mode.device_of(lists[0][0]), dtype): found}
 
+        plain = threading.Thread.run
+
+        def run(thread: threading.Thread) -> None:
+            with mode:
+                plain(thread)
+
         monkeypatch.setattr(clip_grad, "_group_tensors_by_device_and_dtype", groups)
+        monkeypatch.setattr(threading.Thread, "run", run)
         yield mode

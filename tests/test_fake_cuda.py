@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor
 
 from densepred.augment.volume import Augmenter
+from densepred.cases.regrid import kernels_for
 from densepred.config import AugmentConfig, LossConfig, OptimizerConfig
 from densepred.config.transforms import TRANSFORMS
-from densepred.inference import compute
+from densepred.device import pick_precision
 from densepred.inference.predictor import load
+from densepred.inference.resample import Resampled
 from densepred.losses import SegmentationLoss
 from densepred.models.build import create_model
 from densepred.models.forms import in_form, set_form
@@ -243,7 +246,6 @@ def test_the_optimisers_state_comes_back_in_the_layout_of_its_parameters(
 def test_predictions_are_those_of_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], outputs: tuple[str, ...]
 ):
-    monkeypatch.setattr(compute, "READ_AHEAD", 0)  # the device is there in this thread alone
     run, image = run_of(tmp_path, ".nii.gz", {0: "sky", 1: "star"}), noise(3, 30)
     image[:12, :20] = 0.5  # some windows are empty
     if "inference.slices=all" in overrides:
@@ -255,3 +257,38 @@ def test_predictions_are_those_of_the_cpu(
         found = load(run, overrides, device="cuda").predict(image, outputs=list(outputs))
     for kind, volume in wanted.items():
         np.testing.assert_allclose(found[kind].numpy(), volume.numpy(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["linear", "cubic", "nnunet"])
+def test_resampling_is_that_of_the_cpu(cuda: FakeCuda, method: str):
+    image, shape = drawn(2, 6, 9, 7), (9, 5, 14)
+    kernels = kernels_for(method, (3.0, 1.0, 2.0), (2.0, 1.8, 1.0))
+    found = Resampled(image, shape, CUDA, kernels)[:, 0:9]
+    assert found.device == CUDA
+    torch.testing.assert_close(found.cpu(), Resampled(image, shape, "cpu", kernels)[:, 0:9])
+
+
+def test_the_precision_is_that_of_the_device_asked_for(monkeypatch: pytest.MonkeyPatch):
+    """Of several GPUs the current one may be another."""
+    current: list[torch.device] = [torch.device("cuda", 0)]
+
+    @contextlib.contextmanager
+    def device(chosen: torch.device) -> Iterator[None]:
+        current.append(chosen)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: current[-1].index == 1)
+    assert pick_precision("auto", torch.device("cuda", 1)) == torch.bfloat16
+    assert pick_precision("auto", torch.device("cuda", 0)) == torch.float32
+
+
+def test_predictions_ask_for_reproducible_convolutions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    run = run_of(tmp_path, ".nii.gz", {0: "sky", 1: "star"})
+    load(run, device="cpu")
+    assert not torch.backends.cudnn.deterministic
+    with pretended(monkeypatch):
+        load(run, device="cuda")
+    assert torch.backends.cudnn.deterministic
