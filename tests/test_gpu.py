@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from densepred.losses import SegmentationLoss
 from densepred.models.build import build, create_model, initialize
 from densepred.models.forms import Form, set_form
 from densepred.training.engine import Engine
-from densepred.training.optim import make_optimizer
+from densepred.training.loop import resume, train
+from densepred.training.optim import MovingAverage, make_optimizer
+from tests.tasks_set import LABELS, recipe, write_set
 
 pytestmark = [
     pytest.mark.gpu,
@@ -160,3 +163,64 @@ def test_checkpointing_needs_less_memory():
         peaks.append(torch.cuda.max_memory_allocated())
         del model
     assert peaks[1] < 0.8 * peaks[0]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "options"),
+    [
+        ("plain", "unet", {"channels": (8, 16), "upsampling": "interpolate", "attention": True}),
+        ("resnet18", "deeplabv3plus", {"width": 8, "decoder_channels": 8}),
+        ("convnext_tiny", "fpn", {"width": 8, "decoder_channels": 8}),
+        ("vgg11_bn", "deconvnet", {"width": 8}),
+        ("vgg11", "fcn8s", {"width": 8}),
+    ],
+)
+def test_gradients_have_the_same_bits_in_every_run(encoder: str, decoder: str, options: dict, dims: int):
+    device, criterion = torch.device("cuda", 0), SegmentationLoss(LossConfig.model_validate({"dice": 1, "cldice": 1}))
+    model = create_model(encoder, decoder, dims=dims, seed=0, **options)
+    engine = Engine(model, make_optimizer(model, OptimizerConfig()), device, torch.bfloat16, "auto")
+    image = torch.randn(2, 1, *(33, 65, 48)[-dims:], generator=torch.Generator().manual_seed(0)).to(device)
+    label, found = (image[:, 0] > 0).long(), []
+    for _ in range(5):
+        torch.manual_seed(0)
+        engine.gradient(image, lambda outputs: criterion(outputs, label), 0.0)
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters()]).cpu())
+        engine.discard()
+    assert all(torch.equal(one, found[0]) for one in found[1:])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_training_ends_with_the_same_bits_after_a_pause(tmp_path: Path, optimizer: str):
+    root, on = write_set(tmp_path / "set"), {"device": "cuda", "precision": "auto"}
+    steady = {"name": optimizer, "schedule": "constant", "ema": 0.9}
+    for name, epochs in (("whole", 2), ("part", 1)):
+        training = on | {"epochs": epochs, "steps": 5}
+        train(recipe(root, LABELS, training=training, inference=on, optimizer=steady), tmp_path / name)
+    resume(tmp_path / "part", ["training.epochs=2"])
+    whole, part = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "part"))
+    assert whole == part
+
+
+def test_a_step_waits_for_its_loss_and_its_gradient_alone():
+    device, criterion = torch.device("cuda", 0), SegmentationLoss(LossConfig())
+    model = network()
+    engine = Engine(model, make_optimizer(model, OptimizerConfig()), device, torch.bfloat16, "auto")
+    average = MovingAverage(model, 0.9)
+    image = torch.randn(2, 1, 24, 24, 24, device=device)
+    label = (image[:, 0] > 0.5).long()
+
+    def step(number: int) -> None:
+        engine.gradients([(image, lambda outputs: criterion(outputs, label))] * 2, 12.0)
+        engine.update(0.01)
+        average.update(model, number)
+
+    step(0)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            step(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert sum("synchronizing" in str(warning.message) for warning in caught) == 2
