@@ -121,9 +121,10 @@ class FakeCuda(TorchFunctionMode):
         generator = kwargs.get("generator")
         if generator is not None and getattr(generator, "of", CPU).type != ("cuda" if there else "cpu"):
             raise RuntimeError(f"{name}: a generator of the other device")
+        known = {t.untyped_storage()._cdata for t in tensors}  # of which views and changes in place stay where they are
         out = func(*args, **kwargs)
         if there:
-            tree_map_only(Tensor, self._put, out)
+            tree_map_only(Tensor, lambda t: t if t.untyped_storage()._cdata in known else self._put(t), out)
         return out
 
     def _check(self, name: str, args: Any, tensors: list[Tensor]) -> None:

@@ -20,6 +20,7 @@ from densepred.device import pick_precision
 from densepred.inference.predictor import load
 from densepred.inference.resample import Resampled
 from densepred.losses import SegmentationLoss
+from densepred.models import norms
 from densepred.models.build import create_model
 from densepred.models.forms import in_form, set_form
 from densepred.models.layers import max_pool, upsample
@@ -145,6 +146,26 @@ def test_pooling_of_volumes_takes_the_same_voxels(cuda: FakeCuda):
     assert ["MaxPool3D" in out.grad_fn.name() for out in (wanted, found)] == [True, False]
     assert torch.equal(found.cpu(), wanted)
     torch.testing.assert_close(slope(other, found), slope(x, wanted))
+
+
+def test_norms_in_half_precision_keep_it(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch):
+    """On GPUs autocast has float32 versions of what they call."""
+    plain_norm, plain_sums, called = torch.group_norm, norms.normalized_by_sums, []
+    monkeypatch.setattr(torch, "group_norm", lambda x, groups, *rest: plain_norm(x.float(), groups, *rest))
+
+    def by_sums(*arguments: Any) -> Tensor:
+        called.append(torch.is_autocast_enabled("cpu"))
+        return plain_sums(*arguments)
+
+    monkeypatch.setattr(norms, "normalized_by_sums", by_sums)
+    norm, x = norms.InstanceNorm(3).to(CUDA), there(drawn(2, 3, 5, 6).bfloat16())
+    with torch.autocast("cuda", torch.bfloat16):
+        learning = norm(x)
+        with torch.no_grad():
+            seen = norm(x)
+    assert learning.dtype == seen.dtype == torch.bfloat16
+    assert called == [False]
+    torch.testing.assert_close(learning, seen, atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.parametrize("regions", [False, True])

@@ -16,12 +16,14 @@ HALVES = (torch.bfloat16, torch.float16)
 class GroupNorm(nn.GroupNorm):
     """Group normalisation (Wu & He 2018) that also takes a single voxel, whose result is the bias.
 
-    Works in and keeps the memory format of its input, and computes statistics of bfloat16 input in float32.
+    Works in and keeps the memory format and type of its input, and computes statistics of bfloat16 input in float32.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *spatial) -> the same shape."""
-        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        out = torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        # autocast on GPUs makes float32 of it, which would take twice the memory up to the next layer
+        return out if out.dtype == x.dtype else out.to(x.dtype)
 
 
 class InstanceNorm(GroupNorm):
@@ -46,7 +48,8 @@ class InstanceNorm(GroupNorm):
         if torch.compiler.is_compiling():
             return normalized_by_formula(x, self.weight, self.bias, self.eps)
         if x.is_cuda and x.dtype in HALVES:
-            return normalized_by_sums(x, self.weight, self.bias, self.eps)
+            with torch.autocast(x.device.type, enabled=False):  # which would copy all of it to float32 first
+                return normalized_by_sums(x, self.weight, self.bias, self.eps)
         if x.is_cpu and x.dtype == torch.float32 and not x.is_contiguous():
             return normalized_in_passes(x, self.weight, self.bias, self.eps)
         return self._by_kernel(x)
