@@ -210,8 +210,8 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
         grouped = clip_grad._group_tensors_by_device_and_dtype
 
         def groups(lists: list[list[Tensor]]) -> Any:
-            ((_, dtype), found), *_ = grouped(lists).items()
-            return {(mode.device_of(lists[0][0]), dtype): found}
+            device = mode.device_of(lists[0][0])
+            return {(device, dtype): found for (_, dtype), found in grouped(lists).items()}
 
         plain = threading.Thread.run
 
