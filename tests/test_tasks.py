@@ -169,9 +169,12 @@ def test_a_table_is_replaced_where_it_was_written_here(alone: Run, root: Path, t
     for _ in range(2):
         assert predict(alone.path, [root], tmp_path / "out").exit_code == 0
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "predictions.csv").write_text("precious")
-    with pytest.raises(UnsafeError, match="not predicted here"):
-        predict(alone.path, [root], tmp_path / "mine")
+    for name in ("predictions.csv", "predictions.jsonl"):
+        (tmp_path / "mine" / name).write_text("precious")
+        with pytest.raises(UnsafeError, match="not predicted here"):
+            predict(alone.path, [root], tmp_path / "mine")
+        assert (tmp_path / "mine" / name).read_text() == "precious"
+        (tmp_path / "mine" / name).unlink()
     with pytest.raises(InputError, match="predicts nothing for each voxel"):
         load(alone.path).predict(root / "c0.fits[IMAGE]")
 

@@ -77,7 +77,10 @@ class DataConfig(Section):
     """What is to be predicted besides or instead of the classes: name -> maps of numbers, or a column of the table."""
     table: str | None = None
     """CSV with a column id, and of each image targets and covariates; by default `dataset` where that is a CSV."""
-    covariates: Annotated[dict[str, StandardConfig | None], BeforeValidator(named)] = Field(default_factory=dict)
+    covariates: Annotated[
+        dict[str, StandardConfig | None],
+        BeforeValidator(named, json_schema_input_type=list[str] | dict[str, StandardConfig | None]),
+    ] = Field(default_factory=dict)
     """Columns of the table with numbers that the network sees beside the image, standardised by the training cases; or
     a mapping column -> {mean, deviation}."""
     ignore: Annotated[tuple[int, ...], Field(strict=False)] = ()

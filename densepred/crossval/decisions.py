@@ -63,8 +63,11 @@ class Paired:
     def of(cls, before: HeldOut, after: HeldOut) -> Paired:
         """The cases that have both."""
         ours, theirs = before.judged, after.judged
-        cases = [case for case in ours.cases if case in theirs.cases]
-        first, second = (one.better[[one.cases.index(case) for case in cases]] for one in (ours, theirs))
+        places = [{case: row for row, case in enumerate(one.cases)} for one in (ours, theirs)]
+        cases = [case for case in ours.cases if case in places[1]]
+        first, second = (
+            one.better[[at[case] for case in cases]] for one, at in zip((ours, theirs), places, strict=True)
+        )
         return cls(ours.metric, cases, first, second)
 
 

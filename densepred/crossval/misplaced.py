@@ -56,11 +56,11 @@ def misplaced(setup: Setup, found: HeldOut) -> list[Misplaced]:
 
     Once moved, a prediction must fit its label as well as the median case's does: a poor model fits by chance.
     """
-    values, every, plan = found.judged.values, [], setup.plan
+    values, every, plan, scored = found.judged.values, [], setup.plan, set(found.judged.cases)
     usual = np.median(np.nanmean(values[~np.isnan(values).all(1)], 1))
     for case, path in sorted(found.files.items()):
         label = setup.cases[case].label
-        if label is None or case not in found.judged.cases:
+        if label is None or case not in scored:
             continue
         with plan.reading.open_plane(label) as truth, plan.reading.open_plane(path) as predicted:
             ours, theirs = (map_labels(volume.numpy()[0], plan, setup.cases[case]) for volume in (truth, predicted))
@@ -104,7 +104,9 @@ def displacement(
     marked = (truth > 0) | (predicted > 0)
     if not marked.any():
         return (0,) * truth.ndim, float("nan"), float("nan")
-    box = tuple(slice(int(at.min()), int(at.max()) + 1) for at in np.nonzero(marked))
+    axes = range(truth.ndim)
+    sides = [np.flatnonzero(marked.any(tuple(other for other in axes if other != axis))) for axis in axes]
+    box = tuple(slice(int(at[0]), int(at[-1]) + 1) for at in sides)
     truth, predicted = (np.pad(side[box], FURTHEST) for side in (truth, predicted))
     scores: dict[tuple[int, ...], float] = {}
 
@@ -122,7 +124,7 @@ def displacement(
 
     best = start = (0,) * truth.ndim
     while True:
-        near = [(*best[:axis], best[axis] + step, *best[axis + 1 :]) for axis in range(truth.ndim) for step in (-1, 1)]
+        near = [(*best[:axis], best[axis] + step, *best[axis + 1 :]) for axis in axes for step in (-1, 1)]
         nearest = max((one for one in near if max(map(abs, one)) <= FURTHEST), key=score)
         if score(nearest) <= score(best):
             return best, score(start), score(best)

@@ -122,9 +122,14 @@ def write_table(
     path, result = writable_folder(out) / record_of(TABLE, shard), BatchResult()
     table = read_table(predictor.config.data) if predictor.plan.covariates else None
     with held(out, shard):
-        if path.exists() and not overwrite and not (out / MEANING).exists():
-            raise UnsafeError("was not predicted here: left as it is", "choose another --out, or say --overwrite", path)
-        rows = _Rows(out / record_of(JOURNAL, shard))
+        journal, meaning = out / record_of(JOURNAL, shard), json.dumps(_meaning(predictor), indent=1) + "\n"
+        if not (out / MEANING).exists():  # which is there before anything else
+            there = [file for file in (path, journal) if file.exists() and not overwrite]
+            if there:
+                what = "was not predicted here: left as it is"
+                raise UnsafeError(what, "choose another --out, or say --overwrite", there[0])
+            atomic_write(out / MEANING, meaning)
+        rows = _Rows(journal)
         rows.compact()
         with StopSignals() as stop, progress(len(cases), "predicting") as advance:
             for case in cases:
@@ -139,7 +144,7 @@ def write_table(
         writer = csv.DictWriter(text, ["id", *_columns(predictor)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows.of(predictor.origin))
-        atomic_write(out / MEANING, json.dumps(_meaning(predictor), indent=1) + "\n")
+        atomic_write(out / MEANING, meaning)
         atomic_write(path, text.getvalue())
         rows.compact()
         write_failures(out, shard, [*result.done, *result.skipped], result.failed)

@@ -191,8 +191,5 @@ def _dilated(image: Tensor) -> Tensor:
 
 
 def _largest(image: Tensor, size: list[int]) -> Tensor:
-    margin = [side // 2 for side in size]
-    if image.ndim == 5 and image.is_cuda:
-        return max_pool_3d(image, size, [1] * 3, margin)
-    pool = F.max_pool2d if image.ndim == 4 else F.max_pool3d
-    return pool(image, size, 1, margin)
+    pool = F.max_pool2d if image.ndim == 4 else max_pool_3d
+    return pool(image, size, [1] * len(size), [side // 2 for side in size])

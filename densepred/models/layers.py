@@ -158,22 +158,23 @@ def max_pool(dims: int, kernel: Size, stride: Size) -> nn.Module:
 
 
 class OverlappingMaxPool3d(nn.MaxPool3d):
-    """On GPUs in two steps, in planes and across them: the same maxima, of equal voxels the same one.
-
-    torch's gradient of overlapping windows in 3D is added up there in whatever order its threads come; in 2D it is not.
-    """
+    """`max_pool_3d` as a layer."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, Z, Y, X) -> (B, C, *ceil(size / stride))."""
-        if not x.is_cuda:
-            return super().forward(x)
-        kernel, stride = to_tuple(self.kernel_size, 3, "kernel"), to_tuple(self.stride, 3, "stride")
-        return max_pool_3d(x, kernel, stride, [size // 2 for size in kernel])
+        sizes = (self.kernel_size, self.stride, self.padding)
+        return max_pool_3d(x, *(to_tuple(size, 3, "size") for size in sizes))
 
 
 def max_pool_3d(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Tensor:
-    """Max pooling of volumes by pooling planes: (B, C, Z, Y, X) -> (B, C, *pooled)."""
+    """Max pooling of volumes: (B, C, Z, Y, X) -> (B, C, *pooled).
+
+    On GPUs in two steps, in planes and across them: the same maxima, of equal voxels the same one. torch's gradient of
+    overlapping windows in 3D is added up there in whatever order its threads come; in 2D it is not.
+    """
     size, step, margin = (tuple(values) for values in (kernel, stride, padding))
+    if not x.is_cuda:
+        return F.max_pool3d(x, size, step, margin)
     planes = F.max_pool2d(x.flatten(1, 2), size[1:], step[1:], margin[1:]).unflatten(1, x.shape[1:3])
     out = F.max_pool2d(planes.flatten(3), (size[0], 1), (step[0], 1), (margin[0], 0))
     return out.unflatten(3, planes.shape[3:])
