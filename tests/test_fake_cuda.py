@@ -23,7 +23,7 @@ from densepred.losses import SegmentationLoss
 from densepred.models import norms
 from densepred.models.build import create_model
 from densepred.models.forms import in_form, set_form
-from densepred.models.layers import max_pool, upsample
+from densepred.models.layers import Size, max_pool, upsample
 from densepred.training.engine import Engine
 from densepred.training.learner import Learner
 from densepred.training.loop import resume, train
@@ -138,10 +138,11 @@ def test_interpolation_has_the_gradient_of_torchs(cuda: FakeCuda, dims: int):
         torch.testing.assert_close(slope(other, found), slope(x, wanted))
 
 
-def test_pooling_of_volumes_takes_the_same_voxels(cuda: FakeCuda):
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), ((1, 3, 3), (1, 2, 2)), ((2, 3, 3), 2), ((3, 5, 1), (2, 2, 1))])
+def test_pooling_of_volumes_takes_the_same_voxels(cuda: FakeCuda, kernel: Size, stride: Size):
     x = drawn(2, 3, 9, 10, 11).round().requires_grad_()  # with many alike
     other = x.detach().to(CUDA).requires_grad_()
-    pool = max_pool(3, 3, 2)
+    pool = max_pool(3, kernel, stride)
     wanted, found = pool(x), pool(other)
     assert ["MaxPool3D" in out.grad_fn.name() for out in (wanted, found)] == [True, False]
     assert torch.equal(found.cpu(), wanted)

@@ -163,7 +163,7 @@ class OverlappingMaxPool3d(nn.MaxPool3d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, Z, Y, X) -> (B, C, *ceil(size / stride))."""
         sizes = (self.kernel_size, self.stride, self.padding)
-        return max_pool_3d(x, *(to_tuple(size, 3, "size") for size in sizes))
+        return max_pool_3d(x, *((size,) * 3 if isinstance(size, int) else size for size in sizes))
 
 
 def max_pool_3d(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Tensor:
