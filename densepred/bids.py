@@ -210,10 +210,11 @@ class Derivatives:
         """
         self.folder = writable_folder(self.folder)
         path, ours = self.folder / "dataset_description.json", self._description()
-        if path.exists():
+        if not path.exists():
+            self._check_empty()
+        if path.exists():  # by now: another shard may have been faster
             _check_description(_json(path), ours, path)
         else:
-            self._check_empty()
             atomic_write(path, _text(ours))
         if self._ignored:
             atomic_write(self.folder / ".bidsignore", "".join(f"{name}\n" for name in self._ignored))
@@ -221,7 +222,8 @@ class Derivatives:
     def _check_empty(self) -> None:
         """Hidden files do not count: locks, and what a killed run left unfinished."""
         names = sorted(item.name for item in self.folder.iterdir() if item.name[0] != ".")
-        if foreign := [name for name in names if name not in self._ignored]:
+        foreign = [name for name in names if name not in self._ignored]
+        if foreign and "dataset_description.json" not in names:
             what = f"the folder holds files of another program ({', '.join(foreign[:3])})"
             raise UnsafeError(f"{what} and no dataset_description.json", "choose another folder", self.folder)
 

@@ -37,7 +37,7 @@ SUBJECT: dict[str, Callable[[str], str]] = {"hippocampus": lambda case: str((int
 
 
 def fetch(name: str, out: str | Path) -> Path:
-    """Bring a public data set to a folder; the one function of this package that uses the network.
+    """Bring a public data set to a folder; only this and `models/weights/fetch.py` use the network.
 
     An archive that lies beside `out` already, with the right hash, is used instead of the network.
 

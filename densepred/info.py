@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from densepred.errors import InputError
+from densepred.files import writable_folder
 from densepred.info_statistics import Statistics, gather
-from densepred.volumes import Volume, open_volume
+from densepred.volumes import Volume, open_volume, split_part
 
 _POOLED_FROM = 9  # channels from which on their values are counted together
 _BAR = 40
@@ -123,13 +125,14 @@ def draw(
         labels: a label map on the same grid, to outline.
 
     Raises:
-        InputError: a file cannot be read, or the labels lie on another grid.
+        InputError: a file cannot be read or would be replaced, or the labels lie on another grid.
 
     Example:
         >>> draw("mosaic.fits[SCI]", "mosaic.png", labels="sources.fits")  # doctest: +SKIP
     """
     from densepred.info_figure import Overlay, draw_volume
 
+    check_picture(png, path, labels)
     with ExitStack() as stack:
         volume = stack.enter_context(open_volume(path, axes, checksum))
         overlay = None
@@ -137,6 +140,18 @@ def draw(
             spatial = None if axes is None else axes.replace("c", "").replace("t", "")
             overlay = Overlay(stack.enter_context(open_volume(labels, spatial, checksum)))
         draw_volume(volume, png, overlay)
+
+
+def check_picture(png: str | Path, path: str | Path, labels: str | Path | None = None) -> None:
+    """Make the folder of a picture, which must replace none of the files that it shows.
+
+    Raises:
+        InputError: it would, or the folder cannot be made.
+    """
+    writable_folder(Path(png).absolute().parent)
+    for file in (split_part(one)[0] for one in (path, labels) if one is not None):
+        if Path(png).exists() and file.exists() and file.samefile(png):
+            raise InputError("the picture would replace what it shows", "choose another file", png)
 
 
 def unit_of(volume: Volume) -> str | None:

@@ -102,7 +102,8 @@ def _bar(total: int, label: str, done: int) -> Iterator[Advance]:
             if _bars:
                 bar.remove_task(task)
             else:
-                bar.stop()
+                with contextlib.suppress(OSError, ValueError):  # the terminal is gone: work on
+                    bar.stop()
 
 
 def _started() -> Progress:

@@ -1,7 +1,7 @@
 """Steps per second of our trainer and of nnU-Net's, with the same network, patch and batch on the same cores or GPU.
 
     pip install nnunetv2
-    python scripts/bench_training.py --data ../shared/data/hippocampus
+    python scripts/bench_training.py --data data/hippocampus
 
 Both plan the set by nnU-Net's rules, which must come to the same patch, batch and size of kernels, and train on it
 with nnU-Net's augmentation, each in the precision that it chooses on the device. They take turns; each turn is a

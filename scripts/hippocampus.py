@@ -1,7 +1,7 @@
 """Train a recipe on one fold of the hippocampus set, predict its validation cases as whole volumes, and score them.
 
-    python scripts/hippocampus.py --data ../shared/data/hippocampus --out runs/hippocampus_fold0
-    python scripts/hippocampus.py --data ../shared/data/hippocampus --out runs/nnunet_fold0 --nnunet 30min
+    python scripts/hippocampus.py --data data/hippocampus --out runs/hippocampus_fold0
+    python scripts/hippocampus.py --data data/hippocampus --out runs/nnunet_fold0 --nnunet 30min
 
 Prints the Dice of both classes as `densepred evaluate` gives them, the time of the training and its steps per second.
 The second trains nnU-Net v2 (`pip install nnunetv2`) on the same fold for so long, by its own plan and trainer.

@@ -1,6 +1,6 @@
 """As a new user would, command by command: from hippocampus files as they come to scores.
 
-    python scripts/new_user.py --data ../shared/data/hippocampus --out runs/acceptance/new_user
+    python scripts/new_user.py --data data/hippocampus --out runs/acceptance/new_user
 
 Once from nnU-Net's layout and once from loose files (`x.nii.gz` beside `x_seg.nii.gz`), with nothing renamed and no
 environment variable set: `plan`, `train` two short epochs, `predict`, `evaluate`. It ends with 1 if a command fails or

@@ -1,6 +1,6 @@
 """Nuclei under the microscope: our U-Nets on ResNet-34 and ConvNeXt-tiny beside SMP's, trained equally long.
 
-    python scripts/nuclei.py --data ../shared/data/nuclei --out runs/nuclei --budget 15min
+    python scripts/nuclei.py --data data/nuclei --out runs/nuclei --budget 15min
 
 All four start from nothing and share data, augmentation, optimiser, loss and time; only the network differs (SMP's is
 its `Unet` as it comes). Whole images of the validation fold are segmented and scored: Dice of the foreground, mean over

@@ -129,3 +129,13 @@ def test_every_transform_and_setting_is_described():
     for kind in TRANSFORMS.values():
         assert kind.__doc__
         assert all(field.description for field in kind.model_fields.values()), kind
+
+
+def test_overrides_reach_into_lists(load):
+    changed = load([{"flip": [2]}, {"cutout": {"boxes": 2}}], "augment.flip.probability=1")
+    assert names(changed) == ["flip", "cutout"]
+    flip = dict(changed.named())["flip"]
+    assert (flip.axes, flip.probability) == ((2,), 1)
+    assert names(load([{"flip": [2]}, {"noise": None}], "augment.blur={}", "augment.flip=null")) == ["noise", "blur"]
+    with pytest.raises(InputError, match="lists a transform twice"):
+        load([{"noise": {}}, {"noise": {}}], "augment.noise.probability=1")

@@ -47,6 +47,14 @@ def test_what_comes_from_outside_has_no_truth():
     image, label = torch.randn(1, 1, 20, 20), torch.ones(1, 20, 20).long()
     _, out = augmenter("Rotate", limit=[45, 45])(image, label, [1])
     assert (out[0, 0, 0], out[0, 10, 10]) == (-1, 1)
+    maps = torch.full((1, 2, 20, 20), 5.0)
+    maps[0, 1, 10, 10] = torch.nan
+    moved = augmenter("Rotate", limit=[45, 45])(image, maps, [1])[1][0]
+    assert moved[:, 0, 0].isnan().all()
+    assert torch.equal(moved[0].isnan(), out[0] == -1)
+    assert moved[0, 10, 10] == 5
+    assert moved[1].isnan().sum() > moved[0].isnan().sum(), "what was unknown is unknown where it went"
+    assert (moved[moved.isfinite()] == 5).all()
 
 
 def test_probability_and_intensities():

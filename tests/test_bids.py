@@ -382,3 +382,18 @@ def test_a_label_map_goes_there_and_comes_back(tmp_path: Path):
     with open_volume(path) as written:
         assert np.array_equal(written[0], values)
         assert written.labels
+
+
+def test_another_run_may_describe_the_folder_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    Derivatives(tmp_path / "study", "unet", CLASSES, tmp_path / "out").prepare()
+    plain, missed = Path.exists, []
+
+    def late(self: Path) -> bool:
+        if self.name == "dataset_description.json" and not missed:
+            missed.append(self)
+            return False
+        return plain(self)
+
+    monkeypatch.setattr(Path, "exists", late)
+    Derivatives(tmp_path / "study", "unet", CLASSES, tmp_path / "out").prepare()
+    assert missed

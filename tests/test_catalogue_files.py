@@ -214,7 +214,9 @@ def test_names_come_from_labels_json(sky: tuple[Path, Path], tmp_path: Path) -> 
         catalogue(folder / "x.nii.gz")
 
 
-@pytest.mark.parametrize(("card", "unit"), [("Jy/beam", "Jy / beam"), ("ELECTRONS/S", "ELECTRONS/S"), ("", None)])
+@pytest.mark.parametrize(
+    ("card", "unit"), [("Jy/beam", "Jy / beam"), ("ELECTRONS/S", "ELECTRONS/S"), ("3.631 uJy", "3.631 uJy"), ("", None)]
+)
 def test_any_unit_of_the_image_is_kept(tmp_path: Path, card: str, unit: str | None) -> None:
     fits.PrimaryHDU(np.ones((3, 4)), fits.Header({"BUNIT": card})).writeto(tmp_path / "image.fits")
     labels = plain(np.ones((3, 4), np.uint8))
@@ -323,3 +325,21 @@ def test_the_command_writes_a_catalogue(sky: tuple[Path, Path], tmp_path: Path) 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"5 objects in {out}\n"
     assert len(Table.read(out)) == 5
+
+
+def test_an_image_may_be_called_labels_and_have_damaged_cards(tmp_path: Path) -> None:
+    image = fits.ImageHDU(np.eye(4, dtype=np.uint8), name="LABELS")
+    fits.HDUList([fits.PrimaryHDU(), image]).writeto(tmp_path / "x.fits")
+    assert len(catalogue(f"{tmp_path}/x.fits[LABELS]")) == 1
+    hdu = fits.PrimaryHDU(np.eye(4, dtype=np.uint8))
+    hdu.header.append(fits.Card.fromstring("DATE-OBS= 2010-01-01T00:00:00".ljust(80)), end=True)
+    hdu.writeto(tmp_path / "y.fits", output_verify="ignore")
+    assert len(catalogue(tmp_path / "y.fits")) == 1
+
+
+def test_class_names_beyond_ascii_go_into_fits(tmp_path: Path) -> None:
+    labels = plain(np.ones((3, 4), np.uint8))
+    labels.classes = {1: "Läsion"}
+    catalogue(labels, out=tmp_path / "x.fits")
+    catalogue(labels, out=tmp_path / "x.ecsv")
+    assert [Table.read(tmp_path / name)["name"].tolist() for name in ("x.fits", "x.ecsv")] == [["Lasion"], ["Läsion"]]

@@ -182,6 +182,12 @@ def test_a_reader_that_went_away_is_no_error():
         (errors.StoppedError("stopped"), 143, "ERROR stopped\n"),
         (errors.InputError("bad name \x1b[31m"), 2, "ERROR bad name \\x1b[31m\n"),
         (KeyboardInterrupt(), 130, ""),
+        (
+            PermissionError(13, "Permission denied", "/x"),
+            2,
+            "ERROR /x: cannot be read or written (Permission denied)\n"
+            "  fix: change its permissions, or choose another\n",
+        ),
         (ZeroDivisionError("oh"), 1, "please report it"),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.special import softmax
 
 from densepred import load, open_volume
 from densepred.cases.plan import Plan
@@ -152,3 +153,13 @@ def test_temperature_cools_probabilities_and_entropy_and_no_labels(run: Path) ->
     (many,) = load(run, ["inference.temperature=2.5"]).predict_many([noise(3, 12)], ["probabilities"])
     small = load(run).predict(noise(3, 12), outputs="logits").numpy()
     np.testing.assert_allclose(many["probabilities"].numpy(), softmax(small / 2.5, axis=0), atol=1e-5)
+
+
+def test_the_variance_is_that_of_the_cooled_probabilities(run: Path) -> None:
+    image, plain = noise(3, 12), load(run)
+    views = plain.predict(image, outputs="logits"), plain.predict(image[::-1].copy(), outputs="logits")
+    shares = [softmax(one / 3, axis=0) for one in (views[0].numpy(), views[1].numpy()[:, ::-1])]
+    cool = load(run, ["inference.mirror=[0]", "inference.temperature=3"])
+    found = cool.predict(image, outputs="variance").numpy()[0]
+    np.testing.assert_allclose(found, np.var(shares, axis=0).mean(0), rtol=1e-3, atol=1e-7)
+    assert found.max() > 1e-4

@@ -11,7 +11,9 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from typer.testing import CliRunner
 
+from densepred.cli import app
 from densepred.convert import convert
 from densepred.errors import InputError
 from densepred.info import draw, info
@@ -266,3 +268,19 @@ def test_writing_on_a_grid_in_micrometres_gives_millimetres(tmp_path: Path, suff
         volume.like(np.ones((3, 4, 5), np.uint8)).save(tmp_path / f"labels{suffix}")
     with open_volume(tmp_path / f"labels{suffix}") as labels:
         np.testing.assert_allclose(labels.spacing, (2e-3, 5e-4, 5e-4), rtol=1e-6)
+
+
+def test_a_picture_replaces_no_image_and_makes_its_folder(tmp_path: Path) -> None:
+    image = tmp_path / "c.png"
+    Image.fromarray(np.arange(100, dtype=np.uint8).reshape(10, 10)).save(image)
+    before = image.read_bytes()
+    for words in (
+        ["info", str(image), "--picture", str(image)],
+        ["info", str(image), "--picture", str(image), "--labels", "x"],
+    ):
+        assert isinstance(CliRunner().invoke(app, words).exception, InputError)
+    with pytest.raises(InputError, match="replace what it shows"):
+        draw(image, tmp_path / "new" / ".." / "c.png")
+    assert image.read_bytes() == before
+    draw(image, tmp_path / "new" / "m.png")
+    assert (tmp_path / "new" / "m.png").stat().st_size

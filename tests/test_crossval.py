@@ -203,6 +203,12 @@ def test_two_cross_validations_together(cv: Path, tmp_path: Path) -> None:
     single = read_record(cv / "summary.json")["all"]["mean"]["value"]
     assert decision["numbers"]["Dice"]["cv"]["value"] == pytest.approx(single, abs=0.02)
     assert len(load(tmp_path / "both").models) == 3 * (1 + ("+" in decision["numbers"]["best"]))
+    same = Path(shutil.copytree(other, tmp_path / "there" / "cv"))
+    best = combine([cv, same], tmp_path / "alike").verdict.decisions[0].numbers
+    assert list(best["Dice"]) == ["cv-1", "cv-2", "cv-1+cv-2"]
+    assert [one["value"] for one in best["Dice"].values()] == [
+        one["value"] for one in decision["numbers"]["Dice"].values()
+    ]
     record = read_record(other / "crossval.json")
     record["folds"].pop()
     (other / "crossval.json").write_text(json.dumps(record))
@@ -240,6 +246,11 @@ def test_snapshots_are_taken_in_where_they_help(recipe: Path, tmp_path: Path, mo
         expected = load([out / run for run in runs], texts).predict(recipe.parent / "images" / f"{case}.nii.gz")
         with open_volume(out / "predictions" / f"{case}.nii.gz") as volume:
             np.testing.assert_array_equal(volume.numpy(), expected.numpy())
+        other = Path(shutil.copytree(out, tmp_path / f"other-{helps}"))
+        best = combine([out, other], tmp_path / f"both-{helps}").verdict.decisions[0].numbers
+        assert best["best"] == "cv"  # twice the same is no better
+        assert len(load(tmp_path / f"both-{helps}").models) == 3 * len(runs)
+        assert best["gain_by_other_folds"] == 0
     before = snapshot(out)
     cross_validate(recipe, out, settings)
     assert snapshot(out) == before

@@ -26,6 +26,7 @@ ELSEWHERE = (
     "pip install ",
     ".venv/bin/pip install ",
     "python3 -m venv ",
+    ". .venv/bin/activate",
 )
 """Commands of other programs that the pages may show; they are not run."""
 
@@ -67,7 +68,8 @@ def test_yaml_blocks_are_recipes(page: Path, tmp_path: Path):
 def commands(text: str) -> list[list[str]]:
     """The lines of a shell block as words, comments left out."""
     parts = [part for line in text.splitlines() for part in line.split(" && ")]
-    return [words for part in parts if (words := shlex.split(part, comments=True))]
+    lines = [shlex.split(part, comments=True) for part in parts]
+    return [words[1:] if words[0] == "srun" else words for words in lines if words]
 
 
 def parse(words: list[str]) -> None:

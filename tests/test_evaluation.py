@@ -15,7 +15,9 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from rich.console import Console
+from typer.testing import CliRunner
 
+from densepred.cli import app
 from densepred.errors import InputError, NothingDoneError
 from densepred.evaluation import Scores, draw_cases, evaluate
 from densepred.evaluation.counting import count_pairs
@@ -333,3 +335,9 @@ def test_a_volume_without_orientation_is_drawn_as_stored(tmp_path: Path) -> None
     array = np.arange(6).reshape(2, 3)
     plane = Plane("z = 0", array, array, array, (1.0, 1.0), "")
     assert _turned(plane, "") is plane
+
+
+def test_missing_images_are_told_before_anything_is_scored(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    words = ["evaluate", *map(str, folders), "--out", str(tmp_path / "s"), "--images", str(tmp_path / "typo")]
+    assert isinstance(CliRunner().invoke(app, words).exception, InputError)
+    assert not (tmp_path / "s" / "scores.csv").exists()

@@ -19,7 +19,7 @@ from densepred.config import DataConfig
 from densepred.errors import InputError, UnsafeError
 from densepred.evaluation import Scores, draw_cases, evaluate
 from densepred.evaluation.planes import read_planes
-from densepred.evaluation.records import folder_of, meaning_of
+from densepred.evaluation.records import folders_of, meaning_of
 from tests.fits_files import TAN, save
 
 MEANING = {"classes": {"0": "sky", "1": "source"}, "ignore": [255], "invalid": 255}
@@ -159,6 +159,10 @@ def test_predictions_of_two_meanings_are_not_scored_together(tmp_path: Path) -> 
 def test_the_folder_of_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = tmp_path / "set" / "sub-01" / "ses-a" / "anat"
     deep.mkdir(parents=True)
+
+    def folder_of(file: Path | str) -> Path:
+        return folders_of([file])[file]
+
     assert folder_of(deep / "x.nii.gz") == deep
     (tmp_path / "labels.json").write_text(json.dumps(MEANING))
     assert folder_of(deep / "x.nii.gz") == deep  # four folders up

@@ -12,7 +12,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from densepred.errors import InputError
-from densepred.volumes import Volume, open_volume
+from densepred.volumes import Provenance, Record, Volume, open_volume, open_writer
 from densepred.volumes.fits_header import FitsHeader
 from densepred.volumes.fits_writer import Contents, Legend
 from tests.fits_files import TAN, image, pixels, save
@@ -277,3 +277,14 @@ def test_other_sources_give_a_linear_grid(tmp_path: Path) -> None:
     odd = FitsHeader(fits.Header(), 0, "", 1, (4, 4))
     with pytest.raises(ValueError, match=r"the spatial shape of its header \(4, 4\), got \(1, 4, 5\)"):
         write(tmp_path / "o.fits", Volume(np.zeros((1, 4, 5)), (1, 1), header=odd), pixels((1, 4, 5)))
+
+
+def test_names_beyond_ascii_lose_their_accents(tmp_path: Path):
+    made = Provenance(model="étoiles", source="größe.fits", command="predict étoiles größe.fits")
+    record = Record(names={0: "Hintergrund", 1: "Läsion"}, quantity="label", provenance=made)
+    like = Volume.from_array(np.zeros((4, 5), np.float32), (1.0, 1.0))
+    with open_writer(tmp_path / "x.fits.fz", like, np.dtype(np.uint8), labels=True, record=record) as writer:
+        writer.write(np.ones((1, 4, 5), np.uint8))
+    with fits.open(tmp_path / "x.fits.fz") as file:
+        assert [name.strip() for name in file["LABELS"].data["name"]] == ["Hintergrund", "Lasion"]
+        assert file[1].header["DPMODEL"] == "etoiles"

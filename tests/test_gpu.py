@@ -224,3 +224,25 @@ def test_a_step_waits_for_its_loss_and_its_gradient_alone():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert sum("synchronizing" in str(warning.message) for warning in caught) == 2
+
+
+def test_the_reader_works_in_the_callers_stream():
+    """Its thread would be in the default one, which does not wait for ours."""
+    image = torch.randn(1, 64, 32, device="cuda")
+
+    class Slow:
+        shape = image.shape
+
+        def __getitem__(self, key: object) -> torch.Tensor:
+            torch.cuda._sleep(200_000_000)
+            return image[key] * 1.0
+
+    def found(ahead: int) -> torch.Tensor:
+        inferer = SlidingWindowInferer((16, 16), device="cuda", ahead=ahead)
+        return torch.cat([slab for *_, slab in inferer.stream(lambda cut: cut, Slow())], 1)
+
+    expected = found(0)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        other = found(2)
+    torch.cuda.synchronize()
+    assert torch.equal(other, expected)

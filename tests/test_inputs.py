@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from densepred import config as configuration
 from densepred.cases.case import Case
+from densepred.cases.patterns import match
 from densepred.cases.reading import Reading
+from densepred.cli import base
 from densepred.config import Config, DataConfig
 from densepred.errors import InputError, NothingDoneError
+from densepred.evaluation.pairing import find_files
+from densepred.inference import inputs as module
 from densepred.inference.batch import predict
 from densepred.inference.inputs import find_inputs
 from densepred.training.loop import train
@@ -296,3 +303,51 @@ def test_another_hdu_than_the_recipes_comes_alone(tmp_path: Path) -> None:
     case = found(HUBBLE, [f"{tmp_path}/a_flc.fits[ERR,2]"], tmp_path, 3)["a_flc"]
     assert names(case)["image 0"].endswith("a_flc.fits[ERR,2]")
     assert len(case.images) == 1
+
+
+def test_files_find_their_cases_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, *(f"images/c{n}.fits" for n in range(300)))
+    calls, plain = [], module.split_part
+    monkeypatch.setattr(module, "split_part", lambda path: calls.append(path) or plain(path))
+    assert len(found({"images": "images/{id}.fits"}, sorted((tmp_path / "images").iterdir()), tmp_path)) == 300
+    assert len(calls) < 20 * 300
+
+
+def test_a_folder_that_cannot_be_read_is_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "a.nii").touch()
+    plain = Path.iterdir
+
+    def closed(self: Path) -> Iterator[Path]:
+        if self.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(self))
+        return plain(self)
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    assert list(find_files(tmp_path, "labels")) == ["a"]
+
+
+def test_a_reader_of_stderr_that_went_away_fails_no_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    run = run_of(tmp_path, ".nii.gz", {0: "sky", 1: "star"})
+    path = image(tmp_path / "in" / "a.nii.gz", noise(1, 96))  # of several windows, which are told
+    handler = base._Stderr()
+    monkeypatch.setattr(sys, "stderr", Gone())
+    log = logging.getLogger("densepred")
+    log.addHandler(handler)
+    try:
+        monkeypatch.setattr(log, "level", logging.INFO)
+        assert predict(run, [path], tmp_path / "out").done == ["a"]
+    finally:
+        log.removeHandler(handler)
+
+
+def test_a_series_with_a_text_beside_it_is_one_case(tmp_path: Path) -> None:
+    touch(tmp_path, "1.2.55/0.dcm", "1.2.55/1.dcm", "1.2.55/LICENSE", "1.2.56/a.dcm")
+    assert list(found(LISTED, [tmp_path / "1.2.55"], tmp_path)) == ["1.2.55"]
+    assert sorted(match(["*"], tmp_path)[0]) == ["1.2.55", "1.2.56"]
+    touch(tmp_path, "1.2.56/b.nii")
+    assert sorted(found(LISTED, [tmp_path / "1.2.56"], tmp_path)) == ["a", "b"]

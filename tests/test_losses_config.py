@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from densepred import config as configuration
 from densepred.config import Config, LossConfig
+from densepred.config.contradictions import contradictions
 from densepred.config.loading import dump
 from densepred.config.loss import TERMS
 from densepred.errors import InputError
@@ -51,6 +52,15 @@ def test_a_number_is_a_weight_and_a_section_has_settings(tmp_path: Path):
     assert load(tmp_path, "{dice: 1}", "loss.dice=0.25", "loss.focal={weight: 2, gamma: 3}").loss.focal.gamma == 3
 
 
+def test_an_override_keeps_the_weight_of_a_term(tmp_path: Path):
+    loss = load(
+        tmp_path, "{cross_entropy: 0.5, tversky: 0.0}", "loss.cross_entropy.smoothing=0.1", "loss.tversky.alpha=1"
+    ).loss
+    assert (loss.cross_entropy.weight, loss.cross_entropy.smoothing) == (0.5, 0.1)
+    assert "tversky" not in loss.terms
+    assert load(tmp_path, "{dice: 0.5}", "loss.dice.weight=2").loss.dice.weight == 2
+
+
 def test_a_recipe_reads_back_as_it_was_and_plain_weights_stay_numbers(tmp_path: Path):
     config = load(tmp_path, "{dice: 2, cldice: {weight: 0.5, iterations: 5}}")
     text = dump(config)
@@ -86,6 +96,15 @@ def test_the_schema_knows_both_forms():
 def test_faults_are_named(tmp_path: Path, loss: str, words: str):
     with pytest.raises(InputError, match=words):
         load(tmp_path, loss)
+
+
+@pytest.mark.parametrize(("weights", "right"), [((1, 2), True), ((1, 2, 3), False)])
+def test_weights_are_of_the_regions_where_these_are_learnt(weights: tuple[int, ...], right: bool):
+    data = {"images": "a/*.nii", "labels": "b/{id}.nii", "classes": {0: "sky", 1: "rim", 2: "core"}}
+    data |= {"regions": {"disc": ["rim", "core"], "core": ["core"]}}
+    config = Config.model_validate({"data": data, "loss": {"cross_entropy": {"class_weights": weights}}})
+    told = [message for where, message in contradictions(config) if where[0] == "loss"]
+    assert told == ([] if right else ["3 weights for the 2 of data.regions"])
 
 
 def test_the_recipes_loss_is_the_sum_of_its_terms(tmp_path: Path):

@@ -15,7 +15,7 @@ from scipy.stats import pearsonr
 from typer.testing import CliRunner
 
 from densepred.cli import app
-from densepred.errors import InputError
+from densepred.errors import InputError, UnsafeError
 from densepred.evaluation import draw_curves, draw_spectra, evaluate_values
 from densepred.figures import color_of
 from densepred.metrics import Calibration, Ranking, Spectra
@@ -180,3 +180,18 @@ def test_faults_are_named(probabilities: tuple[np.ndarray, np.ndarray], tmp_path
     save(tmp_path / "logits", "a", np.full((3, *SHAPE), 2.0, np.float32))
     scores = evaluate_values(logits, {"a": tmp_path / "labels" / "a.nii.gz"}, ["ece"])
     assert scores.exit_code == 4
+
+
+def test_a_map_of_numbers_that_failed_is_not_scored(tmp_path: Path):
+    """It is left of an earlier run; and what has no partner is told."""
+    ones = np.ones((1, *SHAPE), np.float32)
+    for case in "abc":
+        save(tmp_path / "truth", case, ones)
+        save(tmp_path / "out" / "regression", case.replace("c", "d"), ones)
+    (tmp_path / "out" / "manifest.jsonl").write_text("")
+    (tmp_path / "out" / "failures.tsv").write_text("case\tfile\twhat\tfix\na\tx\tdamaged\tcopy\n")
+    scores = evaluate_values(tmp_path / "out" / "regression", tmp_path / "truth", ["mse"])
+    assert (list(scores.sums), [one.case for one in scores.failures], scores.exit_code) == (["b"], ["a"], 3)
+    assert (scores.unlabelled, scores.unpredicted) == (["d"], ["c"])
+    with pytest.raises(UnsafeError, match="would pass for that of the predictions"):
+        evaluate_values(tmp_path / "out" / "regression", tmp_path / "truth", ["mse"], tmp_path / "out")

@@ -121,6 +121,18 @@ class TestEmptyWindows:
         with pytest.raises(InputError, match=r"differ by 0\.\d+ in probability from empty ones \(0.001 is allowed\)"):
             SlidingWindowInferer((16, 16), 0.0, skip=20.0)(model, image)
 
+    def test_the_logits_of_one_value_at_a_time_are_kept(self) -> None:
+        made: list[float] = []
+
+        def predict(cut: Tensor) -> Tensor:
+            made.append(float(cut.mean()))
+            return cut.repeat(1, 3, 1, 1)
+
+        empty, device = EmptyWindows(0.0, (4, 4), predict), torch.device("cpu")
+        for value in (1.0, 1.0, 2.0, 2.0, 3.0, 1.0):
+            assert (empty.logits((value,), device) == value).all()
+        assert made == [1.0, 2.0, 3.0, 1.0]
+
     def test_a_variance_behind_the_logits_is_no_class(self) -> None:
         empty = EmptyWindows(0.1, (4, 4), lambda cut: torch.zeros(1, 3, 4, 4), variance=True)
         logits = torch.zeros(3, 4, 4)

@@ -240,3 +240,31 @@ def test_the_summary_is_complete(tmp_path: Path):
     assert set(content["intensities"]["foreground"][0]) == facts
     assert content["each"]["case_00"]["shape"] == [6, 7, 8]
     assert content["class_sizes"]["head"]["cases"] == 3
+
+
+def test_images_numbered_with_four_digits_are_no_channels(tmp_path: Path):
+    for number in range(3):
+        image, label = blob(seed=number)
+        save(tmp_path / f"images/case_{number:04d}.nii.gz", image)
+        save(tmp_path / f"labels/case_{number:04d}.nii.gz", label)
+    found = measure(of_folder(tmp_path), tmp_path / "out")
+    assert [case.id for case in found.cases] == ["case_0000", "case_0001", "case_0002"]
+    assert found.cases[0].channels == 1
+
+
+def test_labels_that_number_objects_are_one_class(tmp_path: Path):
+    image, label = blob()
+    label[5] = 7
+    save(tmp_path / "imagesTr/a.nii.gz", image)
+    save(tmp_path / "labelsTr/a.nii.gz", label)
+    data = by_patterns(tmp_path, classes={0: "background", 1: "cell"}, instances=True)
+    found = measure(data, tmp_path / "out")
+    assert not found.faults
+    assert found.cases[0].classes["cell"].voxels == (label > 0).sum()
+
+
+def test_classes_whose_names_are_numbers_are_counted_once(tmp_path: Path):
+    make_set(tmp_path, 3)
+    found = measure(by_patterns(tmp_path, classes={0: "background", 1: "1", 2: "2"}), tmp_path / "out")
+    named = measure(by_patterns(tmp_path), tmp_path / "named")
+    assert found.class_facts("1") == named.class_facts("head")

@@ -89,6 +89,27 @@ def test_from_nnunets_layout_to_scores(tmp_path: Path, one_thread: None, monkeyp
     assert before == sorted(path.name for path in root.rglob("*"))
 
 
+def test_an_image_without_a_label_does_not_stop_planning(
+    tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+):
+    """With a real trial."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    root = nnunet(tmp_path / "set")
+    (root / "labelsTr/c3.nii.gz").unlink()
+    made = plan(root, tmp_path / "plan/recipe.yaml")
+    assert [fault.case for fault in made.fingerprint.faults if fault.severity == "error"] == ["c3"]
+    assert made.path.is_file()
+
+
+def test_a_csv_without_classes_gets_them(canned: None, tmp_path: Path):
+    root = loose(tmp_path / "set")
+    rows = [f"c{number},c{number}.nii.gz,c{number}_seg.nii.gz" for number in range(6)]
+    (root / "cases.csv").write_text("\n".join(["id,image,label", *rows]))
+    (tmp_path / "data.yaml").write_text(f"data: {{root: '{root}', dataset: cases.csv}}\n")
+    made = plan(tmp_path / "data.yaml", tmp_path / "recipe.yaml")
+    assert made.config.data.classes == {0: "background", 1: "class_1", 2: "class_2"}
+
+
 def test_from_loose_files_to_scores(canned: None, tmp_path: Path, one_thread: None):
     root = loose(tmp_path / "set")
     made = plan(root, tmp_path / "recipe.yaml", Wish(rules="nnunet"))

@@ -9,10 +9,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from densepred import config as configuration
 from densepred.config import ChannelConfig, Config, DataConfig, PatchConfig, TrainingConfig
 from densepred.errors import InputError, ResourceError
+from densepred.models.build import build
 from densepred.planning import own, planner, trial
 from densepred.planning.assemble import nnunet_configurations, nnunet_settings
 from densepred.planning.cost import foretold, lighter, shapes, with_length
@@ -25,6 +27,7 @@ from densepred.planning.recipe import config_of, normalizations, one_sided, text
 from densepred.planning.sketch import sketch
 from densepred.planning.topology import topology
 from densepred.planning.trial import Trial
+from tests.case_files import save_json
 
 ISOTROPIC = Sizes(((200, 300, 300),) * 50, ((1.0, 1.0, 1.0),) * 50, 1, 3)
 
@@ -117,6 +120,17 @@ def test_every_recipe_of_nnunet_is_valid_and_has_its_numbers(shape: tuple[int, .
     assert config.model.deep_supervision == one.net.stages - 3  # nnU-Net's coarsest output has weight 0
 
 
+def test_recipes_for_narrow_stacks_can_be_built():
+    """Of whose stages two have the same largest stride."""
+    fingerprint = set_of((48, 24, 24), (5.0, 1.0, 1.0))
+    one = nnunet_configurations(fingerprint, 8e9)["3d_fullres"]
+    settings = nnunet_settings(fingerprint, DataConfig(images="a/{id}.nii", labels="b/{id}.nii"), one)
+    config = config_of(settings, "recipe")
+    assert 0 < config.model.deep_supervision < one.net.stages - 3
+    with torch.device("meta"):
+        build(config.model, 1, 2, 0)
+
+
 def test_the_text_of_a_recipe_is_the_recipe(tmp_path: Path):
     fingerprint = set_of((20, 300, 310), (4.0, 0.7, 0.7), channels=("CT",))
     data = DataConfig(images={"CT": "a/{id}.nii"}, labels="b/{id}.nii", folds=3, classes={0: "none", 1: "liver"})
@@ -129,7 +143,7 @@ def test_the_text_of_a_recipe_is_the_recipe(tmp_path: Path):
     assert max(map(len, text.splitlines())) <= 160
 
 
-def test_channels_that_want_different_normalisations():
+def test_channels_that_want_different_normalisations(tmp_path: Path):
     one, two = sketch(np.arange(50.0)), sketch(np.arange(90.0))
     base = set_of((30, 40, 50), (1, 1, 1))
     both = {"channels": 2, "valid": (one, two), "foreground": (one, two)}
@@ -141,8 +155,9 @@ def test_channels_that_want_different_normalisations():
     assert isinstance(found, dict)
     normalize = {name: channel.normalize for name, channel in found.items() if isinstance(channel, ChannelConfig)}
     assert {name: one.name for name, one in normalize.items() if one} == {"CT": "ct_window", "PET": "zscore"}
+    save_json(tmp_path, {"labels": {"background": 0, "liver": 1}})
     with pytest.raises(InputError, match="CT: ct_window, PET: zscore"):
-        nnunet_settings(fingerprint, DataConfig(dataset="dataset.json"), full)
+        nnunet_settings(fingerprint, DataConfig(root=str(tmp_path), dataset="dataset.json"), full)
 
 
 RECIPE = Config(

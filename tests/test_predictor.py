@@ -19,6 +19,7 @@ from torch import nn
 
 from densepred import load
 from densepred.cases.case import Case
+from densepred.errors import ResourceError
 from densepred.inference import modes
 from densepred.progress import counted, progress
 from densepred.volumes import Volume
@@ -246,3 +247,17 @@ def test_small_images_share_calls_of_the_network(run: Path) -> None:
         object.__setattr__(made, "runtime", lambda x, runtime=runtime: calls.append(len(x)) or runtime(x))
     assert len(list(predictor.predict_many(images))) == 9
     assert calls == [4, 4, 4]
+
+
+def test_many_images_refuse_what_one_refuses(run: Path) -> None:
+    predictor, (image,) = load(run), images(1)
+    image = image[:12, :12]
+    list(predictor.predict_many([image]))
+    with torch.no_grad():
+        for weight in predictor.models[0].parameters():
+            weight.fill_(torch.nan)
+    broken = load(run)
+    broken.models[0].load_state_dict(predictor.models[0].state_dict())
+    for attempt in (lambda: broken.predict(image), lambda: list(broken.predict_many([image]))):
+        with pytest.raises(ResourceError, match="not all finite"):
+            attempt()

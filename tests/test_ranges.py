@@ -284,3 +284,23 @@ def test_a_signal_ends_all_ranges(run: Path, inputs: list[Path], tmp_path: Path,
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{code} stopped by a signal: 0 done, 0 done before, 0 failed, 1 in all")
     assert not list((tmp_path / "out").glob("*.gz"))
+
+
+def test_cases_of_another_setting_have_a_worker_each(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = [image(tmp_path / "in" / f"{name}.nii.gz", noise(seed)) for seed, name in enumerate("abcdef")]
+    handed: list[int] = []
+    plain = Predictor.predict_file
+
+    def noting(
+        self: Predictor, case: Case, paths: Any, progress: Any = None, before: Any = None, others: Any = ()
+    ) -> None:
+        handed.append(len(others))
+        plain(self, case, paths, progress, before, others)
+
+    monkeypatch.setattr(Predictor, "predict_file", noting)
+    predict(run, many, tmp_path / "out", engine=TWO)
+    handed.clear()
+    assert len(predict(run, many, tmp_path / "out", ["inference.overlap=0.25"], engine=TWO).done) == 6
+    assert handed[0] == 0

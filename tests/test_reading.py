@@ -7,14 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from astropy.io import fits
+from PIL import Image
 
 from densepred.cases.case import Case, collect
+from densepred.cases.preprocess import grid_fault
 from densepred.cases.reading import Reading
 from densepred.config import DataConfig
 from densepred.errors import InputError
 from densepred.files import sha256
-from densepred.volumes import companions, paired
+from densepred.volumes import companions, open_volume, paired
 from tests.nifti_files import save_nib, scan
 
 SCI, DQ = "[SCI,all]", "[DQ,all]"
@@ -182,3 +185,19 @@ def test_what_belongs_to_a_file(tmp_path: Path) -> None:
     for name, files in expected.items():
         assert companions(tmp_path / name) == [tmp_path / file for file in files]
     assert companions(tmp_path / "x.dcm") == [tmp_path]
+
+
+def test_a_mask_that_states_no_size_goes_with_a_calibrated_image(tmp_path: Path):
+    options = {"imagej": True, "resolution": (1 / 0.65, 1 / 0.65), "metadata": {"unit": "um"}}
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((20, 30), np.uint16), **options)
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "m.png")
+    Image.fromarray(np.zeros((20, 31), np.uint8)).save(tmp_path / "n.png")
+    with open_volume(tmp_path / "a.tif") as image, open_volume(tmp_path / "m.png") as mask:
+        assert image.spacing == pytest.approx((0.65, 0.65))
+        assert grid_fault(image, mask) is None
+    with open_volume(tmp_path / "a.tif") as image, open_volume(tmp_path / "n.png") as mask:
+        assert grid_fault(image, mask) is not None
+
+
+def test_labels_have_the_axes_of_their_image_but_the_channels():
+    assert {Reading(axes=axes).plane_axes for axes in ("zyx", "czyx", "zcyx", "zyxc")} == {"zyx"}

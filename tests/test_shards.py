@@ -256,3 +256,17 @@ def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("fcntl.flock", unsupported)
     with pytest.raises(InputError, match="cannot be locked"), files.locked(tmp_path):
         pytest.fail("held")
+
+
+def test_a_manifest_is_settled_while_other_threads_add_to_it(tmp_path: Path):
+    manifest = Manifest(tmp_path)
+    for case in "ab":
+        manifest.begin({"id": case}, [])
+
+    class Cases(set[str]):
+        def __contains__(self, case: object) -> bool:  # as another thread would, between two looks
+            manifest.entries.setdefault("late", {"id": "late", "outputs": {}})
+            return True
+
+    manifest.settle(Cases())
+    assert not any("begun" in entry for entry in manifest.entries.values())

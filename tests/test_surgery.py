@@ -371,3 +371,10 @@ def test_frozen_norms_and_dropout_go_together() -> None:
     before = state(other)
     other(image)
     assert not moved(before, other)
+
+
+def test_stages_of_an_encoder_that_folds_voxels_into_channels() -> None:
+    encoder = timm_encoder("tresnet_m", 2, 1)
+    stages = stages_of(encoder)
+    assert min(stages.values()) == 0
+    assert max(stages.values()) == len(encoder.channels) - 1

@@ -25,10 +25,13 @@ from densepred.evaluation import evaluate_table
 from densepred.files import sha256
 from densepred.inference import tabular
 from densepred.inference.batch import predict
+from densepred.inference.shards import Shard
 from densepred.training.loop import resume, train
 from densepred.training.run import Run
+from densepred.training.trainer import Trainer
 from tests.tasks_set import DEPTH, LABELS, RADIUS, REGIONS, SIZE, TONE, WITH_TABLE, recipe, write_set
 
+AUTO = {"classes": "auto"}
 ALL = LABELS | WITH_TABLE | {"targets": DEPTH | TONE | RADIUS}
 
 
@@ -163,6 +166,9 @@ def test_a_joint_model_writes_label_maps_and_a_table(joint: Run, root: Path, tmp
     partly = predict(joint.path, files, tmp_path / "few", [f"data.table={few}"])
     assert partly.exit_code == 3
     assert "no age" in partly.failed["c1"].what
+    assert "not of this run" not in partly.failed["c1"].what, "its map is"
+    lines = (tmp_path / "few" / "manifest.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("failed") for line in lines] == [None, None]
 
 
 def test_a_table_is_replaced_where_it_was_written_here(alone: Run, root: Path, tmp_path: Path) -> None:
@@ -233,6 +239,44 @@ def test_tables_are_scored(alone: Run, root: Path, tmp_path: Path) -> None:
     assert less["log_loss"] == scores.found["tone"]["log_loss"], "which knows probabilities alone"
 
 
+def test_tables_of_shards_become_one(alone: Run, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predict(alone.path, [root], tmp_path / "whole")
+    for number in (1, 2):
+        predict(alone.path, [root], tmp_path / "out", shard=Shard(number, 2))
+    monkeypatch.setattr(tabular, "predict_whole", lambda *_: pytest.fail("predicted again"))
+    assert len(predict(alone.path, [root], tmp_path / "out").skipped) == 8
+    assert {path.name for path in (tmp_path / "out").glob("predictions*")} == {
+        tabular.TABLE,
+        tabular.MEANING,
+        tabular.JOURNAL,
+    }
+    for name in (tabular.TABLE, tabular.JOURNAL):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_tables_with_odd_names(tmp_path: Path) -> None:
+    target = {"t": {"kind": "classification", "column": "t", "classes": ["a, b", "007"]}}
+    (tmp_path / "predictions.json").write_text(json.dumps({"targets": target}))
+    head = 'id,t,"t:a, b",t:007\n'
+    (tmp_path / "p.csv").write_text(head + '1,"a, b",0.9,0.1\nNaN_2,007,0.1,0.9\n')
+    (tmp_path / "t.csv").write_text('id,t\n1,"a, b"\n3,007\n')
+    evaluate_table(tmp_path / "p.csv", tmp_path / "t.csv", tmp_path / "s")
+    assert json.loads((tmp_path / "s" / "scores.json").read_text())["unlabelled"] == ["NaN_2"]
+    assert all(len(row) == 3 for row in csv.reader((tmp_path / "s" / "scores.csv").open()))
+    (tmp_path / "p.csv").write_text(head + "1,7,0.1,0.9\n")
+    with pytest.raises(InputError, match="which is none of the classes"):
+        evaluate_table(tmp_path / "p.csv", tmp_path / "t.csv")
+
+
+def test_the_bias_of_numbers_is_prediction_less_truth(tmp_path: Path) -> None:
+    (tmp_path / "predictions.csv").write_text("id,age\na,12\nb,14\n")
+    meaning = {"targets": {"age": {"kind": "scalar", "column": "age"}}}
+    (tmp_path / "predictions.json").write_text(json.dumps(meaning))
+    (tmp_path / "truth.csv").write_text("id,age\na,10\nb,11\n")
+    found = evaluate_table(tmp_path / "predictions.csv", tmp_path / "truth.csv").found["age"]
+    assert (found["bias"], found["mae"], found["mse"]) == (2.5, 2.5, 6.5)
+
+
 def test_regions_become_the_likeliest_class(joint: Run, root: Path) -> None:
     found = load(joint.path).predict(root / "c2.fits[IMAGE]", outputs=["labels", "probabilities", "logits"])
     shares, labels = found["probabilities"].numpy(), found["labels"].numpy()[0]
@@ -243,6 +287,11 @@ def test_regions_become_the_likeliest_class(joint: Run, root: Path) -> None:
     np.testing.assert_allclose(chosen, each.max(0), rtol=1e-4)
     with pytest.raises(InputError, match="regions that may overlap"):
         load(joint.path).predict(root / "c2.fits[IMAGE]", outputs="entropy")
+    for kind in ("labels", "probabilities"):
+        with pytest.raises(InputError, match=f"{kind} of blocks of pixels cannot be made of regions"):
+            load(joint.path, ["inference.bin=2"]).predict(root / "c2.fits[IMAGE]", outputs=kind)
+    cool = load(joint.path, ["inference.temperature=2"]).predict(root / "c2.fits[IMAGE]", outputs="probabilities")
+    torch.testing.assert_close(torch.from_numpy(cool.numpy()), torch.from_numpy(found["logits"].numpy() / 2).sigmoid())
 
 
 def test_numbers_of_objects_are_one_class(tmp_path: Path) -> None:
@@ -272,11 +321,18 @@ def test_numbers_of_objects_are_one_class(tmp_path: Path) -> None:
         (LABELS | {"regions": {"x": ["rimm"]}}, {}, "are no classes of data.classes"),
         (LABELS | {"instances": True}, {}, "give two classes, 0 and 1"),
         ({"targets": {"segmentation": {"file": "{id}.fits"}}}, {}, "and not segmentation"),
+        ({"targets": DEPTH, "normalize": "ct_window"}, {}, "from the foreground of labels"),
     ],
 )
 def test_contradictions_are_told(data: dict[str, Any], heads: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         recipe(tmp_path, data, heads)
+
+
+def test_planes_have_no_columns(tmp_path: Path) -> None:
+    patch = {"size": [SIZE, SIZE], "batch": 4, "axis": 0}
+    with pytest.raises(InputError, match="columns are of whole images, which a model of planes does not see"):
+        recipe(tmp_path, {"table": "table.csv", "targets": TONE}, patch=patch)
 
 
 def test_the_check_looks_at_maps_and_table(root: Path, tmp_path: Path) -> None:
@@ -309,4 +365,17 @@ def test_faults_of_the_table_are_told(text: str, message: str, root: Path, tmp_p
     (tmp_path / "table.csv").write_text(text)
     config = recipe(root, {"table": str(tmp_path / "table.csv"), "targets": TONE, "fold": "all"})
     with pytest.raises(InputError, match=message):
+        train(config, tmp_path / "run")
+
+
+def test_faults_of_validation_cases_are_told_before_the_first_step(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of(root / "table.csv")
+    config = recipe(root, {"table": str(tmp_path / "table.csv"), "targets": {"tone": {"column": "tone"} | AUTO}})
+    held_out = split(collect(config.data), config.data)[1][0].id
+    text = "".join(f"{case},{'grey' if case == held_out else row['tone']}\n" for case, row in rows.items())
+    (tmp_path / "table.csv").write_text("id,tone\n" + text)
+    monkeypatch.setattr(Trainer, "_step", lambda *_: pytest.fail("a step was taken"))
+    with pytest.raises(InputError, match="none of the classes bright, dark"):
         train(config, tmp_path / "run")

@@ -72,6 +72,20 @@ def test_parts_of_a_batch_give_the_loss_of_the_whole(root: Path, tmp_path: Path)
     assert losses(tmp_path / "4") == pytest.approx(losses(tmp_path / "1"), abs=1e-6)
 
 
+def test_samples_are_mixed_with_others_of_the_whole_batch(root: Path, tmp_path: Path):
+    """However it is split."""
+    mixed = (
+        "loss.batch_dice=false",
+        "training.epochs=2",
+        "augment=[{mixup: {probability: 1}}, {cutmix: {probability: 1}}]",
+    )
+    for parts in (1, 2, 4):
+        train(load(root, *mixed, f"training.accumulate={parts}"), tmp_path / str(parts))
+        assert losses(tmp_path / str(parts)) == pytest.approx(losses(tmp_path / "1"), abs=1e-6)
+    train(load(root, *mixed[:2], "augment=none"), tmp_path / "plain")
+    assert abs(losses(tmp_path / "plain")[-1] - losses(tmp_path / "1")[-1]) > 1e-3
+
+
 SETTINGS = {
     "accumulation": ("training.accumulate=2",),
     "averaging": ("optimizer.swa=0.5", "training.epochs=4"),
@@ -109,6 +123,21 @@ def test_even_averages_are_the_mean_of_the_epochs_weights(root: Path, tmp_path: 
     assert len(ends) == 3  # the ends of the second, third and fourth epoch are in the last half or at its edge
     for name, value in weights(run.path).items():
         torch.testing.assert_close(value, sum(end[name] for end in ends) / 3, atol=1e-6, rtol=1e-5)
+
+
+def test_a_longer_training_averages_anew(root: Path, tmp_path: Path, monkeypatch):
+    run = train(load(root, "optimizer.swa=0.5", "training.epochs=4"), tmp_path / "run")
+    ends, take = [], training.Learner.take
+
+    def noting(self):
+        ends.append({name: value.clone() for name, value in self.model.state_dict().items()})
+        take(self)
+
+    monkeypatch.setattr(training.Learner, "take", noting)
+    resume(run.path, ["training.epochs=12"])
+    assert len(ends) == 7
+    for name, value in weights(run.path).items():
+        torch.testing.assert_close(value, sum(end[name] for end in ends) / 7, atol=1e-6, rtol=1e-5)
 
 
 def test_snapshots_are_runs_to_predict_with(root: Path, tmp_path: Path):
@@ -151,6 +180,40 @@ def test_a_budget_is_kept_and_the_rate_has_fallen_by_then(root: Path, tmp_path: 
     assert run.rows[-1]["lr"] < 0.001
     assert "dice_mean" in run.rows[-1]
     assert len(resume(run.path).rows) == len(run.rows)  # nothing is left of it
+
+
+def test_a_longer_budget_goes_on_at_the_rate_of_its_time(root: Path, tmp_path: Path, monkeypatch):
+    clock, rates, update = itertools.count(), [], training.Learner.update
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(clock) / 20))
+    run = train(load(root, "training.budget=6s", "optimizer.lr=0.01"), tmp_path / "run")
+
+    def noting(self, step, rate, averaging):
+        rates.append(rate)
+        update(self, step, rate, averaging)
+
+    monkeypatch.setattr(training.Learner, "update", noting)
+    resume(run.path, ["training.budget=12s"])
+    assert 0.004 < rates[0] < 0.007  # half of it is over: 0.01 x 0.5^0.9 = 0.0054
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_the_last_epoch_of_a_budget_is_validated(root: Path, tmp_path: Path, monkeypatch):
+    """Though the time runs out while an epoch without a validation is closed."""
+    now, publish = [0.0], training.Keeper.publish
+
+    def monotonic():
+        now[0] += 0.01
+        return now[0]
+
+    def slow(self):
+        publish(self)
+        now[0] += 1000 if len(self.run.rows) == 2 else 0
+
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=monotonic))
+    monkeypatch.setattr(training.Keeper, "publish", slow)
+    run = train(load(root, "training.budget=100s", "training.validate_every=5"), tmp_path / "run")
+    assert len(run.rows) == 3
+    assert "dice_mean" in run.rows[-1]
 
 
 def test_frozen_stages_stay_and_join_in(root: Path, tmp_path: Path):

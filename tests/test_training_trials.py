@@ -20,7 +20,7 @@ from densepred.errors import InputError
 from densepred.models.build import create_model
 from densepred.training.loop import train
 from densepred.training.small_maps import guard_small_maps
-from densepred.training.trials import judge_rates, overfit_one_batch, verdict
+from densepred.training.trials import gone, judge_rates, overfit_one_batch, verdict
 from densepred.training.watch import dead_shares, stage_names
 from tests.training_runs import volumes
 
@@ -52,6 +52,16 @@ def test_the_rate_is_read_off_a_curve_of_known_shape():
     found = judge_rates(rates.tolist(), losses.tolist())
     assert found.suggested == pytest.approx(0.01, rel=0.5)
     assert judge_rates([1e-3, 1e-2, 1e-1], [1.0, 1.1, 1.2]).suggested is None
+
+
+def test_losses_below_zero_are_judged_by_how_far_they_fell():
+    assert [gone(losses) for losses in ([2.0, 0.1, 0.5], [0.5, -1.0, -0.9], [0.5, -1.0, 7.0])] == [True, False, True]
+    assert [verdict(losses)[0] for losses in ([-1.0, -0.6], [-1.0, -1.4], [-1.0, -1.6], [1.0, -0.2])] == [
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_commands_try_rates_and_one_batch(root: Path):

@@ -47,6 +47,18 @@ def test_windows_at_multiples_overlap_as_wished(size: int, parts: int, multiple:
     assert np.all((steps >= 1) & (steps <= max(np.ceil(axis.window * (1 - overlap)), multiple)))
 
 
+@given(
+    st.integers(1, 200), st.integers(1, 70), st.integers(1, 40), st.floats(0, 0.95), st.sampled_from(["even", "fixed"])
+)
+def test_windows_at_multiples_leave_no_gap(size: int, window: int, multiple: int, overlap: float, spacing: str) -> None:
+    """Even those that are smaller than the multiple, which grow to it."""
+    (axis,) = WindowGrid.plan((size,), window, overlap, spacing, multiple).axes
+    assert all(start % multiple == 0 for start in axis.starts)
+    assert axis.window >= min(window, size)
+    assert (np.diff(axis.starts) <= axis.window).all()
+    assert axis.starts[-1] + axis.window == axis.padded
+
+
 @pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.75])
 def test_weights_over_a_voxel_add_up_to_one(overlap: float) -> None:
     axis = WindowGrid.plan((101,), 24, overlap).axes[0]

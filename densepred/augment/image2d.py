@@ -84,18 +84,24 @@ class ImageTransform:
 
 
 def _masks(label: Tensor) -> list[np.ndarray]:
-    """Labels so that 0 stands for -1, since 0 is what comes from outside."""
+    """Labels so that 0 stands for -1, since 0 is what comes from outside; maps, then where each is known."""
     if label.ndim == 0:
         return []
     if label.is_floating_point():
-        return [*label.detach().float().cpu().numpy()]
+        maps = label.detach().float().cpu().numpy()
+        known = np.isfinite(maps)
+        return [*np.where(known, maps, 0).astype(np.float32), *known.astype(np.float32)]
     return [(label + 1).cpu().numpy().astype(np.float32)]
 
 
 def _put_back(label: Tensor, masks: Tensor) -> None:
     if label.ndim == 0:
         return
-    label.copy_(masks.to(label) if label.is_floating_point() else (masks[0] - 1).to(label))
+    if label.is_floating_point():
+        maps, known = masks.to(label).chunk(2)
+        label.copy_(maps.masked_fill(known < 1, float("nan")))
+    else:
+        label.copy_((masks[0] - 1).to(label))
 
 
 def _library() -> Any:

@@ -52,6 +52,7 @@ class Augmenter:
         self.classes, self.flags = classes, list(flags)
         self.spacing = tuple(spacing) if spacing else None
         self.images = {t: ImageTransform(s) for t, s in enumerate(self.transforms) if isinstance(s, Albumentations)}
+        self.mixes = any(isinstance(settings, CutMix | MixUp) for settings in self.transforms)
 
     def __call__(self, image: Tensor, label: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Change a batch.
@@ -80,6 +81,10 @@ class Augmenter:
                 for index, drawn in enumerate(own):
                     self.images[place](image[index], label[index], drawn, self.flags)
         return self._mix(image, label, numbers, channels)
+
+    def seen(self, samples: slice) -> tuple[slice, slice]:
+        """To change some samples of a batch: which of it to give, and which to take; mixing needs all of them."""
+        return (slice(None), samples) if self.mixes else (samples, slice(None))
 
     def happened(self, seed: int, image: Tensor) -> list[str]:
         """The names of what happens to a sample with that seed in a batch (B, C, *spatial) such as `image`."""

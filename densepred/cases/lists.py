@@ -153,7 +153,7 @@ def _from_csv(path: Path, labelled: bool) -> Found:
     listing = _Listing(path)
     for line, row in rows.items():
         images = [row[name] for name in channels]
-        case = row.get("id") or (id_of(images[0]) if images[0] else f"line {line}")
+        case = row.get("id") or (id_of(path.parent / images[0]) if images[0] else f"line {line}")
         empty = [name for name in (*channels, *(["label"] if labelled else []), *PLANES) if row.get(name) == ""]
         for name in empty:
             listing.found.error(case, path, f"line {line} has no {name}", "fill the cell or remove the row")
@@ -196,7 +196,7 @@ def _from_decathlon(content: dict[str, Any], path: Path, key: str = "training", 
             listing.found.error(f"{key}[{number}]", path, "names no image", fix)
             continue
         named = entry if isinstance(entry, dict) else {}
-        case, label = str(named.get("id") or id_of(images[0])), named.get("label")
+        case, label = str(named.get("id") or id_of(path.parent / images[0])), named.get("label")
         if labelled and not isinstance(label, str):
             fix = 'write {"image": path, "label": path}'
             listing.found.error(case, path, f"{key}[{number}] names no label", fix)

@@ -21,13 +21,18 @@ _SPECIAL = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 def id_of(path: str | Path) -> str:
     """The id a file gives by its name: without the suffix of its format and of a compression, or a part in brackets.
 
+    A folder of slices gives its whole name, such as a UID.
+
     Example:
         >>> id_of("scans/sub-01_1.5T.nii.gz")
         'sub-01_1.5T'
         >>> id_of("cell_7.ome.tif")
         'cell_7'
     """
-    name = split_part(path)[0].name
+    file = split_part(path)[0]
+    name = file.name
+    if not name.lower().endswith(tuple(FORMATS)) and file.is_dir():
+        return name
     if name.lower().endswith(COMPRESSED):
         name = name[: name.rfind(".")]
     stem, suffix = os.path.splitext(name)
@@ -72,13 +77,18 @@ def match(patterns: Sequence[str], root: Path) -> list[dict[str, list[Path]]]:
 
 
 def is_store(path: Path) -> bool:
-    """Whether a folder is one image: a Zarr store, or the slices of a DICOM series and nothing else."""
+    """Whether a folder is one image: a Zarr store, or the slices of a DICOM series and no other images or folders."""
     if not path.is_dir():
         return False
     if path.name.lower().endswith(tuple(FORMATS)):
         return True
-    names = [entry.name.lower() for entry in path.iterdir() if not entry.name.startswith(".")]
-    return bool(names) and all(name.endswith(".dcm") for name in names)
+    try:
+        entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    except PermissionError:  # such as lost+found
+        return False
+    images = [name for entry in entries if (name := entry.name.lower()).endswith(tuple(FORMATS))]
+    series = bool(images) and all(name.endswith(".dcm") for name in images)
+    return series and not any(entry.is_dir() for entry in entries)
 
 
 def nothing_matched(pattern: str, root: Path) -> NothingDoneError:
@@ -111,7 +121,7 @@ def _glob(pattern: str, root: Path) -> dict[Path, str]:
         matched = expression.fullmatch(name)
         path = root / name
         if matched and (not path.is_dir() or is_store(path)):
-            out[path] = matched["id"] if "{id}" in pattern else id_of(name)
+            out[path] = matched["id"] if "{id}" in pattern else id_of(path)
     return out
 
 

@@ -27,7 +27,7 @@ from densepred.volumes.members import open_each
 
 VALIDITY = "validity"
 """Name of the channel that tells the network which pixels are valid."""
-_ONE_PLANE: dict[str | None, Axes] = {"zyx": "zyx", "czyx": "zyx", "xyzt": "xyzt"}
+_ONE_PLANE: dict[str | None, Axes] = {"zyx": "zyx", "czyx": "zyx", "zcyx": "zyx", "zyxc": "zyx", "xyzt": "xyzt"}
 """The axes that a label, mask or weight has beside an image, where they must be declared."""
 
 

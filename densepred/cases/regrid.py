@@ -201,8 +201,10 @@ class Regrid:
             )
         first = Taps.of(shape[0], target[0], kernel=kernels[0])
         linear = Taps.of(shape[0], target[0])  # all planes are asked for, also those that count nowhere
-        self._lowest = torch.minimum(first.index.amin(1), linear.index.amin(1)).numpy()
-        self._highest = torch.maximum(first.index.amax(1), linear.index.amax(1)).numpy()
+        lowest = torch.minimum(first.index.amin(1), linear.index.amin(1)).numpy()
+        highest = torch.maximum(first.index.amax(1), linear.index.amax(1)).numpy()
+        self._lowest = np.minimum.accumulate(lowest[::-1])[::-1]  # where a kernel is 0 a plane may need less than its
+        self._highest = np.maximum.accumulate(highest)  # neighbours
         self._first = Taps(first.index.to(device), first.share.to(device))
         self._ring: Tensor | None = None
         self.restart(0)

@@ -9,11 +9,12 @@ from typing import Any
 
 from astropy import units
 from astropy.io import fits
-from astropy.table import Table
+from astropy.table import Column, Table
 
 from densepred.catalogue.columns import Field
 from densepred.errors import InputError
 from densepred.files import atomic_path
+from densepred.volumes.fits_cards import card_text
 from densepred.volumes.fits_header import FitsHeader
 from densepred.volumes.volume import Volume
 
@@ -88,16 +89,29 @@ def _save_ecsv(table: Table, part: Path) -> None:
 
 
 def _save_fits(table: Table, part: Path) -> None:
-    """Units that the FITS standard does not have, such as electron, stand there all the same."""
-    with warnings.catch_warnings(action="ignore"):
-        hdu = fits.table_to_hdu(table)
+    """Units that the FITS standard does not have, such as electron, stand there all the same; names are in ASCII."""
+    bare = table.copy()
+    for name in bare.colnames:
+        bare[name].unit = None
+        if bare[name].dtype.kind == "U" and len(bare):
+            bare.replace_column(name, Column([card_text(text) for text in bare[name]], name))
+    hdu = fits.table_to_hdu(bare)
     for number, name in enumerate(table.colnames, 1):
         unit, room = table[name].unit, _CARD - max(20, len(name) + 2)
-        if unit is not None and not hdu.columns[name].unit:
-            hdu.columns[name].unit = unit.to_string()
+        if unit is not None:
+            hdu.columns[name].unit = _standard(unit)
         hdu.header.comments[f"TTYPE{number}"] = table[name].description[:room]
     hdu.name = "CATALOG"
     hdu.writeto(part, checksum=True)
+
+
+def _standard(unit: units.UnitBase) -> str:
+    """As the standard writes it, if it has such a unit and scale."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return str(unit.to_string("fits"))
+    except ValueError:
+        return str(unit.to_string())
 
 
 WRITERS: dict[str, Callable[[Table, Path], None]] = {".csv": _save_csv, ".ecsv": _save_ecsv, ".fits": _save_fits}

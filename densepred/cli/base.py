@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -13,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from densepred.errors import BUG, DensepredError
+from densepred.errors import BUG, DensepredError, InputError
 
 app = typer.Typer(
     help="Train, apply and judge networks that predict something for every voxel.",
@@ -71,7 +72,12 @@ def table(columns: tuple[str, ...], rows: list[list[str]]) -> None:
 def say(text: str) -> None:
     """Print to stderr, control characters shown rather than sent: file names and YAML are not ours."""
     safe = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
-    print(safe, file=sys.stderr, flush=True)
+    try:
+        if sys.stderr is not None:
+            print(safe, file=sys.stderr, flush=True)
+    except (OSError, ValueError):  # nobody reads it any more, or its disk is full: the work goes on
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 class _Stderr(logging.Handler):
@@ -95,6 +101,10 @@ def main() -> NoReturn:
     except DensepredError as error:
         say(str(error))
         sys.exit(error.exit_code)
+    except PermissionError as error:
+        what = f"cannot be read or written ({error.strerror})"
+        say(str(InputError(what, "change its permissions, or choose another", error.filename)))
+        sys.exit(InputError.exit_code)
     except Exception:
         traceback.print_exc()
         say("This is a bug in densepred: please report it with the lines above and `densepred version`.")

@@ -16,7 +16,7 @@ def data(
     name: Annotated[str, typer.Argument(help="hippocampus, or another set of the Medical Segmentation Decathlon")],
     out: Annotated[Path | None, typer.Option(help="folder for it; data/NAME if not given")] = None,
 ) -> None:
-    """Download a public data set (nothing else uses the network)."""
+    """Download a public data set (else only weights that a recipe names are ever fetched)."""
     from densepred.downloads import fetch
 
     show(str(fetch(name, out or Path("data") / name)))
@@ -51,6 +51,8 @@ def info(
 
     if labels is not None and picture is None:
         raise InputError("--labels are outlined in a picture, and none is asked for", "add --picture middle.png")
+    if picture is not None:
+        information.check_picture(picture, file, labels)
     show(information.info(file, axes, checksum).table())
     if picture is not None:
         information.draw(file, picture, axes, labels, checksum)

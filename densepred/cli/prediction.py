@@ -26,7 +26,10 @@ class Engine(StrEnum):
 def predict(
     run: Annotated[Path, typer.Argument(help="folder of a training or a cross-validation", metavar="RUN")],
     words: Annotated[
-        list[str], typer.Argument(metavar="INPUT", help="files, folders, globs, lists; inference.KEY=...")
+        list[str],
+        typer.Argument(
+            metavar="INPUT", help="files, folders, globs, lists; inference.KEY=..., data.axes=..., data.table=..."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="folder for the predictions")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace files changed or not made here")] = False,
@@ -39,7 +42,7 @@ def predict(
     engine: Annotated[Engine, typer.Option(help="compute here, or on the workers of Ray")] = Engine.local,
     address: Annotated[str | None, typer.Option(help="of a Ray cluster, or auto; else Ray starts here")] = None,
 ) -> None:
-    """Segment files; what is done already stays as it is."""
+    """Predict files: label maps, maps of numbers, or a table; what is done already stays as it is."""
     from densepred.inference.engines import engine_of
     from densepred.inference.shards import Shard
 
@@ -76,6 +79,7 @@ def evaluate(
 ) -> None:
     """Score predictions and draw the worst and the median case. Tables (CSV) are of whole images."""
     from densepred import evaluation
+    from densepred.evaluation.pairing import find_files
 
     if predictions.endswith(".csv"):
         whole = evaluation.evaluate_table(predictions, labels)
@@ -85,6 +89,7 @@ def evaluate(
     if evaluation.is_of_values(more):
         values = evaluation.evaluate_values(predictions, labels, more, out, axes, checksum)
         _told(values, evaluation.draw_curves(values, out))
+    pictured = None if images is None else find_files(images, "images")  # a slip of the pen is told at once
     scores = evaluation.evaluate(
         predictions,
         labels,
@@ -95,7 +100,7 @@ def evaluate(
         tolerance=tolerance,
         instances=instances,
     )
-    _told(scores, evaluation.draw_cases(scores, out, images))
+    _told(scores, evaluation.draw_cases(scores, out, pictured))
 
 
 def _told(scores: Scores | ValueScores, pictures: list[Path]) -> NoReturn:

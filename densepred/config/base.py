@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-Axes = Literal["xyz", "xyzc", "xyzt", "yx", "yxc", "zyx", "cyx", "czyx"]
+Axes = Literal["xyz", "xyzc", "xyzt", "yx", "yxc", "zyx", "cyx", "czyx", "zcyx", "zyxc"]
 """The axes of a file: in NIfTI's own order (x first), in all others' as the array is stored (slowest first)."""
 Positive = Annotated[int, Field(gt=0)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]

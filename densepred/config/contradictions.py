@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from densepred.config.normalize import CTWindow
 from densepred.config.tasks import LOSSES, SEGMENTATION, kind_of
 from densepred.models import catalog
 
@@ -81,6 +82,12 @@ def _of_targets(config: Config) -> Iterator[Rule]:
     whole = any(target.column for target in data.targets.values())
     useless = bool(data.covariates) and not whole
     yield useless, "data.covariates", "only targets that are columns use covariates, and there is none"
+    own = [getattr(one, "normalize", None) for one in data.images.values()] if isinstance(data.images, dict) else []
+    open_ct = any(isinstance(one, CTWindow) and not one.complete for one in (data.normalize, *own))
+    found = (
+        "ct_window takes what is left out from the foreground of labels: give data.labels, or low, high, mean and std"
+    )
+    yield open_ct and not data.segments, "data.normalize", found
     if data.regions or data.instances:
         yield not data.segments, "data", "regions and instances are of labels: give data.labels and data.classes"
     for name, members in data.regions.items():
@@ -165,6 +172,8 @@ def _of_patches(config: Config) -> Iterator[Rule]:
     yield bool(unknown), "patch.classes", f"{unknown} are no label values of data.classes"
     nothing = isinstance(patch.classes, dict) and sum(weights.values()) == 0
     yield nothing, "patch.classes", "one weight at least is greater than 0; foreground=0 centres no patch"
+    whole = patch.axis is not None and any(target.column for target in data.targets.values())
+    yield whole, "patch.axis", "columns are of whole images, which a model of planes does not see: leave out one"
 
 
 def of_model(model: ModelConfig) -> Iterator[Rule]:
@@ -222,14 +231,15 @@ def _of_stages(model: ModelConfig) -> Iterator[Rule]:
 
 
 def _of_loss(config: Config) -> Iterator[Rule]:
-    loss, classes = config.loss, len(dict.fromkeys(config.data.classes.values()))
+    loss, data = config.loss, config.data
+    kind, classes = ("regions", len(data.regions)) if data.regions else ("classes", len({*data.classes.values()}))
     yield not loss.terms, "loss", "every term has weight 0"
     alone = set(loss.terms) <= {"boundary", "hausdorff", "cldice"}
     yield alone and bool(loss.terms), "loss", f"{', '.join(loss.terms)} stands beside a term such as dice, not alone"
     for name, term in loss.terms.items():
         factors = term.settings.get("class_weights")
         wrong = bool(classes) and factors is not None and len(factors) != classes
-        yield wrong, f"loss.{name}.class_weights", f"{len(factors or ())} weights for the {classes} of data.classes"
+        yield wrong, f"loss.{name}.class_weights", f"{len(factors or ())} weights for the {classes} of data.{kind}"
     nothing = "tversky" in loss.terms and loss.tversky.alpha == loss.tversky.beta == 0
     yield nothing, "loss.tversky", "alpha and beta are both 0, so that no error counts"
 

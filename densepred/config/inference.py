@@ -29,7 +29,7 @@ class InferenceConfig(Section):
     mirror: Annotated[tuple[int, ...], Field(strict=False)] = ()
     """Axes mirrored for test-time augmentation; every subset is one more forward pass."""
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """Logits are divided by it before they become probabilities or entropy; `densepred crossval` fits it."""
+    """Logits are divided by it before they become probabilities, entropy or variance; `densepred crossval` fits it."""
     keep_largest: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Classes of which only the largest component stays in label maps, one after the other; `*`: all together."""
     slices: Literal[0, 1, 2, "all"] | None = None

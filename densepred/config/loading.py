@@ -38,9 +38,30 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         if not equals or not re.fullmatch(r"[\w.]+", key):
             raise InputError(f"override {text!r} is not of the form key.sub=value", "write, say, training.epochs=40")
         path_in = tuple(key.split("."))
+        _lengthen(data, path_in, path)
         set_path(data, [int(part) if part.isdecimal() else part for part in path_in], value_of(value, text))
         lines[path_in] = 0
     return check(data, lines, str(path))
+
+
+def _lengthen(data: dict[str, Any], keys: tuple[str, ...], path: str | Path) -> None:
+    """Short forms that an override reaches into become mappings, so that what they say stays."""
+    augment = data.get("augment")
+    if keys[0] == "augment" and len(keys) > 1 and isinstance(augment, list):
+        named = [(name, changes) for entry in augment if isinstance(entry, dict) for name, changes in entry.items()]
+        if len(dict(named)) != len(augment):
+            what = f"override {'.'.join(keys)}: augment lists a transform twice, so it is not clear which is meant"
+            raise InputError(what, "change the list", path)
+        data["augment"] = {"recipe": "none"}
+        for name, changes in named:
+            data["augment"][name] = {"axes": changes} if isinstance(changes, list) else changes or {}
+    if "loss" in keys[:-2]:
+        at, section = keys.index("loss") + 1, data
+        for key in keys[:at]:
+            section = section.get(key, {}) if isinstance(section, dict) else {}
+        weight = section.get(keys[at]) if isinstance(section, dict) else None
+        if isinstance(weight, int | float) and not isinstance(weight, bool):
+            section[keys[at]] = {"weight": weight}
 
 
 def check(data: dict[str, Any], lines: dict[tuple[str, ...], int], name: str) -> Config:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from densepred import config as configuration
 from densepred.cases.plan import Plan
-from densepred.crossval.decisions import FEWEST, MIRROR, Decision, Paired
+from densepred.crossval.decisions import MIRROR, Decision, Paired, decide, more_than_noise
 from densepred.crossval.held_out import HeldOut, Setup, predict_held_out
 from densepred.crossval.judging import judge
 from densepred.crossval.recipe import GIVEN, RECIPE, Shared, read_given, shared
+from densepred.crossval.snapshots import WITH_SNAPSHOTS
 from densepred.crossval.training import FoldState, read_states
 from densepred.crossval.whole import Result
 from densepred.errors import InputError
@@ -22,7 +23,7 @@ from densepred.inference.engines import devices_of
 from densepred.inference.engines.local import Local
 from densepred.inference.folds import DECISIONS, DONE, RECORD, read_record, write_record
 from densepred.inference.loading import check_agreement
-from densepred.metrics.bootstrap import gain, interval
+from densepred.metrics.bootstrap import interval
 
 
 @dataclass(frozen=True)
@@ -59,20 +60,45 @@ def combine(folders: Sequence[str | Path], out: str | Path, devices: str | None 
         for path, other in zip(paths[1:], others, strict=True):
             check_agreement(plan, other, paths[0].name, path)
         singles, pairs = [], []
-        for path, folds in zip(paths, states, strict=True):
+        for name, path, folds in zip(names(paths), paths, states, strict=True):
             with locked(path):
                 own = replace(common, config=configuration.load(path / RECIPE))
-                setup = Setup(path, own, plan, folds, engine)
-                singles.append(_Candidate(path.name, setup, _predicted(setup, "", mirror)))
-        for (a, ours), (b, theirs) in combinations(zip(paths, states, strict=True), 2):
+                decided = _decided(path, folds)
+                setup = Setup(path, own, plan, decided, engine, "" if decided == folds else WITH_SNAPSHOTS)
+                singles.append(_Candidate(name, setup, _predicted(setup, "", mirror)))
+        for a, b in combinations(singles, 2):
+            both = zip(a.setup.done, b.setup.done, strict=True)
+            runs = [[*a.setup.runs(one), *b.setup.runs(other)] for one, other in both]
             joint = [
-                replace(one, runs=[os.path.relpath(p / r, folder) for p, f in ((a, one), (b, other)) for r in f.runs])
-                for one, other in zip(ours, theirs, strict=True)
+                replace(one, runs=[os.path.relpath(run, folder) for run in each])
+                for one, each in zip(a.setup.done, runs, strict=True)
             ]
             name, setup = f"{a.name}+{b.name}", Setup(folder, common, plan, joint, engine)
             pairs.append(_Candidate(name, setup, _predicted(setup, name if len(paths) > 2 else "", mirror)))
         best, decision = _best(singles, pairs)
         return _written(folder, common, best, decision, mirror)
+
+
+def names(paths: Sequence[Path]) -> list[str]:
+    """The last name of each folder, with its number where others have the same.
+
+    Example:
+        >>> names([Path("a/cv"), Path("b/cv"), Path("wide")])
+        ['cv-1', 'cv-2', 'wide']
+    """
+    last = [path.name for path in paths]
+    return [f"{name}-{number}" if last.count(name) > 1 else name for number, name in enumerate(last, 1)]
+
+
+def _decided(path: Path, folds: list[FoldState]) -> list[FoldState]:
+    """The folds with the runs that prediction uses: their snapshots too, where that was decided."""
+    used = read_record(path / DECISIONS).get("runs")
+    if not used:
+        return folds
+    return [
+        replace(one, runs=[run for run in used if any(run == own or run.startswith(f"{own}/") for own in one.runs)])
+        for one in folds
+    ]
 
 
 def _common(paths: Sequence[Path]) -> tuple[Shared, list[list[FoldState]]]:
@@ -108,21 +134,23 @@ def _predicted(setup: Setup, name: str, mirror: Sequence[int]) -> HeldOut:
 
 def _best(singles: Sequence[_Candidate], pairs: Sequence[_Candidate]) -> tuple[_Candidate, Decision]:
     """The best single, or the best pair where it is better by more than noise."""
+    metric = singles[0].found.judged.metric
     rows = {}
     for one in (*singles, *pairs):
         judged = one.found.judged
         rows[one.name] = interval(judged.values, one.setup.groups(judged.cases))
-    metric = singles[0].found.judged.metric
-    single = max(singles, key=lambda one: metric.sign * rows[one.name].value)
-    pair = max(pairs, key=lambda one: metric.sign * rows[one.name].value)
-    both = Paired.of(single.found, pair.found)
-    groups = single.setup.groups(both.cases)
-    found = gain(both.before, both.after, groups)
-    best = pair if found.low > 0 and len(set(groups)) >= FEWEST else single
-    why = f"{best.name}: used; {pair.name} against {single.name}: mean {metric.name} {metric.change(found)}; "
+
+    def better(one: _Candidate) -> float:
+        return metric.sign * rows[one.name].value
+
+    single, pair = max(singles, key=better), max(pairs, key=better)
+    decision = decide("ensemble", Paired.of(single.found, pair.found), single.setup, more_than_noise)
+    best = pair if decision.used else single
+    change = decision.why.partition(", ")[2]
+    why = f"{best.name}: used; {pair.name} against {single.name}: {change}; "
     why += ", ".join(f"{name} {one.value:{metric.form}}" for name, one in rows.items())
-    numbers = {"gain": found.to_dict(), metric.name: {name: one.to_dict() for name, one in rows.items()}}
-    return best, Decision("ensemble", True, why, {"best": best.name} | numbers)
+    numbers = {metric.name: {name: one.to_dict() for name, one in rows.items()}}
+    return best, Decision("ensemble", True, why, {"best": best.name} | decision.numbers | numbers)
 
 
 def _written(folder: Path, common: Shared, best: _Candidate, decision: Decision, mirror: Sequence[int]) -> Result:

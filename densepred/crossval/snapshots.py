@@ -9,6 +9,9 @@ from pathlib import Path
 from densepred.crossval.decisions import MIRROR, Decision, Paired, decide, more_than_noise
 from densepred.crossval.held_out import Setup, predict_held_out
 
+WITH_SNAPSHOTS = "-snapshots"
+"""Behind the names of trials that they take part in."""
+
 
 def decide_snapshots(setup: Setup) -> tuple[Setup, list[Decision], list[str]]:
     """Take the snapshots (`optimizer.cycles`) into the mean of each fold where this gains more than noise.
@@ -22,7 +25,7 @@ def decide_snapshots(setup: Setup) -> tuple[Setup, list[Decision], list[str]]:
     more = [replace(one, runs=[*one.runs, *_snapshots(setup.out, one.runs)]) for one in setup.done]
     if more == list(setup.done):
         return setup, [], []
-    both = replace(setup, done=more, suffix="-snapshots")
+    both = replace(setup, done=more, suffix=WITH_SNAPSHOTS)
     axes = list(setup.shared.config.inference.mirror) if setup.kind else []
     name, settings = "mirrored" if axes else "plain", [f"{MIRROR}={axes}"]
     pair = Paired.of(predict_held_out(setup, name, settings), predict_held_out(both, name, settings))

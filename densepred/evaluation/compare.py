@@ -119,7 +119,8 @@ def each_scored(
     found: dict[str, T] = {}
     failed = failed_before(predicted, truths)
     failures = list(failed.values())
-    for case, truth in [pair for pair in truths.items() if pair[0] in predicted.keys() - failed.keys()]:
+    wanted = predicted.keys() - failed.keys()
+    for case, truth in [pair for pair in truths.items() if pair[0] in wanted]:
         try:
             found[case] = score(case, truth, predicted[case])
         except (DensepredError, OSError) as error:

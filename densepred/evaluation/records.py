@@ -23,6 +23,7 @@ MEANING_FILE = "labels.json"
 that were not predicted, "axes": what the files' axes hold}; all but the first if needed."""
 FAILURES_FILE = "failures.tsv"
 """A row per case that could not be predicted."""
+_MANIFESTS = "manifest*.jsonl"
 _FOLDERS = 4  # <data set>/sub-01/ses-a/anat/ is as deep as BIDS goes
 _FITS = FORMATS[".fits"]
 _FIX = 'write {"classes": {"1": "name", ...}}'
@@ -39,28 +40,36 @@ class Meaning:
     axes: str | None = None
 
 
-def folder_of(file: str | Path) -> Path:
-    """The folder of the records that a label map belongs to.
+def folders_of(files: Iterable[str | Path]) -> dict[str | Path, Path]:
+    """The folder of the records that each file belongs to.
 
-    That is its own; where this has no `labels.json`, the nearest of the three above that has one that maps `classes`.
+    That is its own; where this has no `labels.json`, the nearest of the three above that has one that maps `classes`;
+    where none has, as of maps of numbers, the one above if it has the record of a batch.
 
     Raises:
         InputError: such a file is no JSON.
     """
-    own, *above = split_part(file)[0].absolute().parents[:_FOLDERS]
-    if not (own / MEANING_FILE).is_file():
-        for folder in above:
-            path = folder / MEANING_FILE
-            content = _content(path) if path.is_file() else None
-            if isinstance(content, dict) and isinstance(content.get("classes"), dict):  # else another program's
-                return folder
-    return own
+    parents = {file: split_part(file)[0].absolute().parent for file in files}
+    found = {parent: _records_of(parent) for parent in set(parents.values())}
+    return {file: found[parent] for file, parent in parents.items()}
+
+
+def _records_of(own: Path) -> Path:
+    above = own.parents[: _FOLDERS - 1]
+    if (own / MEANING_FILE).is_file():
+        return own
+    for folder in above:
+        path = folder / MEANING_FILE
+        content = _content(path) if path.is_file() else None
+        if isinstance(content, dict) and isinstance(content.get("classes"), dict):  # else another program's
+            return folder
+    return above[0] if above and any(above[0].glob(_MANIFESTS)) else own
 
 
 def meaning_of(files: Iterable[str | Path], axes: str | None = None) -> Meaning:
     """What the values of label maps mean, which must be the same for all.
 
-    That is what the `labels.json` of their folder says, see `folder_of`; where there is none, the legends that
+    That is what the `labels.json` of their folder says, see `folders_of`; where there is none, the legends that
     densepred wrote into FITS files.
 
     Args:
@@ -71,8 +80,8 @@ def meaning_of(files: Iterable[str | Path], axes: str | None = None) -> Meaning:
         InputError: a `labels.json` or a legend cannot be read, or two say different things.
     """
     folders: dict[Path, list[str]] = {}
-    for file in sorted(map(str, files)):
-        folders.setdefault(folder_of(file), []).append(file)
+    for file, folder in folders_of(sorted(map(str, files))).items():
+        folders.setdefault(folder, []).append(str(file))
     found = [pair for folder in sorted(folders) for pair in _meanings(folder, folders[folder], axes)]
     for place, meaning in found:
         if meaning != found[0][1]:
@@ -96,13 +105,14 @@ def legend_of(labels: Volume) -> dict[int, str]:
 
         try:
             with warnings.catch_warnings(action="ignore"), fits.open(header.path, memmap=False) as file:
-                if "LABELS" in file and {"id", "name"} <= {name.lower() for name in file["LABELS"].columns.names}:
-                    rows = file["LABELS"].data
+                table = next((hdu for hdu in file if hdu.name == "LABELS" and isinstance(hdu, fits.BinTableHDU)), None)
+                if table is not None and {"id", "name"} <= {name.lower() for name in table.columns.names}:
+                    rows = table.data
                     return {int(value): str(name).strip() for value, name in zip(rows["id"], rows["name"], strict=True)}
         except (OSError, ValueError, TypeError) as error:  # astropy's, of a damaged table
             raise InputError(f"its table LABELS cannot be read ({error})", "get the file again", header.path) from error
-    cards = [(key[5:], value) for key, value in header.header.items() if key.startswith("CLASS")]
-    return {int(number): str(name) for number, name in cards if number.isdigit()}
+    numbered = [key for key in header.header if key.startswith("CLASS") and key[5:].isdigit()]  # others may be damaged
+    return {int(key[5:]): str(header.header[key]) for key in numbered}
 
 
 def failed_before(predicted: Mapping[str, Path], truths: Mapping[str, Path]) -> dict[str, Failure]:
@@ -113,7 +123,8 @@ def failed_before(predicted: Mapping[str, Path], truths: Mapping[str, Path]) -> 
             file that was made from an image of its name, as BIDS's side-car files tell.
         truths: the label files by case.
     """
-    folders = {case: folder_of(path) for case, path in predicted.items()}
+    of = folders_of(predicted.values())
+    folders = {case: of[path] for case, path in predicted.items()}
     rows = {folder: _failures(folder / FAILURES_FILE) for folder in sorted(set(folders.values()))}
     found = {case: row for listed in rows.values() for case, row in listed.items() if case not in predicted}
     for case, folder in folders.items():
@@ -130,7 +141,7 @@ def check_out(out: str | Path, predicted: Iterable[Path]) -> None:
     Raises:
         UnsafeError: as above.
     """
-    if Path(out).resolve() in {folder_of(path).resolve() for path in predicted}:
+    if Path(out).resolve() in {folder.resolve() for folder in set(folders_of(predicted).values())}:
         what = f"the scores' {FAILURES_FILE} would pass for that of the predictions"
         raise UnsafeError(what, "choose another folder for the scores", out)
 

@@ -63,6 +63,10 @@ def values_table(scores: ValueScores) -> Table:
     notes = [f"{len(scores.sums)} cases scored"]
     if scores.failures:
         notes.append(f"{len(scores.failures)} failed (failures.tsv)")
+    if scores.unlabelled:
+        notes.append(f"{len(scores.unlabelled)} predictions have no truth")
+    if scores.unpredicted:
+        notes.append(f"{len(scores.unpredicted)} truths have no prediction")
     table = Table(title="Scores over cases", caption="; ".join(notes), caption_justify="left")
     table.add_column("of", overflow="fold")
     table.add_column("metric")

@@ -52,11 +52,15 @@ class ValueScores:
         metrics: their names.
         sums: case -> what is scored (a channel, a class, all classes) -> the sums its metrics follow from.
         failures: what could not be scored.
+        unlabelled: ids of predictions without a truth.
+        unpredicted: ids of truths without a prediction.
     """
 
     metrics: tuple[str, ...]
     sums: Mapping[str, Mapping[str, Sums]]
     failures: Sequence[Failure] = ()
+    unlabelled: Sequence[str] = ()
+    unpredicted: Sequence[str] = ()
 
     @cached_property
     def cases(self) -> list[dict[str, Any]]:
@@ -106,6 +110,7 @@ class ValueScores:
         content = {"densepred": version_of(), "scored": len(self.sums), "summary": self.summary, "cases": self.cases}
         content["auc_error"] = {name: of.auc_error for name, of in self.pooled.items() if isinstance(of, Ranking)}
         content["failures"] = [vars(failure) for failure in self.failures]
+        content |= {"unlabelled": list(self.unlabelled), "unpredicted": list(self.unpredicted)}
         atomic_write(folder / "scores.json", json.dumps(without_nan(content), indent=1, allow_nan=False) + "\n")
         save_failures(self.failures, folder)
         ranked = {name: of for name, of in self.pooled.items() if isinstance(of, Ranking)}
@@ -181,7 +186,8 @@ def evaluate_values(
         return count(truth, prediction, _with_channels(reading, prediction), meaning)
 
     sums, failures = each_scored(predicted, expected, sums_of)
-    scores = ValueScores(tuple(metrics), sums, failures)
+    unpredicted = sorted(expected.keys() - predicted.keys() - {failure.case for failure in failures})
+    scores = ValueScores(tuple(metrics), sums, failures, sorted(predicted.keys() - expected.keys()), unpredicted)
     if out is not None:
         scores.save(out)
     return scores

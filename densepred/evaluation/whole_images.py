@@ -13,6 +13,7 @@ import numpy as np
 
 from densepred.cases.targets import Table, Target, open_table
 from densepred.errors import DONE, InputError, NothingDoneError
+from densepred.evaluation.summaries import delimited, without_nan
 from densepred.figures import INK, color_of, new_figure, save_png
 from densepred.files import atomic_write, writable_folder
 from densepred.metrics import MapErrors, Ranking
@@ -88,13 +89,17 @@ class TableScores:
     def save(self, out: str | Path) -> list[Path]:
         """Write scores.csv, scores.json, and roc_TARGET.png of those that are classes; their paths."""
         folder = writable_folder(out)
-        rows = [f"{name},{score},{value:.9g}" for name, one in self.found.items() for score, value in one.items()]
-        atomic_write(folder / "scores.csv", "\n".join(["target,score,value", *rows]) + "\n")
+        rows = [
+            {"target": name, "score": score, "value": f"{value:.9g}"}
+            for name, one in self.found.items()
+            for score, value in one.items()
+        ]
+        atomic_write(folder / "scores.csv", delimited(["target", "score", "value"], rows, ","))
         content: dict[str, Any] = {name: {"scores": dict(scores)} for name, scores in self.found.items()}
         for name, one in self.classes.items():
             content[name] |= {"classes": list(one.classes), "confusion": one.confusion.tolist()}
         missing = {"unpredicted": list(self.unpredicted), "unlabelled": list(self.unlabelled)}
-        text = json.dumps({"targets": content} | missing, indent=1).replace("NaN", "null")
+        text = json.dumps(without_nan({"targets": content} | missing), indent=1, allow_nan=False)
         atomic_write(folder / "scores.json", text + "\n")
         paths = [folder / "scores.csv", folder / "scores.json"]
         for name, one in self.classes.items():
@@ -162,7 +167,11 @@ def _of_classes(name: str, target: Target, predicted: Table, known: Table, cases
             raise InputError(what, f"its classes are {', '.join(target.classes[:10])}", known.path, case)
         truths.append(target.classes.index(text))
         told.append([predicted.number(case, f"{name}:{one}") for one in target.classes])
-        confusion[truths[-1], target.classes.index(predicted.cell(case, name))] += 1
+        got = predicted.cell(case, name)
+        if got not in target.classes:
+            what = f"{name} is {got!r}, which is none of the classes in {MEANING}"
+            raise InputError(what, "give the table as densepred predict wrote it", predicted.path, case)
+        confusion[truths[-1], target.classes.index(got)] += 1
     if not truths:
         raise NothingDoneError(f"no truth of {name} is known", "fill the column", known.path)
     shares, truth = np.array(told), np.array(truths)
@@ -173,7 +182,7 @@ def _of_classes(name: str, target: Target, predicted: Table, known: Table, cases
 
 def _of_numbers(name: str, target: Target, predicted: Table, known: Table, cases: list[str]) -> dict[str, float]:
     pairs = np.array([(predicted.number(case, name), known.number(case, target.column)) for case in cases])
-    errors = MapErrors.of(pairs[:, 0], pairs[:, 1])
+    errors = MapErrors.of(truth=pairs[:, 1], prediction=pairs[:, 0])
     scores = {"mse": errors.mse, "mae": errors.mae, "bias": errors.bias, "r": errors.pearson}
     return {"n": float(errors.count)} | {score: float(value) for score, value in scores.items()}
 

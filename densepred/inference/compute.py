@@ -113,14 +113,16 @@ class Compute:
             views = windows << len(inferer.mirror_axes)
             made = [self._prepared(model, shape, precision, views, inferer.output) for model in models]
             called = [model for model, _ in made]
-            forward = Forward(called, inferer.mirror_axes, inferer.output, inferer.variance, precision)
+            forward = Forward(called, inferer.mirror_axes, inferer.output, inferer.spread, precision)
             with evaluating(*called), torch.inference_mode():
                 logits = forward(torch.zeros(shape, device=device)).shape[1]
             for _, described in made:
                 if self.backend == "auto":
                     _LOG.info("%s", described)
+            window = 4 * logits * math.prod(shape[2:])
             # a freed block that nothing else fits into may stay beside the next: the largest is that of the logits
-            kept = 0 if device.type == "cuda" else 4 * shape[0] * logits * math.prod(shape[2:])
+            kept = 0 if device.type == "cuda" else shape[0] * window
+            kept += 0 if inferer.skip is None else window  # of empty windows
             fixed = base + peak() + kept
             return Ready(inferer, called, base, fixed, logits, tuple(described for _, described in made))
 
@@ -371,6 +373,7 @@ def computing(models: Sequence[Network], config: Config, device: torch.device) -
         output=settings.head,
         multiple=common_stride(models) if settings.blend == "none" else 1,
         skip=settings.skip,
+        temperature=settings.temperature,
         ahead=READ_AHEAD,
     )
 

@@ -36,7 +36,7 @@ class EmptyWindows:
     ) -> None:
         self.spread, self.window, self._predict, self._variance = spread, tuple(window), predict, variance
         self.skipped = 0
-        self._known: dict[tuple[float, ...], Tensor] = {}
+        self._known: tuple[tuple[float, ...], Tensor] | None = None
 
     def values(self, image: Ring, starts: Sequence[Sequence[int]]) -> list[tuple[float, ...] | None]:
         """For each window of a row the value of each channel if it is empty, else None; one wait for the device in all.
@@ -60,15 +60,14 @@ class EmptyWindows:
         return tuple(round((a + b) / 2 / self.spread) * self.spread for a, b in zip(low, high, strict=True))
 
     def logits(self, value: tuple[float, ...], device: torch.device) -> Tensor:
-        """The logits (K, *window) of a window that holds this value of each channel everywhere."""
+        """The logits (K, *window) of a window that holds this value of each channel everywhere; the last are kept."""
         self.skipped += 1
-        if value not in self._known:
-            if len(self._known) >= AUDITED:  # values that hardly ever come again are not all kept
-                self._known.pop(next(iter(self._known)))
+        if self._known is None or self._known[0] != value:
+            self._known = None  # its memory is that of the next
             cut = torch.tensor(value, dtype=torch.float32, device=device)
             shape = (1, len(value), *self.window)
-            self._known[value] = self._predict(cut.view(1, -1, *[1] * len(self.window)).expand(shape).contiguous())[0]
-        return self._known[value]
+            self._known = value, self._predict(cut.view(1, -1, *[1] * len(self.window)).expand(shape).contiguous())[0]
+        return self._known[1]
 
     def audited(self, number: int) -> bool:
         """Whether the window of this number is to be predicted and compared."""

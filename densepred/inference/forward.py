@@ -20,8 +20,8 @@ class Forward:
         models: each maps (B, C, *window) to logits (B, K, *window), or to a dict of such.
         mirror_axes: spatial axes to mirror: 2^len(mirror_axes) views.
         output: the name of the output to take of a dict; by default its first.
-        variance: append a channel: the variance of the class probabilities over models and views, the mean over the
-            classes.
+        spread: append a channel: the variance of the class probabilities over models and views, the mean over the
+            classes; of the softmax of the logits divided by so much. None appends nothing.
         dtype: of autocast; float32 switches it off.
     """
 
@@ -30,25 +30,25 @@ class Forward:
         models: Sequence[Model],
         mirror_axes: Sequence[int],
         output: str | None,
-        variance: bool,
+        spread: float | None,
         dtype: torch.dtype,
     ) -> None:
         axes = sorted({axis + 2 for axis in mirror_axes})
         self.flips = list(chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1)))
-        self.models, self.output, self.variance, self.dtype = models, output, variance, dtype
+        self.models, self.output, self.spread, self.dtype = models, output, spread, dtype
 
     def __call__(self, cut: Tensor) -> Tensor:
-        """(B, C, *window) -> (B, K, *window) float32; one channel more with `variance`."""
-        if len(self.flips) == len(self.models) == 1 and not self.variance:
+        """(B, C, *window) -> (B, K, *window) float32; one channel more with `spread`."""
+        if len(self.flips) == len(self.models) == 1 and self.spread is None:
             return self._one(self.models[0], cut)
         count = len(self.flips) * len(self.models)
         total, spread = cut.new_zeros(()), Spread()
         for logits in self._views(cut):
             total = total + logits
-            if self.variance:
-                spread.add(logits.softmax(1))
+            if self.spread is not None:
+                spread.add((logits / self.spread).softmax(1))
         total = total / count
-        return torch.cat([total, spread.variance(1)], 1) if self.variance else total
+        return total if self.spread is None else torch.cat([total, spread.variance(1)], 1)
 
     def _views(self, cut: Tensor) -> Iterator[Tensor]:
         for model in self.models:

@@ -95,6 +95,7 @@ class Around:
         self._patterns = dict(zip(roles, _tails(list(roles.values()), data.root), strict=True))
         self._channels = tuple(roles)[: len(images)]
         self._seen: dict[Path, Matched] = {}
+        self._owners: dict[Path, dict[Path, Case]] = {}
         self._planes: dict[tuple[Path, str], list[dict[str, list[Path]]]] = {}
 
     def look(self, folder: Path) -> Matched:
@@ -111,8 +112,7 @@ class Around:
         alone: list[Case] = []
         for file in rest:
             path, part = split_part(file)
-            matched = self.look(path.parent).cases
-            case = next((one for one in matched if path in (split_part(image)[0] for image in one.images)), None)
+            case = self._owner(path)
             if case is not None and part and file not in case.images:
                 case = _of_version(case, part)
             if (
@@ -120,11 +120,18 @@ class Around:
                 or (part and _plain(file) not in map(_plain, case.images))
                 or (case.fault and not self.telling)
             ):
-                name = path.name if path.is_dir() and path.suffix != ".zarr" else id_of(path)
-                alone.append(Case(name, (file,)))
+                alone.append(Case(id_of(path), (file,)))
             else:
                 cases.append(case)
         return cases, alone
+
+    def _owner(self, path: Path) -> Case | None:
+        """The case that has a file as an image."""
+        if path.parent not in self._owners:
+            cases = self.look(path.parent).cases
+            pairs = ((split_part(image)[0], case) for case in reversed(cases) for image in case.images)
+            self._owners[path.parent] = dict(pairs)  # the first of several
+        return self._owners[path.parent].get(path)
 
     def with_planes(self, case: Case, folder: Path | None = None) -> Case:
         """A case with those of its planes that have its id in a folder or else in that of its image."""

@@ -80,7 +80,8 @@ class Manifest:
         Args:
             cases: for which; all if None.
         """
-        begun = [entry for case, entry in self.entries.items() if "begun" in entry and (cases is None or case in cases)]
+        entries = list(self.entries.items())  # other threads may add to them
+        begun = [entry for case, entry in entries if "begun" in entry and (cases is None or case in cases)]
         for entry in begun:
             there = [path for name in entry["begun"] if (path := self.folder / name).exists()]
             rest = {key: value for key, value in entry.items() if key != "begun"}

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densepred.device import pick_precision
+from densepred.errors import ResourceError
 from densepred.inference.forward import Forward
 from densepred.inference.images import predict_images
 from densepred.inference.outputs import Predicted
@@ -75,12 +76,15 @@ def _together(
     heat = first.temperature
     ready = compute.ready(first.channels, first.ways[0], count)
     inferer, precision = ready.inferer, pick_precision(compute.inferer.precision, compute.device)
-    forward = Forward(ready.models, inferer.mirror_axes, inferer.output, inferer.variance, precision)
+    forward = Forward(ready.models, inferer.mirror_axes, inferer.output, inferer.spread, precision)
     shape = (inferer.batch, first.channels, *inferer.grid(first.shape).window)
     read = [image.source.read((slice(None), slice(0, image.shape[0]))) for _, image in waiting]
     logits = predict_images(forward, shape, [values for values, _ in read], compute.device, inferer.border)
     for (values, valid), slab in zip(read, logits, strict=True):
         volume, _ = waiting.popleft()
+        if not bool(slab.isfinite().all()):
+            what = "the logits are not all finite, though its input is"
+            raise ResourceError(what, "check the weights of the model, or predict in float32", volume.path)
         invalid: NDArray[np.bool_] | None = None if valid is None or valid.all() else ~valid
         mean, spread = split(slab, inferer.variance)
         yield volume, iter([Predicted(0, values.shape[1], mean, invalid, spread, heat)])

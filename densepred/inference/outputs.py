@@ -71,7 +71,7 @@ def _labels(planes: Predicted, plan: Plan, head: HeadSpec) -> Tensor:
 
 def _probabilities(planes: Predicted, plan: Plan, head: HeadSpec) -> Tensor:
     if isinstance(head, Segmentation) and head.regions:
-        return planes.logits.sigmoid()
+        return (planes.logits / planes.temperature).sigmoid()
     return reduce.probabilities(planes.logits, planes.temperature)
 
 
@@ -116,7 +116,7 @@ def check_kinds(kinds: Iterable[str], head: HeadSpec, predictions: int, blocks: 
 
     Raises:
         InputError: an unknown kind; labels of numbers or numbers of classes; the variance of one prediction; of blocks
-            anything but what follows from their mean probabilities.
+            regions, or anything but what follows from their mean probabilities.
     """
     for kind in kinds:
         if kind not in KINDS:
@@ -131,6 +131,9 @@ def check_kinds(kinds: Iterable[str], head: HeadSpec, predictions: int, blocks: 
         if kind == "variance" and predictions < 2:
             fix = "give several models (--with RUN) or mirrored views (inference.mirror)"
             raise InputError("variance needs several predictions of each voxel, and there is one", fix)
+        if blocks > 1 and isinstance(head, Segmentation) and head.regions:
+            what = f"{kind} of blocks of pixels cannot be made of regions that may overlap, which have no softmax"
+            raise InputError(what, "leave inference.bin out")
         if blocks > 1 and kind not in OF_BLOCKS:
             what = f"{kind} of blocks of pixels is not known: probabilities are what is averaged"
             raise InputError(what, f"leave inference.bin out, or choose of {', '.join(OF_BLOCKS)}")

@@ -45,6 +45,7 @@ class SlidingWindowInferer:
         multiple: of which all windows begin, one number or one per axis; for that they grow by less than it.
         variance: append a channel to the logits: the variance of the class probabilities over models and mirrored
             views, the mean over the classes.
+        temperature: by which logits are divided before they become the probabilities of `variance`.
         skip: the network is called once for all windows whose values span at most so much; 0 skips windows of one
             value and changes nothing; None calls it for every window. See `densepred.inference.empty`.
         ahead: pieces of the source that are read before they are needed, in a thread of its own; 0 reads in turn.
@@ -71,6 +72,7 @@ class SlidingWindowInferer:
     output: str | None = None
     multiple: int | Sequence[int] = 1
     variance: bool = False
+    temperature: float = 1.0
     skip: float | None = None
     ahead: int = 0
 
@@ -90,6 +92,11 @@ class SlidingWindowInferer:
             raise ValueError(f"skip must be None or at least 0, got {self.skip}")
         one = (self.window,) if isinstance(self.window, int) else self.window
         windows.check_windows(one, self.overlap if isinstance(self.overlap, Sequence) else (self.overlap,))
+
+    @property
+    def spread(self) -> float | None:
+        """The temperature of the probabilities whose variance is asked for, if it is."""
+        return self.temperature if self.variance else None
 
     def grid(self, shape: Sequence[int]) -> WindowGrid:
         """The windows over an image of the spatial shape `shape`."""
@@ -183,7 +190,7 @@ class SlidingWindowInferer:
         for each in models if self.device is not None else ():
             if isinstance(each, nn.Module):
                 each.to(device)
-        forward = Forward(models, mirrored, self.output, self.variance, pick_precision(self.precision, device))
+        forward = Forward(models, mirrored, self.output, self.spread, pick_precision(self.precision, device))
         shape = source.shape[1:]
         return WindowPass(self, self.grid(shape), forward, source, device, part or Part.whole(shape))
 

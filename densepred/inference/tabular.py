@@ -22,7 +22,7 @@ from densepred.inference.heads import of_whole
 from densepred.inference.image_predictor import ImagePredictor
 from densepred.inference.origin import Origin
 from densepred.inference.records import write_failures
-from densepred.inference.shards import Shard, held, record_of
+from densepred.inference.shards import Shard, held, record_of, records_of
 from densepred.inference.work import BatchResult, failing, made_from
 from densepred.models.heads import predictions
 from densepred.progress import progress
@@ -58,12 +58,14 @@ def predict_whole(predictor: ImagePredictor, case: Case, table: Table | None) ->
 class _Rows:
     """The journal of a table, a line of JSON for each case: its cells, and what they were made from.
 
-    Of several lines for one case the last holds, and one that cannot be read is dropped.
+    Of several lines for one case the last holds, and one that cannot be read is dropped. Lines of others, of shards,
+    are taken in.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, others: Sequence[Path] = ()) -> None:
         self.path = path
-        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+        texts = [one.read_text(errors="replace") for one in (*others, path) if one.is_file()]
+        lines = [line for text in texts for line in text.splitlines()]
         self._known = {entry["id"]: entry for entry in map(_parsed, lines) if entry is not None}
 
     def holds(self, entry: Mapping[str, Any]) -> bool:
@@ -129,7 +131,9 @@ def write_table(
                 what = "was not predicted here: left as it is"
                 raise UnsafeError(what, "choose another --out, or say --overwrite", there[0])
             atomic_write(out / MEANING, meaning)
-        rows = _Rows(journal)
+        parts = [] if shard else [one for name in (JOURNAL, TABLE) for one in records_of(name, out)]
+        parts = [one for one in parts if one not in (path, journal)]
+        rows = _Rows(journal, [one for one in parts if one.suffix == journal.suffix])
         rows.compact()
         with StopSignals() as stop, progress(len(cases), "predicting") as advance:
             for case in cases:
@@ -147,6 +151,8 @@ def write_table(
         atomic_write(out / MEANING, meaning)
         atomic_write(path, text.getvalue())
         rows.compact()
+        for part in parts:  # what they say stands in the whole ones
+            part.unlink(missing_ok=True)
         write_failures(out, shard, [*result.done, *result.skipped], result.failed)
     return result
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -103,7 +103,7 @@ class WindowPass:
         self.image = Ring(source.shape[0], grid.window[0], seen, device)
         self.empty: EmptyWindows | None = None
         if inferer.skip is not None:
-            self.empty = EmptyWindows(inferer.skip, grid.window, forward, forward.variance)
+            self.empty = EmptyWindows(inferer.skip, grid.window, forward, inferer.variance)
         self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.sums: Accumulator | None = None
         self.loaded, self.done = first.starts[self.rows[0]], 0
@@ -111,7 +111,7 @@ class WindowPass:
     def slabs(self, progress: Progress | None = None) -> Generator[Slab, None, None]:
         """Yields as `SlidingWindowInferer.stream`; between two slabs the models and torch's modes are the caller's."""
         axis, offset = self.grid.axes[0], self.grid.axes[0].before
-        blocks = self._blocks()
+        blocks = self._blocks(None if self.copies is None else torch.cuda.current_stream(self.device))
         if self.inferer.ahead:
             blocks = ahead(blocks, self.inferer.ahead)
         with closing(blocks):
@@ -129,8 +129,11 @@ class WindowPass:
                     yield start - offset, self.sums.start - offset, slab
                     del slab  # not held beside the next one
 
-    def _blocks(self) -> Generator[tuple[int, Tensor], None, None]:
-        """The planes that the rows need, in order, each once: where they lie in the widened image, (C, n, *seen)."""
+    def _blocks(self, stream: torch.cuda.Stream | None) -> Generator[tuple[int, Tensor], None, None]:
+        """The planes that the rows need, in order, each once: where they lie in the widened image, (C, n, *seen).
+
+        They may be made in a thread of their own, which does not know the stream of the caller.
+        """
         first, rest = self.grid.axes[0], [axis.size for axis in self.grid.axes[1:]]
         channels = self.source.shape[0]
         stop = min(first.starts[self.rows[-1]] + first.window, first.size)
@@ -139,11 +142,14 @@ class WindowPass:
         while start < stop:
             due = next(s + first.window for s in (first.starts[row] for row in self.rows) if s + first.window > start)
             end = min(start + most, due, stop)
-            block = as_float(self.source[:, start:end])
-            if block.shape != (channels, end - start, *rest):
-                expected = (channels, end - start, *rest)
-                raise ValueError(f"source[:, {start}:{end}] must have shape {expected}, got {tuple(block.shape)}")
-            yield start, self._on_device(self._widen(self._cut_lines(block)))
+            with nullcontext() if stream is None else torch.cuda.stream(stream):
+                block = as_float(self.source[:, start:end])
+                if block.shape != (channels, end - start, *rest):
+                    expected = (channels, end - start, *rest)
+                    raise ValueError(f"source[:, {start}:{end}] must have shape {expected}, got {tuple(block.shape)}")
+                block = self._on_device(self._widen(self._cut_lines(block)))
+            yield start, block
+            del block  # not held beside the next one
             start = end
 
     def _on_device(self, block: Tensor) -> Tensor:

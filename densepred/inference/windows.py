@@ -152,7 +152,7 @@ class WindowGrid:
         """Lays windows over an image of the spatial shape `shape`; a single number holds for all axes.
 
         All begin at multiples of `multiple`, such as the network's coarsest stride: elsewhere they would fall
-        differently on its coarse grids and be predicted otherwise. For that they grow by less than that.
+        differently on its coarse grids and be predicted otherwise. For that they grow, to less than that more.
 
         Raises:
             ValueError: an axis without voxels, or a window or overlap that does not fit the image.
@@ -163,6 +163,7 @@ class WindowGrid:
         check_windows(windows, overlaps)
         starts = SPACINGS[spacing]
         multiples = [int(m) for m in per_axis("multiple", multiple, len(shape))]
+        windows = tuple(max(w, min(m, n)) for n, w, m in zip(shape, windows, multiples, strict=True))
         windows = tuple(w + max(n - w, 0) % m for n, w, m in zip(shape, windows, multiples, strict=True))
         axes = zip(shape, windows, overlaps, multiples, strict=True)
         return cls(tuple(AxisGrid(int(n), int(w), starts(int(n), int(w), o, m)) for n, w, o, m in axes))

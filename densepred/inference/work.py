@@ -134,6 +134,9 @@ class Work:
 
     def _looks_new(self, job: Job) -> bool:
         """Whether there is something to do, as far as can be told without looking into its files."""
+        known, origin = self.manifest.entries.get(job.key, {}), self.predictor.origin
+        if (known.get("model"), known.get("config")) != (origin.weights_hash, origin.config_hash):
+            return True
         return not self.manifest.outputs(job.key) or not all(path.exists() for path in job.files)
 
     def _serve_all(self, count: int, ahead: Ahead[Job, Seen]) -> None:
@@ -265,9 +268,10 @@ class Work:
         """Write which cases failed, and that what lies there of them is not of this run."""
         result = self.result
         result.done.sort()
+        made = {*result.done, *result.skipped}  # of which the table of whole images alone has a fault
         for job in jobs:
             error = result.failed.get(job.case.id)
-            if error is None:
+            if error is None or job.case.id in made:
                 continue
             left = [path.name for path in job.results.values() if path.exists()]
             error.what += f"; not of this run: {', '.join(left)}" if left else ""

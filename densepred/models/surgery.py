@@ -287,9 +287,11 @@ def stages_of(encoder: Encoder) -> dict[str, int]:
         >>> stages["stages.0.0.conv.weight"], stages["stages.1.0.conv.weight"]
         (0, 1)
     """
-    channels = next(layer.in_channels for layer in encoder.modules() if isinstance(layer, CONVOLUTIONS))
+    first = next(layer.in_channels for layer in encoder.modules() if isinstance(layer, CONVOLUTIONS))
+    channels = getattr(encoder, "in_channels", first)  # the first convolution sees more where voxels become channels
     size = [2 * max(axis) for axis in zip(*encoder.strides, strict=True)]
-    tensors = {name: torch.empty_like(value, device="meta") for name, value in encoder.state_dict().items()}
+    state = (*encoder.named_parameters(), *encoder.named_buffers())
+    tensors = {name: torch.empty_like(value, device="meta", requires_grad=False) for name, value in state}
     parameters = {name: tensors[name].requires_grad_() for name, _ in encoder.named_parameters()}
     with torch.enable_grad():
         maps = functional_call(encoder, tensors, (torch.empty(1, channels, *size, device="meta"),))

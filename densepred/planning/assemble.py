@@ -52,7 +52,7 @@ def nnunet_settings(fingerprint: Fingerprint, data: DataConfig, one: Configurati
     settings = [
         *of_data(fingerprint, data, one, alike, "nnunet"),
         *of_normalize(fingerprint, data, "nnunet"),
-        *of_model(one, "nnunet", max(one.net.stages - 3, 0)),
+        *of_model(one, "nnunet", one.net.coarser(one.net.stages - 3)),
         *of_patch(one, f"nnU-Net's estimate of memory allows it; {covers}", _batch_why(one), 0.33),
         Setting("augment.recipe", "nnunet"),
         Setting("augment.flip", axes, _flip_why(fingerprint)),
@@ -109,7 +109,7 @@ def own_settings(
         *of_data(fingerprint, data, one, alike, "densepred"),
         *of_normalize(fingerprint, data, "densepred"),
         *_augment(data),
-        *of_model(one, "plain", max(min(one.net.stages - 3, 2), 0)),
+        *of_model(one, "plain", one.net.coarser(min(one.net.stages - 3, 2))),
         *of_patch(one, _patch_why(one, limits), _own_batch_why(one, limits), 0.33),
         *_flips(fingerprint, one),
         Setting("loss.batch_dice", True, "small patches may miss a class; the batch as one seldom does"),

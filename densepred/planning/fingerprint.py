@@ -99,7 +99,8 @@ class Fingerprint:
 
     def class_facts(self, name: str) -> dict[str, float]:
         """Of one class: cases that have it, share of all voxels, components a case, and the median of their sizes."""
-        keys = [name, *(str(value) for value, named in self.classes.items() if named == name)]
+        named = any(name in case.classes for case in self.cases)
+        keys = [name] if named else [str(value) for value, other in self.classes.items() if other == name]
         found = [case.classes[key] for case in self.cases for key in keys if key in case.classes]
         having = [one for one in found if one.voxels]
         every = sum(facts.voxels for case in self.cases for facts in case.classes.values())
@@ -135,8 +136,8 @@ def measure(data: DataConfig, folder: str | Path, workers: int | None = None) ->
     folder = writable_folder(folder)
     sweep_parts(folder)
     found, names, ignored = find(data), class_names(data), ignored_values(data)
-    measuring = Measuring(Reading.of(data), names, ignored)
-    settings = [VERSION, measuring.reading.model_dump(mode="json"), sorted(names.items()), ignored]
+    measuring = Measuring(Reading.of(data), names, ignored, data.instances)
+    settings = [VERSION, measuring.reading.model_dump(mode="json"), sorted(names.items()), ignored, data.instances]
     facts: list[CaseFacts] = []
     with ThreadPoolExecutor(workers or os.cpu_count() or 1, "densepred-fingerprint") as pool:
         waiting = {pool.submit(_known, case, measuring, folder, settings): case for case in found.cases}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,10 @@ def _side_by_side(folder: Path, images: Path, labels: Path) -> DataConfig | None
     for stem, ending in found.items():
         if match := _CHANNEL.fullmatch(stem):
             channels.setdefault(match[2], {})[match[1]] = ending
-    named: dict[str, dict[str, str]] = dict(sorted(channels.items())) if channels else {"": found}
-    ids = set().union(*named.values())
-    for tail in ("", *(mark + one for one in ENDINGS for mark in "_-.")):
+    ways: list[dict[str, dict[str, str]]] = [dict(sorted(channels.items()))] if channels else []
+    tails = ("", *(mark + one for one in ENDINGS for mark in "_-."))
+    for named, tail in product([*ways, {"": found}], tails):  # four digits may also number images: x_0001, x_0002
+        ids = set().union(*named.values())
         chosen = {case: truth[case + tail] for case in ids if case + tail in truth}
         if ids and len(chosen) >= _LEAST * len(ids):
             where = {name: _one_ending(endings.values(), images) for name, endings in named.items()}

@@ -68,11 +68,13 @@ class Measuring:
         reading: how their files become images.
         names: label value -> class; empty where nobody names them, so that each value is a class and 0 the background.
         ignore: label values without a truth.
+        instances: whether labels number objects, all of the one class.
     """
 
     reading: Reading
     names: Mapping[int, str]
     ignore: tuple[int, ...] = ()
+    instances: bool = False
 
     def case(self, case: Case) -> CaseFacts:
         """Read a case to its end.
@@ -105,6 +107,7 @@ class Measuring:
             values=first,
             label_map=label_map,
             ignore=self.ignore,
+            instances=self.instances,
             normalize=(NoNormalization(),),
         )
         return map_labels(values, plan, case), classes

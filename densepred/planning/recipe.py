@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from densepred.cases.names import class_names
 from densepred.config import Config, DataConfig, check
 from densepred.config.data import ChannelConfig
 from densepred.errors import InputError
@@ -53,7 +54,7 @@ def of_data(fingerprint: Fingerprint, data: DataConfig, one: Configuration, alik
     """
     given = data.model_dump(exclude_unset=True)
     found = [Setting(f"data.{key}", value) for key, value in given.items()]
-    if "classes" not in given and not data.dataset:
+    if not class_names(data):
         why = "the values in the labels, background first; give them names"
         found.append(Setting("data.classes", dict(fingerprint.classes), why))
     cases = len(fingerprint.cases)

@@ -48,6 +48,21 @@ class Topology:
         """Of a patch."""
         return math.prod(self.patch)
 
+    def coarser(self, most: int) -> int:
+        """How many of the next stages give outputs too, at most: their largest strides, which name them, must differ.
+
+        Example:
+            >>> topology((1.0, 1.0), (64, 64)).coarser(2)
+            2
+        """
+        total, largest = [1] * len(self.patch), [1]
+        for step in self.strides[1 : max(most, 0) + 1]:
+            total = [a * b for a, b in zip(total, step, strict=True)]
+            if max(total) == largest[-1]:
+                break
+            largest.append(max(total))
+        return len(largest) - 1
+
     def moved(self, order: Sequence[int]) -> Topology:
         """With its axes in another order: axis i of the new one is `order[i]` of the old one."""
 

@@ -91,7 +91,7 @@ def run(config: Config, cases: Sequence[str]) -> Trial | None:
 def _trial(folder: Path) -> Trial:
     """In the process of the trial."""
     from densepred.cases.cache import prepare
-    from densepred.cases.case import collect
+    from densepred.cases.case import find
     from densepred.cases.plan import make_plan
     from densepred.device import pick_device
     from densepred.inference.memory import peak_of, resident
@@ -100,7 +100,7 @@ def _trial(folder: Path) -> Trial:
 
     config = load(folder / _RECIPE)
     wanted = set(json.loads((folder / _CASES).read_text()))
-    cases = [case for case in collect(config.data) if case.id in wanted]
+    cases = [case for case in find(config.data).cases if case.id in wanted]  # faulty ones are told already
     device = pick_device(config.training.device)
     (folder / "run").mkdir()
     made = Run(folder / "run", config, make_plan(config, cases))

@@ -73,9 +73,13 @@ class Learner:
         return lambda outputs: self.objective.loss(outputs, targets)
 
     def update(self, step: int, rate: float, averaging: bool) -> None:
-        """Take the step at a learning rate, and follow it by the moving average unless `averaging` evenly."""
+        """Take the step at a learning rate, and follow it by the moving average unless `averaging` evenly.
+
+        A training that was made longer may follow once more what it averaged evenly before.
+        """
         self.engine.update(rate)
         if not averaging:
+            self.averaged = 0
             self.average.update(self.model, step)
 
     def take(self) -> None:

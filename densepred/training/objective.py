@@ -57,6 +57,9 @@ class Objective(ABC):
     def network(self) -> nn.Module:
         """A network of the recipe with fresh weights, a function of the seed."""
 
+    def check(self, case: CachedCase) -> None:  # noqa: B027
+        """Raise InputError where a validation case lacks what `judge` needs."""
+
     @abstractmethod
     def draw(self, epoch: int, step: int) -> Drawn:
         """The batch of a step of an epoch, both from 0; called in threads, ahead of its time."""
@@ -121,9 +124,11 @@ class SegmentationObjective(Objective):
 
     def tensors(self, drawn: Any, samples: slice, device: torch.device) -> tuple[Tensor, Tensor]:
         """The image and the classes (B, *spatial), int64, -1 where there is no truth."""
-        image = torch.from_numpy(drawn.image[samples]).to(device, non_blocking=True)
-        label = torch.from_numpy(drawn.label[samples]).to(device, non_blocking=True).long()
-        return self.augment(image, label, drawn.seeds[samples])
+        given, taken = self.augment.seen(samples)
+        image = torch.from_numpy(drawn.image[given]).to(device, non_blocking=True)
+        label = torch.from_numpy(drawn.label[given]).to(device, non_blocking=True).long()
+        image, label = self.augment(image, label, drawn.seeds[given])
+        return image[taken], label[taken]
 
     def loss(self, outputs: Outputs, targets: Any) -> Tensor:
         """See `Objective`."""

@@ -124,6 +124,10 @@ class TasksObjective(Objective):
         truths = {name: np.array([values[name] for values, _ in told]) for name in told[0][0]}
         return DrawnTargets(batch, truths, np.stack([covariates for _, covariates in told]))
 
+    def check(self, case: CachedCase) -> None:
+        """See `Objective`."""
+        self._told(case.id)
+
     def _told(self, case: str) -> tuple[dict[str, float], NDArray[np.float32]]:
         """Of a case the truths of whole images, and the covariates."""
         truths = {}
@@ -152,15 +156,17 @@ class TasksObjective(Objective):
 
     def _moved(self, batch: Batch, samples: slice, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Image, label, and maps (B, T, *spatial) with NaN where they are not known; all augmented alike."""
-        both = torch.from_numpy(batch.image[samples]).to(device, non_blocking=True)
-        channels, seeds = len(self.plan.channels), batch.seeds[samples]
+        given, taken = self.augment.seen(samples)
+        both = torch.from_numpy(batch.image[given]).to(device, non_blocking=True)
+        channels, seeds = len(self.plan.channels), batch.seeds[given]
         image, maps = both[:, :channels], both[:, channels::2]
         maps = maps.masked_fill(both[:, channels + 1 :: 2] < _KNOWN, math.nan)
-        label = torch.from_numpy(batch.label[samples]).to(device, non_blocking=True).long()
+        label = torch.from_numpy(batch.label[given]).to(device, non_blocking=True).long()
         moved = self.augment(image, label, seeds) if self.plan.classes or not self.plan.maps else None
         if self.plan.maps:  # the same changes, as these are a function of the seeds
             image, maps = self.augment(image, maps, seeds)
-        return (image, label, maps) if moved is None else (*moved, maps)
+        image, label = (image, label) if moved is None else moved
+        return image[taken], label[taken], maps[taken]
 
     def _regions(self, label: Tensor) -> Tensor:
         """Class indices (B, *spatial) -> 1 inside and 0 outside each region, -1 where not known: (B, K, *spatial)."""

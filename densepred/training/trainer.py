@@ -58,6 +58,8 @@ class Trainer:
         device = ranks.join(pick_device(config.training.device))
         precision = pick_precision(config.training.precision, device)
         self.objective = make_objective(config, run.plan, train, device, precision)
+        for case in validation:
+            self.objective.check(case)
         model = self.objective.network()
         begun = any(run.checkpoints.glob("step-*"))
         if config.model.pretrained:
@@ -103,6 +105,8 @@ class Trainer:
         self.learner.averaged, self.course.reserve = state["averaged"], state["reserve"]
         if state["budget"] == self.course.budget:
             self.course.reached = state["reached"]
+        else:
+            self.course.tick(state["elapsed"])
         state["budget"] = self.course.budget
         if ranks.first():
             self.run.save_recipe()  # with what a resumed training was given anew, now that it can go on
@@ -197,6 +201,7 @@ class Trainer:
             norms = gradient_norms(learner.model, self.stages)
             self.state["stages"] = {name: value * clipped for name, value in norms.items()}
         learner.update(step, rate, averaging=self._averaging())
+        self.state["averaged"] = learner.averaged
         self.state["losses"].append(loss)
         self.state["norms"].append(norm)
         self.log.scalars(step, {"loss": loss, "lr": rate, "grad_norm": norm})
@@ -265,7 +270,8 @@ class Trainer:
         if self.course.budget is not None:
             self.course.keep(ranks.largest(time.monotonic() - started)[0])
             state["reserve"] = self.course.reserve
-            self._agree()
+            if scores or not self.validation:  # else the end could come without one: a step more tells the time
+                self._agree()
         self.keeper.save()
         return {"score": merit} if math.isfinite(merit) else {}
 

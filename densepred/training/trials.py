@@ -73,12 +73,23 @@ def find_rate(config: Config, picture: str | Path) -> RateSearch:
                 break
             rates.append(rate)
             losses.append(loss)
-            if loss > _GONE * min(losses) and step > 10:
+            if step > 10 and gone(losses):
                 break
             advance(1, rate=rate, loss=loss)
     found = judge_rates(rates, losses)
     _draw(found, picture)
     return found
+
+
+def gone(losses: Sequence[float]) -> bool:
+    """Has the loss exploded? Losses that can be negative are counted from their first.
+
+    Example:
+        >>> gone([1.0, 0.1, 0.5]), gone([1.0, -2.0, -1.0]), gone([1.0, -2.0, 20.0])
+        (True, False, True)
+    """
+    first, best = losses[0], min(losses)
+    return losses[-1] > (_GONE * best if best > 0 else first + _GONE * (first - best))
 
 
 def judge_rates(rates: Sequence[float], losses: Sequence[float]) -> RateSearch:
@@ -129,9 +140,11 @@ def verdict(losses: Sequence[float]) -> tuple[bool, str]:
     Example:
         >>> verdict([2.0, 1.0, 0.1])
         (True, 'PASSED: the loss of one batch fell from 2.000 to 0.100 in 2 steps')
+        >>> verdict([-1.0, -0.6])[0]
+        False
     """
     first, last = losses[0], losses[-1]
-    learnt = math.isfinite(last) and last < _LEARNT * first
+    learnt = math.isfinite(last) and first - last > (1 - _LEARNT) * abs(first)
     how = "fell" if last < first else "went"
     text = f"the loss of one batch {how} from {first:.3f} to {last:.3f} in {len(losses) - 1} steps"
     return learnt, f"{'PASSED' if learnt else 'FAILED'}: {text}"

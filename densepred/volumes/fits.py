@@ -159,11 +159,12 @@ def open_writer(
 def recorded(
     record: Record | None, channels: int, labels: bool
 ) -> tuple[Contents | None, Legend | None, dict[str, str | float | list[str]]]:
-    """What `fits_writer.open_writer` takes: contents, legend and cards of provenance."""
+    """What `fits_writer.open_writer` takes: contents, legend and cards of provenance; in ASCII, as FITS wants it."""
     from densepred.volumes.fits_writer import Contents, Legend
 
     if record is None:
         return None, None, {}
+    record = _in_ascii(record)
     cards = {} if record.provenance == Provenance() else _cards(record.provenance)
     if labels:
         return None, Legend(record.names), cards
@@ -171,6 +172,14 @@ def recorded(
     layout: Literal["hdus", "cube"] = "hdus" if record.probability else "cube"
     contents = Contents(names, record.probability, record.unit, record.quantity, layout)
     return contents, None, cards
+
+
+def _in_ascii(record: Record) -> Record:
+    from densepred.volumes.fits_cards import card_text
+
+    texts: dict[str, Any] = {k: card_text(text) for k, text in vars(record.provenance).items() if isinstance(text, str)}
+    names = {value: card_text(name) for value, name in record.names.items()}
+    return replace(record, names=names, unit=card_text(record.unit), provenance=replace(record.provenance, **texts))
 
 
 def _cards(made: Provenance) -> dict[str, str | float | list[str]]:

@@ -7,6 +7,7 @@ Reference: FITS standard 4.0, sections 4.4 (keywords), 8 (world coordinates) and
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -46,6 +47,17 @@ _OWN = re.compile(rf"CLASS\d+|CHAN\d+|{'|'.join(PROVENANCE)}")
 _OF_AXIS = re.compile(r"(CTYPE|CUNIT|CRVAL|CDELT|CRPIX|CROTA|CNAME|CRDER|CSYER|CZPHS|CPERI|LTV)(\d+)([A-Z]?)")
 _OF_PAIR = re.compile(r"(CD|PC|LTM)(\d+)_(\d+)([A-Z]?)")
 _OF_PARAMETER = re.compile(r"(PV|PS)(\d+)_(\d+)([A-Z]?)")
+
+
+def card_text(text: str) -> str:
+    """A text as far as FITS has signs for it: accents are taken off, µ is u, others become "?".
+
+    Example:
+        >>> card_text("Läsion, 5 µJy, ∑")
+        'Lasion, 5 uJy, ?'
+    """
+    plain = unicodedata.normalize("NFKD", text.replace("\u00b5", "u").replace("\u03bc", "u"))
+    return "".join(sign if " " <= sign <= "~" else "?" for sign in plain if not unicodedata.combining(sign))
 
 
 @dataclass(frozen=True)

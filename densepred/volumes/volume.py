@@ -246,13 +246,16 @@ def label_dtype(high: int, low: int = 0) -> np.dtype:
 def corner_offset(first: Volume, second: Volume) -> float:
     """How far apart the corners of two grids lie, in voxels of the first: 0 where the geometries agree.
 
-    Where either has no affine, the spacings alone are compared.
+    Where either has no affine, the spacings alone are compared; where a file says nothing of the size of its voxels, as
+    PNG, .npy and plain TIFF, the shapes alone.
 
     Raises:
         ValueError: the spatial shapes differ.
     """
     if first.shape[1:] != second.shape[1:]:
         raise ValueError(f"the spatial shapes must agree, got {first.shape[1:]} and {second.shape[1:]}")
+    if _is_sizeless(first) or _is_sizeless(second):
+        return 0.0
     if first.affine is None or second.affine is None:
         ours, theirs = (spacing_affine(volume.spacing) for volume in (first, second))
     else:
@@ -262,6 +265,11 @@ def corner_offset(first: Volume, second: Volume) -> float:
     corners = np.array([(*corner, 1) for corner in itertools.product(*ends)], np.float64)
     apart = corners @ (theirs - ours)[:3].T
     return float(np.linalg.norm(apart @ np.linalg.pinv(ours[:3, :3]).T, axis=1).max())
+
+
+def _is_sizeless(volume: Volume) -> bool:
+    unit = getattr(volume.header, "unit", None)
+    return volume.path is not None and volume.affine is None and unit is None and set(volume.spacing) == {1.0}
 
 
 def spacing_affine(spacing: Sequence[float]) -> np.ndarray:
