@@ -36,8 +36,9 @@ lint: setup
 
 # The long checks (four hours): accuracy, memory against depth and size, speed, killed runs, and the GPU where there is one.
 acceptance: setup
-	$(BIN)/python scripts/new_user.py --data $(DATA)/hippocampus --out runs/acceptance/new_user
-	$(BIN)/python scripts/hippocampus.py --data $(DATA)/hippocampus --out runs/acceptance/hippocampus
+	rm -rf runs/acceptance/new_user runs/acceptance/hippocampus runs/acceptance/cosmic_rays
+	$(BIN)/python scripts/new_user.py --data "$(DATA)/hippocampus" --out runs/acceptance/new_user
+	$(BIN)/python scripts/hippocampus.py --data "$(DATA)/hippocampus" --least 0.87 --out runs/acceptance/hippocampus
 	$(BIN)/python scripts/cosmic_rays.py --out runs/acceptance/cosmic_rays
 	$(BIN)/python scripts/bench_memory.py --repeats 3
 	$(BIN)/python scripts/bench_large.py
@@ -48,7 +49,7 @@ acceptance: setup
 	$(BIN)/python scripts/crash_loop.py --kills 10
 	$(BIN)/python scripts/gpu.py
 	$(BIN)/python scripts/mass_maps.py --out runs/acceptance/massmap --workers 2 training.budget=8min training.validate_every=20
-	$(BIN)/python scripts/nuclei.py --data $(DATA)/nuclei --out runs/acceptance/nuclei training.validate_every=20
+	$(BIN)/python scripts/nuclei.py --data "$(DATA)/nuclei" --out runs/acceptance/nuclei training.validate_every=20
 
 docs: setup
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'

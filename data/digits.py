@@ -1,8 +1,8 @@
 """Write scikit-learn's handwritten digits as images with a table: `python data/digits.py data/digits`.
 
-1,797 digits of 43 people, 8 x 8 pixels with 17 levels of grey each (E. Alpaydin and C. Kaynak, UCI machine learning
-repository, 1998, CC BY 4.0), as PNG files in `train/` and `test/`, and `train.csv` and `test.csv` with the columns id,
-image and digit. A fixed third of each digit is held out, the same whoever writes it.
+1,797 digits of 13 people, 8 x 8 pixels with 17 levels of grey each (the test part of the set of E. Alpaydin and
+C. Kaynak, UCI machine learning repository, 1998, CC BY 4.0), as PNG files in `train/` and `test/`, and `train.csv` and
+`test.csv` with the columns id, image and digit. A fixed third of each digit is held out, of the same writers.
 """
 
 from __future__ import annotations

@@ -19,15 +19,17 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
+from densepred.errors import InputError
 from densepred.files import atomic_path, atomic_write, sweep_parts, writable_folder
 from densepred.progress import progress
 
@@ -273,7 +275,15 @@ def jobs(out: Path, setting: Setting, counts: dict[str, int], seed: int, shear: 
 def write_set(
     out: Path, setting: Setting, counts: dict[str, int], seed: int = 0, workers: int = 1, shear: bool = False
 ) -> None:
-    """Write the parts with so many maps each, and `maps.csv`."""
+    """Write the parts with so many maps each, and `maps.csv`.
+
+    Raises:
+        InputError: the folder holds maps of other settings.
+    """
+    said, kept = json.dumps(asdict(setting) | {"seed": seed, "shear": shear}), writable_folder(out) / "setting.json"
+    if kept.exists() and kept.read_text() != said:
+        raise InputError(f"holds maps of other settings: {kept.read_text()}", "choose another folder", out)
+    atomic_write(kept, said)
     for part in counts:
         sweep_parts(writable_folder(out / part))
     work = list(jobs(out, setting, counts, seed, shear))
@@ -311,7 +321,10 @@ def main() -> None:
     given = parser.parse_args()
     counts = {part: number for part in SEEDS if (number := getattr(given, part))}
     setting = Setting(given.n, n_gal=given.n_gal, kappa0=given.kappa0, gaussian=given.gaussian)
-    write_set(given.out, setting, counts, given.seed, given.workers, given.shear)
+    try:
+        write_set(given.out, setting, counts, given.seed, given.workers, given.shear)
+    except InputError as error:
+        raise SystemExit(str(error)) from error
     print(f"{sum(counts.values())} maps in {given.out}")
 
 

@@ -26,6 +26,7 @@ from scipy import ndimage
 
 from densepred.cases.normalize import fit
 from densepred.config.normalize import Background
+from densepred.errors import InputError
 from densepred.files import atomic_path, writable_folder
 from densepred.volumes import Volume
 
@@ -95,9 +96,17 @@ def make_scene(image: Array, quality: NDArray[np.int32], weight: Array, seed: in
 
 
 def write_scenes(folder: Path, out: Path, scenes: int, seed: int) -> int:
-    """Write the scenes of every cut-out below `folder`; returns how many cut-outs there are."""
+    """Write the scenes of every cut-out below `folder`; returns how many cut-outs there are.
+
+    Raises:
+        InputError: two have one name.
+    """
     writable_folder(out)
     images = sorted(folder.rglob("*_ooi_*.fits"))
+    names = [path.name.split("_ooi_")[0] for path in images]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        what = f"several cut-outs are called {', '.join(twice)}"
+        raise InputError(what, "give each another name before _ooi_", folder)
     for number, path in enumerate(images):
         planes = {name: path.with_name(path.name.replace("_ooi_", f"_{name}_")) for name in ("ooi", "ood", "oow")}
         arrays = {name: fits.getdata(file, 1) for name, file in planes.items()}
@@ -106,7 +115,7 @@ def write_scenes(folder: Path, out: Path, scenes: int, seed: int) -> int:
         for scene in range(scenes):
             made = make_scene(arrays["ooi"].astype(np.float64), quality, weight, seed + 1000 * number + scene)
             for name, array in made.items():
-                target = out / f"{path.name.split('_ooi_')[0]}_{scene:02d}_{name}.fits"
+                target = out / f"{names[number]}_{scene:02d}_{name}.fits"
                 with atomic_path(target) as part:
                     fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(array, header)]).writeto(
                         part, output_verify="silentfix"
@@ -122,7 +131,10 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=8, help="copies of every cut-out (default 8)")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other artefacts (default 0)")
     arguments = parser.parse_args()
-    count = write_scenes(arguments.folder, arguments.out, arguments.scenes, arguments.seed)
+    try:
+        count = write_scenes(arguments.folder, arguments.out, arguments.scenes, arguments.seed)
+    except InputError as error:
+        raise SystemExit(str(error)) from error
     if not count:
         parser.error(f"no *_ooi_*.fits below {arguments.folder}")
     print(f"{count * arguments.scenes} scenes of {count} cut-outs in {arguments.out}")

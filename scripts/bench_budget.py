@@ -5,7 +5,7 @@
 
 Volumes of noise, windows of 96x96x96 and a small network, whose own memory counts too. Without a budget the limit is
 80 % of what is free; the last rows are held to a stated one. Taken is VmHWM, the peak of the whole process with Python
-and its libraries.
+and its libraries. The exit status is 1 where a prediction fails or takes more than was foretold.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def make_volume(path: Path, shape: tuple[int, int, int]) -> Path:
     return path
 
 
-def measure(row: Row, folder: Path, overlap: float, channels: tuple[int, ...]) -> str:
-    """A row of the table."""
+def measure(row: Row, folder: Path, overlap: float, channels: tuple[int, ...]) -> tuple[str, bool]:
+    """A row of the table, and whether what was foretold was kept."""
     run = folder / f"run{row.classes}"
     if not run.exists():
         make_run(run, WINDOW, channels, row.classes)
@@ -79,12 +79,13 @@ def measure(row: Row, folder: Path, overlap: float, channels: tuple[int, ...]) -
     seconds = time.monotonic() - start
     shutil.rmtree(out, ignore_errors=True)
     if done.returncode:
-        return f"| {image.name} | {row.classes} | failed: {done.stderr.strip().splitlines()[-1]} |"
+        return f"| {image.name} | {row.classes} | failed: {done.stderr.strip().splitlines()[-1]} |", False
     told = FORETOLD.search(done.stderr)
     assert told is not None
     taken = int(done.stdout.split()[-2]) / 1e6 * 1.024
     cells = (image.name, row.classes, row.memory or "by default", told[2] or 1, told[1])
-    return f"| {' | '.join(map(str, cells))} | {told[3]} GB | {taken:.2f} GB | {seconds:.0f} s |"
+    text = f"| {' | '.join(map(str, cells))} | {told[3]} GB | {taken:.2f} GB | {seconds:.0f} s |"
+    return text, round(taken, 2) <= float(told[3])
 
 
 def main() -> None:
@@ -96,10 +97,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="for the files, some GB; by default a temporary one")
     arguments = parser.parse_args()
     print("| volume | classes | memory | bands | windows | foretold | taken | time |\n|" + "---|" * 8, flush=True)
+    kept = True
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         for row in ROWS:
             if arguments.only is None or row.group in arguments.only:
-                print(measure(row, Path(name), arguments.overlap, tuple(arguments.channels)), flush=True)
+                text, holds = measure(row, Path(name), arguments.overlap, tuple(arguments.channels))
+                kept &= holds
+                print(text, flush=True)
+    raise SystemExit(not kept)
 
 
 if __name__ == "__main__":

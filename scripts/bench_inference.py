@@ -11,13 +11,13 @@ run's. Every tool gets the same module with the same weights: what they differ i
 network's time is the number of windows (ours, evenly spread) times one forward pass at the best of its settings, with
 OpenVINO or torch.compile for the rows that use these.
 
-Each row is a process of its own; `--repeats` rounds in which rows take turns, each against the bare network of its
-round; medians of time and ratio, the highest memory. Measured is one call, after imports, building the network and a
-call on four windows to warm up (on GPUs eight): from an image in memory to labels in memory. On a GPU both lie there,
-but torchio and KonfAI keep them on the host. The time of `argmax` is inside, and given beside where the tool leaves
-it to its user. With `--files` it is from a file to a file, by each tool's own road: `densepred predict`; MONAI's
-LoadImage, argmax and SaveImage (astropy for FITS, which it does not read); nnU-Net's predict_from_files with its worker
-processes; KonfAI's predict_model.
+Each row is a process of its own, all with the allocator's settings of the command `densepred`; `--repeats` rounds in
+which rows take turns, each against the bare network of its round; medians of time and ratio, the highest memory.
+Measured is one call, after imports, building the network and a call on four windows to warm up (on GPUs eight): from an
+image in memory to labels in memory. On a GPU both lie there, but torchio and KonfAI keep them on the host. The time of
+`argmax` is inside, and given beside where the tool leaves it to its user. With `--files` it is from a file to a file,
+by each tool's own road: `densepred predict`; MONAI's LoadImage, argmax and SaveImage (astropy for FITS, which it does
+not read); nnU-Net's predict_from_files with its worker processes; KonfAI's predict_model.
 
 Memory is of the whole process with its libraries: VmHWM, the peak of what was resident, and torch's peaks on the GPU;
 where a tool starts workers, also the sum of its processes' resident memory, looked at four times a second. With
@@ -373,8 +373,7 @@ def main() -> None:
     """Parse the command line, measure and report; or, as a child, measure one row."""
     arguments = parsed()
     if arguments.child:
-        if arguments.child in ("ours", "bare", "images"):
-            tune_allocator()  # before torch is imported, as the command `densepred` does
+        tune_allocator()  # before torch is imported, as the command `densepred` does; for every tool, to be fair
         import_module("bench_peers.child").main(arguments)
         return
     for tool in list(arguments.only):
@@ -386,6 +385,7 @@ def main() -> None:
         found = (bench_images if arguments.images else bench_volume)(arguments, Path(name))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found, indent=1, default=str) + "\n")
+    raise SystemExit(any(row["tool"] == NAMES["ours"] and "failed" in row for row in found.get("rows", [])))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from densepred.config.normalize import ZScore
 from densepred.models.build import build, initialize
 from densepred.training.run import Run
 
+MOST = 5.0
+"""Per cent by which the deepest volume may take more or less than the shallowest; more is told by the exit status."""
 WATCHED = """
 import atexit
 atexit.register(lambda: print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))))
@@ -91,6 +93,7 @@ def main() -> None:
         medians = [statistics.median(found) for found in peaks.values()]
         change = 100 * (medians[-1] / medians[0] - 1)
         print(f"medians {', '.join(f'{m:.1f}' for m in medians)} MB: deepest against shallowest {change:+.2f} %")
+    raise SystemExit(abs(change) > MOST)
 
 
 if __name__ == "__main__":

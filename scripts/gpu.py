@@ -71,10 +71,10 @@ def main() -> None:
     for form in ("auto", *(("fast",) if arguments.compile else ())):
         bench_training(device, arguments.steps, form)
     here, compiled = Path(__file__).parent, ["--compile"] if arguments.compile else []
-    subprocess.run([sys.executable, here / "bench_models.py", "--device", str(device), *compiled])
+    models = subprocess.run([sys.executable, here / "bench_models.py", "--device", str(device), *compiled])
     size = ["--size", str(arguments.size)]
-    subprocess.run([sys.executable, here / "bench_inference.py", "--device", str(device), *size, *compiled])
-    raise SystemExit(tests.returncode)
+    inference = subprocess.run([sys.executable, here / "bench_inference.py", "--device", str(device), *size, *compiled])
+    raise SystemExit(next((one.returncode for one in (tests, models, inference) if one.returncode), 0))
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "hippocampus_unet3d.yaml")
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--nnunet", metavar="TIME", help="train nnU-Net instead of the recipe, for so long")
+    parser.add_argument("--least", type=float, default=0.0, help="the exit status is 1 if the mean Dice is lower")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="further settings of the recipe")
     arguments = parser.parse_args()
     data, out = arguments.data.resolve(), arguments.out.resolve()
@@ -72,6 +73,7 @@ def main() -> None:
     for name, metrics in scores["summary"].items():
         print(f"  {name}: {metrics['dice']['mean']:.4f}")
     print(f"{took:.0f} s from files to segmentations")
+    raise SystemExit(scores["mean_dice"] < arguments.least)
 
 
 if __name__ == "__main__":

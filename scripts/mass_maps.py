@@ -78,7 +78,9 @@ def trained(arguments: argparse.Namespace, out: Path, *options: str) -> tuple[Pa
     kind = ("--n-gal", arguments.n_gal, "--kappa0", arguments.kappa0, "--seed", arguments.data_seed)
     run(ROOT / "data" / "mass_maps.py", out / "data", *counts, *kind, *options)
     settings = [f"data.root={out / 'data' / 'train'}", *arguments.overrides]
-    if not (out / "run" / "checkpoints").exists():
+    if (out / "run" / "config.yaml").exists():
+        run("-m", "densepred", "train", "--resume", out / "run")
+    else:
         run("-m", "densepred", "train", arguments.config, *settings, "--run", out / "run")
     run("-m", "densepred", "predict", out / "run", out / "data" / "test", "--out", out / "predicted")
     return out / "data" / "test", out / "predicted" / "regression"

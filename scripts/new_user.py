@@ -26,6 +26,8 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="the hippocampus set (densepred data hippocampus)")
     parser.add_argument("--out", type=Path, required=True, help="a new folder for all that is made")
     arguments = parser.parse_args()
+    if not chosen(arguments.data):
+        parser.error(f"no imagesTr/*.nii.gz in {arguments.data}: densepred data hippocampus brings them")
     arguments.out.mkdir(parents=True)
     failed = False
     for layout in (as_nnunet, as_loose_files):

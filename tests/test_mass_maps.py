@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+from densepred.errors import InputError
 from densepred.files import sha256
 
 SCRIPT = Path(__file__).parent.parent / "data" / "mass_maps.py"
@@ -132,13 +133,22 @@ def test_files_are_the_same_in_any_number_of_processes_and_after_an_interruption
     subprocess.run(list(map(str, command)), check=True, capture_output=True)
     assert (tmp_path / "two" / "train" / "train_00008.fits").stat().st_mtime_ns == kept
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
-    assert len(files) == 23
+    assert len(files) == 24
     assert [sha256(tmp_path / "one" / f) for f in files] == [sha256(tmp_path / "two" / f) for f in files]
     with fits.open(tmp_path / "one" / "train" / "train_00000.fits") as opened:
         assert [unit.name for unit in opened[1:]] == ["KAPPA", "WIENER", "ROOTINVN", "MASK"]
         assert np.array_equal(np.isnan(opened["KAPPA"].data), opened["MASK"].data == 1)
         assert np.array_equal(opened["ROOTINVN"].data == 0, opened["MASK"].data == 1)
         assert opened["ROOTINVN"].data.max() == 1
+
+
+def test_maps_of_other_settings_are_not_mixed_in(maps: ModuleType, tmp_path: Path) -> None:
+    maps.write_set(tmp_path, maps.Setting(size=32), {"train": 1})
+    maps.write_set(tmp_path, maps.Setting(size=32), {"train": 2})
+    for setting, seed in ((maps.Setting(size=32, gaussian=True), 0), (maps.Setting(size=32), 1)):
+        with pytest.raises(InputError, match="holds maps of other settings"):
+            maps.write_set(tmp_path, setting, {"train": 3}, seed)
+    assert len(list((tmp_path / "train").iterdir())) == 2
 
 
 def test_no_seed_occurs_in_two_parts(maps: ModuleType, tmp_path: Path) -> None:

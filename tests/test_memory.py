@@ -82,7 +82,7 @@ class TestWhatCanBeHad:
         image = torch.zeros(1, 48, 64, 8)
         inferer = SlidingWindowInferer((64, 8, 8), 0.5)  # deeper than the image, which is widened
         one = inferer.passing(nn.Conv3d(1, 2, 1), image, Part((0, 48), (16, 20)))
-        ((_, block),) = one._blocks()
+        ((_, block),) = one._blocks(None)
         assert block.shape == (1, 64, one.stop - one.begin, 8)
         assert block.untyped_storage().nbytes() == 4 * block.numel()
 

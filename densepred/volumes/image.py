@@ -27,7 +27,7 @@ from densepred.volumes.volume import Volume, check_memory
 try:
     from PIL import Image
 except ImportError as error:
-    raise InputError("PNG, JPEG and BMP files need Pillow", "pip install 'densepred[formats]'") from error
+    raise InputError("PNG, JPEG and BMP files need Pillow", "pip install pillow") from error
 
 from densepred.volumes.image_writer import CONTENT, open_writer
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from bench_peers.common import Setting, Task, steady, wait
+from bench_peers.common import Task, steady, wait
 from densepred.device import pick_precision
 from densepred.inference.backends import Prepared, prepare
 from densepred.inference.images import predict_images
@@ -27,14 +27,15 @@ def network(device: str) -> nn.Module:
 
 
 def measure_bare(task: Task, size: int, seconds: float) -> dict[str, float]:
-    """Images a second by batch size, from the device's memory to the device's memory."""
-    model, found = network(task.device), {}
-    precision = str(pick_precision("auto", torch.device(task.device)))[6:]
+    """Images a second by batch size, from the device's memory to the device's memory; in the form that ours runs."""
+    found, device = {}, torch.device(task.device)
+    precision = pick_precision("auto", device)
     for batch in (1, 2, 4, 8, 16, *((32, 64) if task.device.startswith("cuda") else ())):
-        x = torch.randn(batch, CHANNELS, size, size, device=task.device).contiguous(memory_format=torch.channels_last)
-
-        with torch.inference_mode(), task.autocast(Setting(precision)):
-            found[f"{precision}, batch {batch}"] = batch / steady(lambda x=x: model(x), task.device, seconds)
+        x = torch.randn(batch, CHANNELS, size, size, device=device).contiguous(memory_format=torch.channels_last)
+        run = prepare(network(task.device), tuple(x.shape), device, precision, "torch")
+        with torch.inference_mode():
+            speed = batch / steady(lambda x=x, run=run: run(x), task.device, seconds)
+        found[f"{str(precision)[6:]}, batch {batch}"] = speed
     return found
 
 
@@ -56,14 +57,15 @@ def measure(task: Task, count: int, size: int, seconds: float) -> dict[str, obje
     batch, precision = 32 if device.type == "cuda" else 4, pick_precision("auto", device)
     run = prepare(network(task.device), (batch, CHANNELS, size, size), device, precision, "torch")
     x = distinct[:several].to(device).contiguous(memory_format=torch.channels_last)
-    model, alone, ours, done = network(task.device), 0.0, 0.0, 0
+    bare_run = prepare(network(task.device), tuple(x.shape), device, precision, "torch")
+    alone, ours, done = 0.0, 0.0, 0
     for _ in labels_of(run, distinct[:batch], task.device):
         pass
     while done < count:
         start = wait(task.device)
-        with torch.inference_mode(), task.autocast(Setting(str(precision)[6:])):
+        with torch.inference_mode():
             for _ in range(DISTINCT // several):
-                model(x)
+                bare_run(x)
         between = wait(task.device)
         for _ in labels_of(run, distinct, task.device):
             pass
