@@ -218,7 +218,8 @@ def demands(ours: dict[str, list[Curve]], theirs: dict[str, Curve], tiled: float
         limits = [limit for limit in LIMITS if limit >= reached(theirs[kind])]
         ahead = [rate_at(c, limit) - np.interp(limit, *theirs[kind]) for c in curves for limit in limits]
         said = f"at {len(limits)} of {len(LIMITS)} rates, which its settings reach"
-        out[f"{kind}: ahead of astroscrappy by at least {min(ahead):.4f} {said}"] = bool(min(ahead) > 0)
+        least = min(ahead, default=float("nan"))
+        out[f"{kind}: ahead of astroscrappy by at least {least:.4f} {said}"] = bool(least > 0)
     out[f"windows differ from the whole image by {tiled:.1e} in probability, at most {TILED:g}"] = tiled <= TILED
     return out
 

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from tests.prediction_faults import Ask
 
 ROOT = Path(__file__).parent.parent
+settings.register_profile("densepred", deadline=None, derandomize=True)  # machines are busy, and a fault comes again
+settings.load_profile("densepred")
 
 
 @pytest.fixture(scope="session")

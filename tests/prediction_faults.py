@@ -26,10 +26,10 @@ def asking() -> Iterator[Ask]:
 
 @contextmanager
 def leaving_no_thread() -> Iterator[None]:
-    """No thread is left over, a second after the block."""
+    """No thread is left over, half a minute after the block."""
     before = set(threading.enumerate())
     yield
-    end = time.monotonic() + 1
+    end = time.monotonic() + 30
     while (left := set(threading.enumerate()) - before) and time.monotonic() < end:
         time.sleep(0.01)
     assert not left

@@ -168,7 +168,7 @@ def test_an_error_of_the_caller_ends_the_work(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="enough"):
         prepare(cases, plan(), tmp_path / "cache", told, workers=1)
     made = len(list((tmp_path / "cache").glob("c*")))
-    assert made < 20
+    assert made < len(cases)
     assert not [thread for thread in threading.enumerate() if "densepred-prepare" in thread.name]
     assert not list((tmp_path / "cache").glob(".*.part.*"))
 
@@ -179,7 +179,9 @@ def test_two_runs_prepare_a_case_once(tmp_path: Path, caplog: pytest.LogCaptureF
     with ThreadPoolExecutor(1) as pool:
         with locked(cache, ".preparing"):  # another run
             waiting = pool.submit(prepare, cases, plan(), cache)
-            time.sleep(0.5)
+            until = time.monotonic() + 60
+            while "waiting: another run" not in caplog.text and time.monotonic() < until:
+                time.sleep(0.01)
             assert not waiting.done()
             assert not list(cache.glob("c*"))
         assert [entry.id for entry in waiting.result()] == ["c0", "c1"]

@@ -259,11 +259,14 @@ def test_the_recipe_fits_the_files_and_its_predictions_are_ranked(tmp_path: Path
 
 def test_the_table_and_the_demands():
     good, bad = (np.array([0, 1e-5, 1.0]), np.array([0, 0.97, 1.0])), (np.array([0, 1.0]), np.array([0, 1.0]))
-    ours, theirs = {kind: [good, good] for kind in KINDS}, dict.fromkeys(KINDS, bad)
+    least = np.array([0, 1e-4, 1.0]), np.array([0, 1e-4, 1.0])
+    ours, theirs = {kind: [good, good] for kind in KINDS}, dict.fromkeys(KINDS, least)
     lines = bench.table(ours, theirs).splitlines()
     assert lines[2] == "| sparse | U-Net | " + " | ".join(["**0.9700** ± 0.0000"] * 3) + " |"
     assert lines[3] == "| | astroscrappy | 0.0001 | 0.0005 | 0.0050 |"
+    assert bench.table(ours, dict.fromkeys(KINDS, bad)).splitlines()[3] == "| | astroscrappy | - | - | - |"
     assert all(bench.demands(ours, theirs, 1e-6).values())
+    assert list(bench.demands(ours, dict.fromkeys(KINDS, bad), 0).values()) == [True, False, False, False, True]
     assert list(bench.demands(ours, theirs, 1e-4).values()) == [True, True, True, True, False]
     assert list(bench.demands({**ours, "crowded": [good, bad]}, theirs, 0).values()) == [True, True, False, True, True]
     assert not any(bench.demands({kind: [bad] for kind in KINDS}, dict.fromkeys(KINDS, good), 1.0).values())

@@ -201,7 +201,7 @@ def test_a_signal_does_not_wait_for_the_reading(
     began = time.monotonic()
     with pytest.raises(StoppedError, match="0 done, 0 done before, 0 failed, 6 in all"):
         predict(run, inputs, tmp_path / "out")
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 25
     ended.set()
 
 

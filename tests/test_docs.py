@@ -90,6 +90,7 @@ def test_shell_blocks_name_what_exists(page: Path):
             assert set(words[1:]) <= targets
         elif words[0] == "python":
             done = subprocess.run([sys.executable, ROOT / words[1], "--help"], capture_output=True, text=True, cwd=ROOT)
+            assert done.returncode == 0, done.stderr
             assert all(word in done.stdout for word in words if word.startswith("--"))
         else:
             assert words[0] == "cd" or " ".join(words).startswith(ELSEWHERE), words

@@ -207,16 +207,21 @@ class TestThreads:
         seen: list[int] = []
         begun = threading.Event()
 
+        made: list[Behind[int]] = []
+
         def work(item: int) -> None:
             begun.set()
-            time.sleep(0.05)
+            until = time.monotonic() + 30
+            while made[0]._error is None and time.monotonic() < until:  # as long as the caller has no error
+                time.sleep(0.001)
             seen.append(item)
 
         def fill() -> None:
             with Behind(work) as put:
+                made.append(put)
                 put(1)
                 put(2)
-                begun.wait()
+                begun.wait(30)
                 raise KeyError
 
         with pytest.raises(KeyError):

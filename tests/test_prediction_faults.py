@@ -71,7 +71,7 @@ class TestMemoryOfTheMachine:
         assert found.said.count("ERROR huge: the memory is exhausted (") == 1
         assert "Traceback" not in found.said
         found = ask(run, [huge], tmp_path / "one", overrides=[*WIDE, *budget], megabytes=60)
-        assert time.monotonic() - start < 30
+        assert time.monotonic() - start < 90
         assert found.status == RESOURCES, found.said
         assert contents(tmp_path / "one") == {}
 

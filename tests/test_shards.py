@@ -57,7 +57,7 @@ def test_three_at_the_same_time_make_what_one_run_makes(
 
     def meeting(self: Predictor, *arguments: object) -> None:
         if not hasattr(met, "once"):  # each shard waits in its first case until all are in theirs
-            met.once = together.wait(10)
+            met.once = together.wait(60)
         plain(self, *arguments)
 
     with monkeypatch.context() as patch, ThreadPoolExecutor(3) as pool:
