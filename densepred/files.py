@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import hashlib
 import os
@@ -272,13 +273,14 @@ def locked(folder: str | Path, name: str = ".lock", shared: bool = False, wait: 
 
     Raises:
         LockedError: another process holds it.
+        UnsafeError: the lock's file is a symbolic link.
         DiskFullError: there is no room for the lock's file.
         InputError: the file system has no locks.
     """
     path = Path(folder) / name
     with contextlib.ExitStack() as stack:
-        with needing_space(path):
-            file = stack.enter_context(open(path, "a+"))
+        with needing_space(path), _no_link(path):
+            file = stack.enter_context(open(path, "a+", opener=_opened_as_it_is))
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -297,6 +299,21 @@ def locked(folder: str | Path, name: str = ".lock", shared: bool = False, wait: 
             if not shared:
                 with contextlib.suppress(OSError):  # of a full disk: nothing may hide what ends the block
                     file.truncate(0)
+
+
+def _opened_as_it_is(path: str, flags: int) -> int:
+    """No symbolic link, whose target would be emptied."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+@contextlib.contextmanager
+def _no_link(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UnsafeError("the lock is a symbolic link", "remove the link", path) from error
 
 
 def _holders(path: Path) -> list[str]:

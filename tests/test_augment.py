@@ -293,3 +293,10 @@ def test_classes_of_whole_images_stay():
     out, label = Augmenter(recipe("rotation", "flip", "noise"), 5)(image, torch.tensor([4, 0, 1, 2]), range(4))
     assert label.tolist() == [4, 0, 1, 2]
     assert not torch.equal(out, image)
+
+
+def test_cutmix_leaves_classes_of_whole_images():
+    image, _ = sample(2)
+    found, label = Augmenter(recipe("cutmix"), 5)(image, torch.tensor([4, 0, 1, 2]), range(4))
+    assert label.tolist() == [4, 0, 1, 2]
+    assert not torch.equal(found, image)

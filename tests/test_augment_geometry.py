@@ -233,3 +233,14 @@ def test_maps_are_interpolated_and_unknown_outside():
     known = maps.isfinite()
     assert 0.3 < known.float().mean() < 0.95
     torch.testing.assert_close(maps[known], moved[known])
+
+
+def test_a_shift_moves_what_was_turned_before():
+    """A quarter turn, then a tenth of each side; a point beside the middle shows both."""
+    image = torch.zeros(1, 1, 41, 61)
+    image[0, 0, 20, 40] = 1  # ten voxels from the middle along the longer side
+    turns = recipe({"rotation": {"range": [90, 90]}}, {"shift": {"range": [0.1, 0.1]}})
+    turned, _ = Augmenter(recipe({"rotation": {"range": [90, 90]}}), 2)(image, image[:, 0].long(), [1])
+    both, _ = Augmenter(turns, 2)(image, image[:, 0].long(), [1])
+    before, after = (np.unravel_index(int(one.argmax()), (41, 61)) for one in (turned, both))
+    assert np.subtract(after, before).tolist() == [4, 6]

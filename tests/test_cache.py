@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -17,7 +18,7 @@ from densepred.cases.cache import prepare
 from densepred.cases.case import Case
 from densepred.cases.preprocess import preprocess
 from densepred.cases.store import ArrayWriter
-from densepred.errors import DiskFullError, InputError
+from densepred.errors import DiskFullError, InputError, UnsafeError
 from densepred.files import locked, sha256
 from tests import disk_faults
 from tests.case_files import blob, case_of, plan, save
@@ -278,3 +279,27 @@ def test_invalid_voxels_have_no_truth_and_labels_out_of_range_are_named(tmp_path
     label[5, 0, :2] = 7
     with pytest.raises(InputError, match=r"ERROR seven: .*label values without a class: 7 \(2 voxels\)"):
         prepare([case_of(tmp_path, blob()[0], label, name="seven")], plan(), tmp_path / "cache")
+
+
+def test_a_file_of_the_same_size_and_time_is_another(tmp_path: Path) -> None:
+    """As releases unpacked with the times of their archive are."""
+    cases = two_cases(tmp_path)
+    path = cases[0].images[0]
+    key, times = prepare(cases, plan(), tmp_path / "cache")[0].key, path.stat()
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert path.stat().st_mtime_ns == times.st_mtime_ns
+    with contextlib.suppress(InputError):  # where the bit spoils a compressed file
+        assert prepare(cases, plan(), tmp_path / "cache")[0].key != key
+
+
+def test_a_lock_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    kept = tmp_path / "thesis.tex"
+    kept.write_text("years")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(kept)
+    with pytest.raises(UnsafeError, match="symbolic link"), locked(tmp_path / "run"):
+        pytest.fail("it was locked")
+    assert kept.read_text() == "years"

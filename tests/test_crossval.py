@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +16,11 @@ import pytest
 from densepred import config as configuration
 from densepred import evaluate, load, open_volume
 from densepred.cases.plan import Plan
+from densepred.children import environment, python
 from densepred.crossval import combine, cross_validate, snapshots
 from densepred.crossval.recipe import of_fold
 from densepred.crossval.training import FoldState, _epochs, _seconds
-from densepred.errors import InputError, NothingDoneError
+from densepred.errors import InputError, NothingDoneError, UnsafeError
 from densepred.inference.folds import read_record
 from densepred.metrics.bootstrap import gain
 from tests import tasks_set
@@ -185,6 +187,37 @@ def test_no_fold_at_all(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(NothingDoneError, match=r"fold 0: failed: .*loss is not finite") as caught:
         cross_validate(recipe, tmp_path / "cv", ["optimizer.lr=1e30", "optimizer.clip=0"], folds=[0])
     assert caught.value.exit_code == 4
+
+
+def test_what_people_did_in_predictions_stays(cv: Path, recipe: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(cv, tmp_path / "cv"))
+    predictions = out / "predictions"
+    shutil.copy(predictions / "c0.nii.gz", predictions / "c0_mine.nii.gz")
+    assert cross_validate(recipe, out).exit_code == 0
+    assert (predictions / "c0_mine.nii.gz").exists()
+    shutil.copy(predictions / "c1.nii.gz", predictions / "c0.nii.gz")
+    before = (predictions / "c0.nii.gz").read_bytes()
+    with pytest.raises(UnsafeError, match="was changed since it was written"):
+        cross_validate(recipe, out)
+    assert (predictions / "c0.nii.gz").read_bytes() == before
+
+
+def test_finished_folds_of_other_labels_are_told(cv: Path, recipe: Path, tmp_path: Path) -> None:
+    root, out = Path(shutil.copytree(recipe.parent, tmp_path / "set")), Path(shutil.copytree(cv, tmp_path / "cv"))
+    here = [f"data.root={root}", f"data.cache={tmp_path / 'cache'}"]
+    assert cross_validate(recipe, out, here).exit_code == 0
+    shutil.copy(root / "labels" / "c1.nii.gz", root / "labels" / "c0.nii.gz")
+    with pytest.raises(InputError, match="has learnt from have changed since"):
+        cross_validate(recipe, out, here)
+
+
+def test_files_of_the_working_folder_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("numpy", "yaml", "json", "statistics"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    shown = subprocess.run(python("-c", "import json, yaml, numpy, statistics"), env=environment())
+    assert shown.returncode == 0
+    assert not (tmp_path / "ran").exists()
 
 
 def scaled(cv: Path, other: Path) -> Path:

@@ -244,6 +244,10 @@ def test_hdf5_without_an_image_of_its_own(tmp_path: Path) -> None:
         part.create_virtual_dataset("raw", layout)
     with pytest.raises(InputError, match="keeps its values in other files"):
         open_volume(tmp_path / "v.h5")
+    with h5py.File(tmp_path / "l.h5", "w") as part:
+        part["raw"] = h5py.ExternalLink(path.name, "/curve")
+    with pytest.raises(InputError, match="keeps its values in other files"):
+        open_volume(f"{tmp_path / 'l.h5'}[raw]")
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".npy", ".tif", ".png"])

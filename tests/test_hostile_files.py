@@ -206,6 +206,19 @@ def dicom(path: Path, rows: int, spacing: float = 1, pixels: bytes = bytes(70), 
     head.save_as(path, enforce_file_format=True)
 
 
+def deflated(path: Path) -> None:
+    """A DICOM file whose data set is a zlib stream of 10 GB of zeros."""
+    dicom(path, 5)
+    head = pydicom.dcmread(path)
+    head.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    head.save_as(path, enforce_file_format=True)
+    with path.open("rb") as file:
+        pydicom.filereader.read_preamble(file, False)
+        pydicom.filereader._read_file_meta_info(file)
+        start = file.tell()
+    path.write_bytes(path.read_bytes()[:start] + zeros()[2:-4])
+
+
 def written(content: Callable[[], bytes]) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(content())
 
@@ -272,6 +285,7 @@ HOSTILE: list[tuple[str, Callable[[Path], object], str]] = [
     ("x.zarr", lambda path: store(path, (), b"1", (10**12, 10**12), (10**9, 10**9)), "this machine has"),
     ("x.zarr", lambda path: (path.mkdir(), (path / "zarr.json").write_text("[" * 100_000)), "metadata cannot be read"),
     ("x.zarr", lambda path: (path.mkdir(), (path / "zarr.json").write_bytes(bytes(64 << 20))), "no metadata are that"),
+    ("x.dcm", deflated, "its whole data set is deflated"),
     ("x.dcm", lambda path: dicom(path, 65535), "holds at most .* of 917490 bytes of pixels"),
     ("x.dcm", lambda path: dicom(path, 5, pixels=bytes(100), coded=True), "pixels have 0 segments"),
     # sizes that are none

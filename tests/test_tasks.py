@@ -133,6 +133,12 @@ def test_the_same_bits_after_a_pause(root: Path, tmp_path: Path) -> None:
     assert sha256(part.path / "model.safetensors") == sha256(whole.path / "model.safetensors")
 
 
+def test_what_trains_in_bfloat16_is_validated_by_its_parts(root: Path, tmp_path: Path) -> None:
+    """The networks of maps know no covariates."""
+    run = train(recipe(root, ALL, training={"precision": "bfloat16", "steps": 2}), tmp_path / "half")
+    assert {"dice_mean", "mse_depth", "accuracy_tone", "mae_radius"} <= run.rows[-1].keys()
+
+
 def test_maps_are_written_in_their_unit(joint: Run, noisy: Run, root: Path, tmp_path: Path) -> None:
     assert predict(joint.path, [root], tmp_path / "out", ["inference.head=depth"]).exit_code == 0
     errors = []

@@ -64,6 +64,18 @@ def together(root: Path) -> Path:
     return trained(root, "together", TOGETHER, "training.workers=2")
 
 
+def test_layers_that_nothing_looks_at_do_not_stop_two_processes(root: Path):
+    pytest.importorskip("monai")
+    other = "model: {network: monai.BasicUNetPlusPlus, options: {features: [4, 4, 4, 4, 4, 4]}}"
+    text = RECIPE.replace("model: {channels: [4, 6, 8], deep_supervision: 1}", other).replace(
+        "[12, 12, 12]", "[16, 16, 16]"
+    )
+    (root / "unused.yaml").write_text(text)
+    words = ("train", "unused.yaml", "data.cache=cache", "training.epochs=1", "--run", root / "unused")
+    said, _ = (process := start(root, *TOGETHER, *words)).communicate(timeout=300)
+    assert process.returncode == 0, said
+
+
 def check_same(ours: Path, theirs: Path) -> None:
     """The losses and the model of another run, to rounding."""
     assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)

@@ -88,7 +88,7 @@ def draw_move(transforms: Iterable[tuple[Transform, Numbers]], shape: Sequence[i
         elif isinstance(settings, Elastic):
             _bend(move, settings, numbers, free, shape, spacing)
         elif isinstance(settings, Rotation | Scaling | Shear | Shift | Crop):
-            _affine(move, settings, numbers, free, shape)
+            _affine(move, settings, numbers, free, shape, spacing)
     return move
 
 
@@ -109,6 +109,7 @@ def _affine(
     numbers: Numbers,
     free: Sequence[int],
     shape: Sequence[int],
+    spacing: Sequence[float],
 ) -> None:
     """Let one transform into the map; it acts on the image after those before it."""
     dims = move.dims
@@ -136,7 +137,9 @@ def _affine(
         places = [numbers.uniform() - 0.5 for _ in range(dims)]
         shift = torch.tensor([p * (1 - part) * s for p, s in zip(places, shape, strict=True)], dtype=torch.float64)
     if fires:
-        move.matrix, move.shift = move.matrix @ inverse, move.shift + shift
+        step = torch.tensor(spacing, dtype=torch.float64)
+        move.shift = move.shift + (move.matrix * step / step.unsqueeze(1)) @ shift  # shifts are in voxels
+        move.matrix = move.matrix @ inverse
         move.warped = True
 
 

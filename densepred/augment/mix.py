@@ -57,7 +57,7 @@ def cutmix(image: Tensor, label: Tensor, settings: CutMix, numbers: Sequence[Num
 
     Args:
         image: (B, C, *spatial); all channels go along.
-        label: (B, *spatial) integers, or (B, T, *spatial) float.
+        label: (B, *spatial) integers, or (B, T, *spatial) float; classes (B,) of whole images stay.
         settings: how often and how large.
         numbers: of each sample.
     """
@@ -66,7 +66,8 @@ def cutmix(image: Tensor, label: Tensor, settings: CutMix, numbers: Sequence[Num
         box = draw_box(image.shape[2:], settings.range, own)
         if partner is not None:
             _inside(out[index], box).copy_(_inside(image[partner], box))
-            _inside(out_label[index], box).copy_(_inside(label[partner], box))
+            if label.ndim > 1:
+                _inside(out_label[index], box).copy_(_inside(label[partner], box))
     return out, out_label
 
 

@@ -53,6 +53,8 @@ _SETTINGS = {
 _SMALL = (".json", ".npy")  # files without checksums of their own
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
+_Stamp = tuple[str, int, int, int | None]
+"""Path, size, and the times of the last change of content and of anything, of which no program sets the second."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ def _each(make: Callable[[Case, Event], T], cases: Sequence[Case], workers: int)
             raise cause from None
 
 
-def _prepare(case: Case, plan: Plan, folder: Path, known: dict[tuple[str, int, int], str], stop: Event) -> CachedCase:
+def _prepare(case: Case, plan: Plan, folder: Path, known: dict[_Stamp, str], stop: Event) -> CachedCase:
     if case.label is None and plan.classes:
         raise InputError("no label", "add the label or leave the case out", case.images[0], case.id)
     _go_on(stop)
@@ -286,19 +288,20 @@ def _read_meta(entry: Path) -> dict[str, Any] | None:
         return None
 
 
-def _known_hashes(folder: Path) -> dict[tuple[str, int, int], str]:
-    """(path, size, time of change) -> hash, of all files that went into the cache."""
+def _known_hashes(folder: Path) -> dict[_Stamp, str]:
+    """Stamp -> hash, of all files that went into the cache."""
     metas = (_read_meta(entry) for entry in folder.iterdir() if entry.is_dir())
     files = [file for meta in metas if meta is not None for file in meta["files"]]
-    return {(file["path"], file["size"], file["mtime_ns"]): file["sha256"] for file in files}
+    return {(file["path"], file["size"], file["mtime_ns"], file.get("ctime_ns")): file["sha256"] for file in files}
 
 
-def _stamp(path: Path, known: dict[tuple[str, int, int], str]) -> dict[str, Any]:
+def _stamp(path: Path, known: dict[_Stamp, str]) -> dict[str, Any]:
     try:
         stat = path.stat()
         where = str(path.resolve())  # a folder's own time says nothing of the files in it
-        found = None if path.is_dir() else known.get((where, stat.st_size, stat.st_mtime_ns))
+        found = None if path.is_dir() else known.get((where, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
         digest = found or sha256(path)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", "check the path and its permissions", path) from error
-    return {"path": where, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": digest}
+    times = {"mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
+    return {"path": where, "size": stat.st_size, **times, "sha256": digest}

@@ -24,7 +24,7 @@ from densepred.crossval.held_out import HeldOut, Setup, predict_held_out
 from densepred.crossval.misplaced import Misplaced, draw_misplaced, misplaced
 from densepred.crossval.pictures import reliability_figure, scores_figure
 from densepred.crossval.sampling import sample_held_out
-from densepred.errors import NothingDoneError
+from densepred.errors import NothingDoneError, UnsafeError
 from densepred.figures import save_png
 from densepred.files import atomic_folder, atomic_write, remove, sha256, writable_folder
 from densepred.inference.folds import DECISIONS, write_record
@@ -37,6 +37,8 @@ from densepred.models.heads import Segmentation
 from densepred.volumes import FORMATS
 
 PREDICTIONS, PICTURE, RELIABILITY = "predictions", "scores.png", "reliability.png"
+WRITTEN = "written.json"
+"""In the predictions: the hashes of what was written there."""
 
 
 @dataclass
@@ -70,6 +72,7 @@ def judge(setup: Setup, first: Sequence[Decision] = (), runs: Sequence[str] = ()
 
     Raises:
         NothingDoneError: no case could be predicted and scored.
+        UnsafeError: a file of the predictions was changed by somebody else.
     """
     axes = setup.shared.config.inference.mirror if setup.kind else ()
     base = predict_held_out(setup, "plain", [f"{MIRROR}=[]"])
@@ -119,23 +122,82 @@ def _write_predictions(setup: Setup, final: HeldOut, settings: dict[str, Any]) -
     """The files as prediction would now make them, each of the model that did not see the case.
 
     What was filtered is written with the record of how it came about; the others are copied.
+
+    Raises:
+        UnsafeError: a file was changed since it was written here, or was not.
     """
-    folder = writable_folder(setup.out / PREDICTIONS)
+    folder = _Written(writable_folder(setup.out / PREDICTIONS))
     if setup.kind:
         _write_maps(setup, final, settings, folder)
     if setup.plan.classes:
-        _copy(final.folder / LABELS, folder / LABELS)
+        folder.copy(final.folder / LABELS, folder.path / LABELS)
     if final.rows:
         targets = json.loads((final.folder / MEANING).read_text("utf-8"))["targets"]
         weights = {str(one.fold): one.weights for one in setup.done}
         meaning = {"model": setup.out.resolve().name, "weights_sha256_of_folds": weights, "targets": targets}
-        atomic_write(folder / MEANING, json.dumps(meaning, indent=1) + "\n")
-        _copy(final.folder / TABLE, folder / TABLE)
+        atomic_write(folder.path / MEANING, json.dumps(meaning, indent=1) + "\n")
+        folder.copy(final.folder / TABLE, folder.path / TABLE)
+    folder.save()
 
 
-def _write_maps(setup: Setup, final: HeldOut, settings: dict[str, Any], folder: Path) -> None:
+class _Written:
+    """A folder of files and the record of their hashes, so that what people changed or added there stays.
+
+    Args:
+        path: the folder; one without a record, of earlier versions, is taken for all ours.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._kept = path, dict[str, str]()
+        record = path / WRITTEN
+        self._known: dict[str, str] | None = json.loads(record.read_text("utf-8")) if record.is_file() else None
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.path).as_posix()
+
+    def is_ours(self, path: Path) -> bool:
+        """Whether it is as it was written here."""
+        return self._known is None or self._known.get(self._name(path)) == sha256(path)
+
+    def check(self, target: Path) -> None:
+        """Refuse to replace what is not."""
+        if target.exists() and not self.is_ours(target):
+            what = "was changed since it was written: left as it is"
+            raise UnsafeError(what, "move it away, and run the same command again", target)
+
+    def keep(self, target: Path) -> None:
+        """Note what was written."""
+        self._kept[self._name(target)] = sha256(target)
+
+    def copy(self, source: Path, target: Path) -> None:
+        """Copy a file, or a store in a folder, unless the same is there."""
+        writable_folder(target.parent)
+        if not (target.exists() and sha256(target) == sha256(source)):
+            self.check(target)
+            if source.is_dir():
+                with atomic_folder(target) as part:
+                    shutil.copytree(source, part, dirs_exist_ok=True)
+            else:
+                atomic_write(target, source.read_bytes())
+        self.keep(target)
+
+    def sweep(self) -> None:
+        """Remove the images beside those that were written now, if they were written here."""
+        for parent in {(self.path / name).parent for name in self._kept}:
+            for path in parent.iterdir():
+                image = path.name.lower().endswith(tuple(FORMATS)) and path.name[0] != "."
+                known = self._known is None or self._name(path) in self._known
+                if image and known and self._name(path) not in self._kept and self.is_ours(path):
+                    remove(path)
+
+    def save(self) -> None:
+        """Write the record."""
+        atomic_write(self.path / WRITTEN, json.dumps(dict(sorted(self._kept.items())), indent=1) + "\n")
+
+
+def _write_maps(setup: Setup, final: HeldOut, settings: dict[str, Any], folder: _Written) -> None:
     """The label maps, or maps of numbers."""
-    layout, kept = Plain(folder, [setup.kind]), set()
+    layout = Plain(folder.path, [setup.kind])
     for one in setup.done:
         overrides = [f"{MIRROR}={settings[MIRROR]}", f"{KEEP}={settings[KEEP]}"]
         predictor = load(setup.runs(one), overrides, device=setup.engine.device)
@@ -144,28 +206,14 @@ def _write_maps(setup: Setup, final: HeldOut, settings: dict[str, Any], folder: 
             if source is None:
                 continue
             target = layout.paths(setup.cases[case])[setup.kind]
-            kept.add(target)
             if not settings[KEEP]:
-                _copy(source, target)
+                folder.copy(source, target)
                 continue
+            folder.check(target)
             with setup.plan.reading.open_plane(source) as volume:
                 made = predictor.made(setup.cases[case])
                 with Outputs({setup.kind: target}, 1, setup.plan, made, predictor.head) as outputs:
                     outputs.begin(volume)
                     outputs.write({setup.kind: volume.numpy()})
-    for parent in {path.parent for path in kept}:
-        for path in parent.iterdir():
-            if path.name.lower().endswith(tuple(FORMATS)) and path not in kept and path.name[0] != ".":
-                remove(path)
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file, or a store in a folder, unless the same is there."""
-    writable_folder(target.parent)
-    if target.exists() and sha256(target) == sha256(source):
-        return
-    if source.is_dir():
-        with atomic_folder(target) as part:
-            shutil.copytree(source, part, dirs_exist_ok=True)
-    else:
-        atomic_write(target, source.read_bytes())
+            folder.keep(target)
+    folder.sweep()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from densepred.config.data import ChannelConfig, DataConfig
 from densepred.config.normalize import Normalize
 from densepred.config.tasks import StandardConfig, TargetConfig
 from densepred.errors import InputError
-from densepred.files import atomic_write
+from densepred.files import atomic_write, sha256
+from densepred.volumes import split_part
 
 RECIPE, GIVEN = "config.yaml", "given.yaml"
 _FREE: dict[str, set[str]] = {
@@ -42,6 +44,17 @@ class Shared:
     cases: dict[str, Case]
     folds: list[Fold]
     groups: dict[str, str]
+
+    def told_of(self, cases: Iterable[str]) -> str:
+        """SHA-256 of what cases have to tell a training: their labels, maps and table; of images the sizes alone."""
+        table = self.config.data.tabular
+        lines = [] if table is None else [sha256(Path(self.config.data.root) / table)]
+        for name in sorted(cases):
+            for role, path in self.cases[name].roles.items():
+                file = split_part(path)[0]
+                if file.is_file():
+                    lines.append(f"{name} {role} {file.stat().st_size if role.startswith('image') else sha256(file)}")
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def shared(config: Config, out: Path) -> Shared:

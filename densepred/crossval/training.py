@@ -6,13 +6,13 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from densepred.children import environment, python
 from densepred.config import TrainingConfig
 from densepred.config.training import parse_duration
 from densepred.crossval.fold import RECIPES_OWN
@@ -42,6 +42,7 @@ class FoldState:
         state: `DONE`, "waiting", "running", "stopped" or "failed".
         why: of a fold that is not done.
         weights: SHA-256 of those of each run, when it was done.
+        data: hash of what it learns from, see `Shared.told_of`; empty of earlier versions.
     """
 
     fold: int
@@ -50,6 +51,7 @@ class FoldState:
     state: str = WAITING
     why: str = ""
     weights: list[str] = field(default_factory=list)
+    data: str = ""
 
     def is_done(self, out: Path) -> bool:
         """Whether it was done and its weights are still those."""
@@ -63,6 +65,9 @@ class Record:
     Args:
         out: the folder of the cross-validation.
         folds: all that were asked for now.
+
+    Raises:
+        InputError: what a finished one has learnt from has changed since.
     """
 
     def __init__(self, out: Path, folds: Sequence[FoldState]) -> None:
@@ -71,6 +76,9 @@ class Record:
         for index, one in enumerate(self.folds):
             known = before.pop(one.fold, None)
             if known is not None and known.cases == one.cases and known.runs == one.runs and known.is_done(out):
+                if known.data and known.data != one.data:
+                    what = f"the labels or images that fold {one.fold} has learnt from have changed since"
+                    raise InputError(what, "restore them, or choose another --out folder", out)
                 self.folds[index] = known
         self.folds = sorted([*self.folds, *(one for one in before.values())], key=lambda one: one.fold)
         self.save()
@@ -193,11 +201,11 @@ class _Crew:
 def _started(out: Path, one: FoldState, device: str, slots: Sequence[str]) -> subprocess.Popen[bytes]:
     """The process of a fold; a signal of the terminal goes to this program alone, which hands it on."""
     (run,) = one.runs
-    command = [sys.executable, "-m", "densepred.crossval.fold", out / RECIPE, out / run, str(one.fold), device]
+    command = python("-m", "densepred.crossval.fold", out / RECIPE, out / run, one.fold, device, os.getpid())
     log = os.open(writable_folder(out / LOGS) / f"{run}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         return subprocess.Popen(
-            [*map(str, command), str(os.getpid())],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -210,7 +218,7 @@ def _started(out: Path, one: FoldState, device: str, slots: Sequence[str]) -> su
 
 def _environment(device: str, slots: Sequence[str]) -> dict[str, str]:
     """Processes that share the cores have their share of threads, unless OMP_NUM_THREADS says how many."""
-    env = dict(os.environ)
+    env = environment()
     sharing = slots.count("cpu")
     if device == "cpu" and sharing > 1:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

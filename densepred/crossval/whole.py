@@ -93,7 +93,11 @@ def cross_validate(
     with locked(folder):
         common = shared(config, folder)
         asked = chosen(common.folds, folds)
-        record = Record(folder, [FoldState(fold, [f"fold-{fold}"], common.folds[fold][1]) for fold in asked])
+        states = [
+            FoldState(fold, [f"fold-{fold}"], common.folds[fold][1], data=common.told_of(common.folds[fold][0]))
+            for fold in asked
+        ]
+        record = Record(folder, states)
         if any(one.state != FINISHED for one in record.folds if one.fold in asked):
             _prepare(common)
             train_folds(record, asked, asked_devices, config.training)

@@ -142,7 +142,7 @@ def _arrays(
     reading: Reading,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Truth and prediction as places in `values` from 1 (or as numbers of objects), and where they are known."""
-    shape, kind = expected.shape[1:], np.int32 if reading.objects else np.int16
+    shape, kind = expected.shape[1:], np.int64 if reading.objects else np.int16
     found = np.zeros((2, *shape), kind)
     known = np.ones(shape, bool)
     every = np.array(sorted(values))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from densepred.children import python
 from densepred.errors import InputError
 from densepred.inference.forward import pick
 from densepred.inference.runtimes import Task, making
@@ -150,7 +151,7 @@ def _try_in_child(library: ModuleType, program: Any, settings: dict[str, Any]) -
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / "network.xml"
         library.save_model(program, part, compress_to_fp16=False)
-        command = [sys.executable, "-c", _CHILD, str(part), json.dumps(settings)]
+        command = python("-c", _CHILD, part, json.dumps(settings))
         code = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
     if code:
         raise InputError(f"OpenVINO fails on this network (exit code {code})", "use inference.backend=torch")

@@ -136,6 +136,7 @@ class DensePredictor(Model):
         if not specs:
             raise ValueError(f"no {'dense' if dense else 'global'} head among {', '.join(self.specs)}")
         other = copy.copy(self)
+        other.__dict__.pop("forward", None)  # what mixed precision puts there is bound to the whole network
         other._modules = self._modules.copy()  # of its own, the layers in it shared
         other.specs = specs
         if not dense:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from densepred.allocator import tune_allocator
+from densepred.children import environment, python
 from densepred.config import Config, dump, load
 from densepred.errors import DensepredError, InputError, ResourceError
 from densepred.files import atomic_write
@@ -72,10 +72,8 @@ def run(config: Config, cases: Sequence[str]) -> Trial | None:
         folder = Path(name)
         atomic_write(folder / _RECIPE, dump(config.model_copy(update={"training": short, "data": root})))
         atomic_write(folder / _CASES, json.dumps(list(cases)))
-        package = str(Path(__file__).parents[2])
-        env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))}
-        command = [sys.executable, "-m", "densepred.planning.trial", name]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=env)
+        command = python("-m", "densepred.planning.trial", name)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment())
         if not (folder / _RESULT).is_file():
             if done.returncode in (-9, 137):  # the system's way to say that memory is full
                 return None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from densepred.errors import InputError
+from densepred.errors import InputError, UnsafeError
 from densepred.files import atomic_write, needing_space, part_path, sha256, sync
 
 KEPT = 2
@@ -30,7 +30,12 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
         step: steps done.
         tensors: file stem -> tensors by name.
         state: plain JSON data.
+
+    Raises:
+        UnsafeError: the folder is a symbolic link.
     """
+    if folder.is_symlink():  # older checkpoints are removed: not those of another run
+        raise UnsafeError("the folder of checkpoints is a symbolic link", "remove the link", folder)
     folder.mkdir(exist_ok=True)
     final = folder / f"step-{step:08d}"
     part = part_path(final)

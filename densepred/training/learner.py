@@ -20,6 +20,12 @@ from densepred.training.optim import MovingAverage, make_optimizer
 Tensors = dict[str, dict[str, Tensor]]
 
 
+def learns_partly(config: Config) -> bool:
+    """May some parameters get no gradient: frozen ones, of heads without weight, of foreign networks' unused layers?"""
+    foreign = bool(config.model.network) or config.model.decoder.startswith("smp.")
+    return foreign or bool(config.training.transfer.freeze) or any(not one.weight for one in config.heads.values())
+
+
 class Learner:
     """Takes the steps of a training; every step is a function of (seed, step) and the weights before it.
 
@@ -51,8 +57,8 @@ class Learner:
         if self.sharded:
             ranks.shard(synchronised(self.model.to(self.device), self.device), self.device)
         self.optimizer = make_optimizer(self.model, self.config.optimizer, training.transfer)
-        partly = bool(training.transfer.freeze)
-        self.engine = Engine(self.model, self.optimizer, self.device, self.precision, training.form, partly)
+        form, partly = training.form, learns_partly(self.config)
+        self.engine = Engine(self.model, self.optimizer, self.device, self.precision, form, partly)
         self.average = MovingAverage(self.model, self.config.optimizer.ema)
         if tensors is not None:
             checkpoint.load_optimizer(self.optimizer, tensors["optimizer"], ranks.like)

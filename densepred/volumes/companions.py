@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -48,7 +49,9 @@ def _named(path: Path) -> list[Path]:
     for line in lines:
         name = re.split(r"[:=]", line, maxsplit=1)[-1].strip()
         if "%" in name:
-            found.update(path.parent.glob(re.sub(r"%\d*[a-z]", "*", name.split()[0])))
+            named = path.parent / name.split()[0]
+            with contextlib.suppress(ValueError, NotImplementedError):  # no pattern that files could match
+                found.update(named.parent.glob(re.sub(r"(?:%\d*[a-z])+", "*", named.name)))
         elif name and (path.parent / name).is_file():
             found.add(path.parent / name)
     return sorted(found)

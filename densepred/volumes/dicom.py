@@ -119,9 +119,12 @@ def _head(file: Path) -> Any:
     """The tags of a file that matter here; None if it is no DICOM."""
     pydicom = _pydicom()
     try:
+        _refuse_deflated(file)
         head = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
         list(head)  # which decodes every value now
         return head
+    except InputError:
+        raise
     except (pydicom.errors.InvalidDicomError, EOFError):
         return None
     except Exception as error:  # pydicom raises many kinds for a broken file
@@ -129,6 +132,20 @@ def _head(file: Path) -> Any:
             raise
         what = f"its DICOM header cannot be read: {error}"
         raise InputError(what, "get the file again from its source", file) from error
+
+
+def _refuse_deflated(file: Path) -> None:
+    """Of a data set that is deflated as a whole a few megabytes could become gigabytes before anything is known of it.
+
+    Raises:
+        InputError: it is.
+    """
+    pydicom = _pydicom()
+    syntax = pydicom.filereader.read_file_meta_info(file).get("TransferSyntaxUID")
+    if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
+        raise InputError(
+            "its whole data set is deflated, which is not read", "convert it with dcmconv or dcm2niix", file
+        )
 
 
 def _numbers(head: Any, name: str, count: int, file: Path) -> np.ndarray:

@@ -164,7 +164,7 @@ def _choose(file: Any, part: str | None, path: Path) -> Any:
             raise _which(found, part, path)
     except (OSError, RuntimeError, KeyError) as error:
         raise InputError(f"the HDF5 file is broken ({str(error)[:150]})", _FIX, path) from error
-    if chosen.is_virtual or chosen.external:
+    if chosen.is_virtual or chosen.external or chosen.file.filename != file.filename:
         what = f"'{chosen.name}' keeps its values in other files, which may be missing"
         raise InputError(what, "copy it into one file with h5repack", path)
     if len(chosen.shape or ()) < 2:

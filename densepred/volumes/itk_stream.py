@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bz2
 import math
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ _LONGEST, _MAX_HEADER = 1 << 20, 1 << 23
 _MOST_AXES = 10
 """Of a MetaImage: ITK's own limit, which it does not check."""
 _FIX = "get the file again from its source"
+_SINGLE = "save it as one file"
+_PATTERN = re.compile(r"[^%\s]*%(?:0?[1-9])?d[^%\s]*")
+"""A name with a number in it."""
 _MAGIC = {".nrrd": (b"NRRD",), ".nhdr": (b"NRRD",), ".mha": (b"=",), ".mhd": (b"=",)}
 
 
@@ -148,7 +152,12 @@ def _of_nrrd(path: Path) -> Voxels:
     other = fields.get("data file", fields.get("datafile"))
     lines, skip = (_whole(fields, (f"{unit} skip", f"{unit}skip"), path) for unit in ("line", "byte"))
     if other is not None:
-        several = other.upper().startswith("LIST") or (len(other.split()) > 1 and "%" in other)
+        words = other.split()
+        several = other.upper().startswith("LIST") or (len(words) > 1 and "%" in other)
+        if several and "%" in words[0]:
+            numbers = all(re.fullmatch(r"-?\d{1,9}", word) for word in words[1:])
+            if not (_PATTERN.fullmatch(words[0]) and len(words) in (4, 5) and numbers and int(words[3])):
+                raise InputError(f"impossible files of voxels: data file: {other[:80]}", _SINGLE, path)
         return Voxels(path, None if several or lines else path.parent / other, skip, encoding, False)
     return Voxels(path, None if lines else path, -1 if skip < 0 else end + skip, encoding, False)
 
@@ -193,9 +202,42 @@ def _of_meta(path: Path) -> Voxels:
     if other.upper() == "LOCAL":
         return Voxels(path, path, end, encoding, encoding == "raw", size)
     several = other.upper().startswith("LIST") or "%" in other
+    if several:
+        _check_several(other, [int(size) for size in fields["DimSize"].split()], end, path)
     skip = _whole(fields, ("HeaderSize",), path)
     windows = encoding == "raw" and not several
     return Voxels(path, None if several else path.parent / other, skip, encoding, windows, size)
+
+
+def _check_several(other: str, sizes: list[int], end: int, path: Path) -> None:
+    """Of a MetaImage: a plain pattern with a number for each plane, or a list that names every file.
+
+    ITK itself takes a pattern for a format of C, divides by its step, and reads a list that is cut off as far as it is.
+
+    Raises:
+        InputError: another pattern, or too few names.
+    """
+    words = other.split()
+    numbers = [int(word) for word in words[1:] if re.fullmatch(r"\d{1,9}", word)]
+    strange = len(numbers) < len(words) - 1
+    if words[0].upper() == "LIST" and len(words) <= 2 and not strange:
+        axes = numbers[0] if numbers else len(sizes) - 1
+        if 1 <= axes < len(sizes):
+            with open(path, "rb") as file:
+                file.seek(end)
+                listed = file.read(_MAX_HEADER).split(b"\n")[:-1]
+            wanted = math.prod(sizes[axes:])
+            if len(listed) < wanted or not all(line.strip() for line in listed[:wanted]):
+                what = f"truncated: lists {len(listed)} of {wanted} files, each on a line that ends"
+                raise InputError(what, _FIX, path)
+            return
+    elif _PATTERN.fullmatch(words[0]) and not strange:
+        if len(numbers) < 2:
+            return  # from the first, or 1, on by ones
+        first, last, step = (*numbers, 0)[:3]
+        if len(numbers) == 3 and step and len(range(first, last + 1, step)) == sizes[-1]:
+            return
+    raise InputError(f"impossible files of voxels: ElementDataFile = {other[:80]}", _SINGLE, path)
 
 
 def _decoded(path: Path, start: int, encoding: str) -> Iterator[int]:
