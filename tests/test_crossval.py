@@ -200,6 +200,9 @@ def test_what_people_did_in_predictions_stays(cv: Path, recipe: Path, tmp_path: 
     with pytest.raises(UnsafeError, match="was changed since it was written"):
         cross_validate(recipe, out)
     assert (predictions / "c0.nii.gz").read_bytes() == before
+    (predictions / "written.json").write_text("[")
+    with pytest.raises(InputError, match="damaged"):
+        cross_validate(recipe, out)
 
 
 def test_finished_folds_of_other_labels_are_told(cv: Path, recipe: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from densepred.crossval.held_out import HeldOut, Setup, predict_held_out
 from densepred.crossval.misplaced import Misplaced, draw_misplaced, misplaced
 from densepred.crossval.pictures import reliability_figure, scores_figure
 from densepred.crossval.sampling import sample_held_out
-from densepred.errors import NothingDoneError, UnsafeError
+from densepred.errors import InputError, NothingDoneError, UnsafeError
 from densepred.figures import save_png
 from densepred.files import atomic_folder, atomic_write, remove, sha256, writable_folder
 from densepred.inference.folds import DECISIONS, write_record
@@ -145,12 +145,21 @@ class _Written:
 
     Args:
         path: the folder; one without a record, of earlier versions, is taken for all ours.
+
+    Raises:
+        InputError: the record is damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self._kept = path, dict[str, str]()
+        self._known: dict[str, str] | None = None
         record = path / WRITTEN
-        self._known: dict[str, str] | None = json.loads(record.read_text("utf-8")) if record.is_file() else None
+        try:
+            if record.exists():
+                self._known = dict(json.loads(record.read_text("utf-8")))
+        except (ValueError, TypeError) as error:
+            fix = "remove it: what lies beside it is then taken for written here"
+            raise InputError(f"damaged ({error})", fix, record) from error
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.path).as_posix()
