@@ -19,6 +19,7 @@ def python(*words: object) -> list[str]:
 
 def environment() -> dict[str, str]:
     """This one's, in which the package is found where it is not installed."""
-    package = str(Path(__file__).parents[1])
-    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-    return os.environ | {"PYTHONPATH": path}
+    package = Path(__file__).parents[1]
+    if package.name in ("site-packages", "dist-packages"):  # which should not come before Python's own library
+        return dict(os.environ)
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))}
