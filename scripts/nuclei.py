@@ -31,10 +31,10 @@ from densepred.volumes import open_volume
 
 ROOT = Path(__file__).parent.parent
 RECIPES = {
-    "ResNet-34": ("unet_resnet34_nuclei", "resnet34"),
-    "ConvNeXt-tiny": ("unet_convnext_nuclei", "tu-convnext_tiny"),
+    "ResNet-34": ("unet_resnet34_nuclei", "smp.resnet34"),
+    "ConvNeXt-tiny": ("unet_convnext_nuclei", "timm.convnext_tiny"),  # which SMP takes from timm too
 }
-"""By encoder: our recipe, and SMP's name of the encoder."""
+"""By encoder: our recipe, and the encoder of SMP's U-Net."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def main() -> None:
         if arguments.encoder not in (None, name):
             continue
         file = ROOT / "configs" / f"{recipe}.yaml"
-        theirs = f"model={{dims: 2, encoder: smp.{encoder}, decoder: smp.Unet}}"
+        theirs = f"model={{dims: 2, encoder: {encoder}, decoder: smp.Unet}}"
         both = {
             "ours": found(file, out / name / "ours", common),
             "SMP's": found(file, out / name / "smp", [*common, theirs]),
