@@ -18,6 +18,7 @@ from densepred import evaluate, load, open_volume
 from densepred.cases.plan import Plan
 from densepred.children import environment, python
 from densepred.crossval import combine, cross_validate, snapshots
+from densepred.crossval.judging import _Written
 from densepred.crossval.recipe import of_fold
 from densepred.crossval.training import FoldState, _epochs, _seconds
 from densepred.errors import InputError, NothingDoneError, UnsafeError
@@ -203,6 +204,26 @@ def test_what_people_did_in_predictions_stays(cv: Path, recipe: Path, tmp_path: 
     (predictions / "written.json").write_text("[")
     with pytest.raises(InputError, match="damaged"):
         cross_validate(recipe, out)
+
+
+def test_predictions_that_were_being_written_are_no_ones_else(tmp_path: Path) -> None:
+    """After a kill between the first file and the last."""
+    (tmp_path / "a.nii").write_text("old")
+    folder = _Written(tmp_path)
+    folder.begin([tmp_path / "a.nii", tmp_path / "b.nii"])
+    (tmp_path / "a.nii").write_text("new")
+    (tmp_path / "mine.nii").write_text("drawn by hand")
+    again = _Written(tmp_path)
+    again.begin([tmp_path / "b.nii"])
+    (tmp_path / "b.nii").write_text("new")
+    again.keep(tmp_path / "b.nii")
+    again.end()
+    assert {path.name for path in tmp_path.iterdir()} == {"b.nii", "mine.nii", "written.json"}
+    (tmp_path / "b.nii").write_text("corrected")
+    with pytest.raises(UnsafeError, match="was changed since it was written"):
+        _Written(tmp_path).begin([tmp_path / "b.nii"])
+    with pytest.raises(UnsafeError, match="was changed since it was written"):
+        _Written(tmp_path).begin([tmp_path / "mine.nii"])
 
 
 def test_finished_folds_of_other_labels_are_told(cv: Path, recipe: Path, tmp_path: Path) -> None:

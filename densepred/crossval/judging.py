@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,17 +127,20 @@ def _write_predictions(setup: Setup, final: HeldOut, settings: dict[str, Any]) -
         UnsafeError: a file was changed since it was written here, or was not.
     """
     folder = _Written(writable_folder(setup.out / PREDICTIONS))
-    if setup.kind:
-        _write_maps(setup, final, settings, folder)
-    if setup.plan.classes:
-        folder.copy(final.folder / LABELS, folder.path / LABELS)
+    layout = Plain(folder.path, [setup.kind])
+    maps = {case: layout.paths(setup.cases[case])[setup.kind] for case in final.files} if setup.kind else {}
+    copied = [LABELS] if setup.plan.classes else []
+    copied += [TABLE] if final.rows else []
+    folder.begin([*maps.values(), *(folder.path / name for name in copied)])
+    _write_maps(setup, final, settings, maps, folder)
+    for name in copied:
+        folder.copy(final.folder / name, folder.path / name)
     if final.rows:
         targets = json.loads((final.folder / MEANING).read_text("utf-8"))["targets"]
         weights = {str(one.fold): one.weights for one in setup.done}
         meaning = {"model": setup.out.resolve().name, "weights_sha256_of_folds": weights, "targets": targets}
         atomic_write(folder.path / MEANING, json.dumps(meaning, indent=1) + "\n")
-        folder.copy(final.folder / TABLE, folder.path / TABLE)
-    folder.save()
+    folder.end()
 
 
 class _Written:
@@ -151,38 +154,38 @@ class _Written:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._kept = path, dict[str, str]()
-        self._known: dict[str, str] | None = None
-        record = path / WRITTEN
+        self.path, self._record = path, path / WRITTEN
+        self._kept: dict[str, str | None] = {}
         try:
-            if record.exists():
-                self._known = dict(json.loads(record.read_text("utf-8")))
+            if self._record.exists():
+                self._known: dict[str, str | None] = dict(json.loads(self._record.read_text("utf-8")))
+            else:
+                self._known = {self._name(one): None for one in path.rglob("*")}
         except (ValueError, TypeError) as error:
             fix = "remove it: what lies beside it is then taken for written here"
-            raise InputError(f"damaged ({error})", fix, record) from error
+            raise InputError(f"damaged ({error})", fix, self._record) from error
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.path).as_posix()
 
     def is_ours(self, path: Path) -> bool:
-        """Whether it is as it was written here."""
-        return self._known is None or self._known.get(self._name(path)) == sha256(path)
+        """Whether it is as it was written here; what was being written when a run was killed is."""
+        name = self._name(path)
+        return name in self._known and self._known[name] in (None, sha256(path))
 
-    def check(self, target: Path) -> None:
-        """Refuse to replace what is not."""
-        if target.exists() and not self.is_ours(target):
-            what = "was changed since it was written: left as it is"
-            raise UnsafeError(what, "move it away, and run the same command again", target)
-
-    def keep(self, target: Path) -> None:
-        """Note what was written."""
-        self._kept[self._name(target)] = sha256(target)
+    def begin(self, targets: Sequence[Path]) -> None:
+        """Refuse to replace what is not ours, and note that these are about to be written."""
+        for target in targets:
+            if target.exists() and not self.is_ours(target):
+                what = "was changed since it was written: left as it is"
+                raise UnsafeError(what, "move it away, and run the same command again", target)
+        self._known |= {self._name(target): None for target in targets}
+        self._save(self._known)
 
     def copy(self, source: Path, target: Path) -> None:
         """Copy a file, or a store in a folder, unless the same is there."""
         writable_folder(target.parent)
         if not (target.exists() and sha256(target) == sha256(source)):
-            self.check(target)
             if source.is_dir():
                 with atomic_folder(target) as part:
                     shutil.copytree(source, part, dirs_exist_ok=True)
@@ -190,39 +193,40 @@ class _Written:
                 atomic_write(target, source.read_bytes())
         self.keep(target)
 
-    def sweep(self) -> None:
-        """Remove the images beside those that were written now, if they were written here."""
+    def keep(self, target: Path) -> None:
+        """Note what was written."""
+        self._kept[self._name(target)] = sha256(target)
+
+    def end(self) -> None:
+        """Remove the images beside those that were written now, if they are ours; the record is of these alone."""
         for parent in {(self.path / name).parent for name in self._kept}:
             for path in parent.iterdir():
                 image = path.name.lower().endswith(tuple(FORMATS)) and path.name[0] != "."
-                known = self._known is None or self._name(path) in self._known
-                if image and known and self._name(path) not in self._kept and self.is_ours(path):
+                if image and self._name(path) not in self._kept and self.is_ours(path):
                     remove(path)
+        self._save(self._kept)
 
-    def save(self) -> None:
-        """Write the record."""
-        atomic_write(self.path / WRITTEN, json.dumps(dict(sorted(self._kept.items())), indent=1) + "\n")
+    def _save(self, names: dict[str, str | None]) -> None:
+        atomic_write(self._record, json.dumps(dict(sorted(names.items())), indent=1) + "\n")
 
 
-def _write_maps(setup: Setup, final: HeldOut, settings: dict[str, Any], folder: _Written) -> None:
+def _write_maps(
+    setup: Setup, final: HeldOut, settings: dict[str, Any], targets: Mapping[str, Path], folder: _Written
+) -> None:
     """The label maps, or maps of numbers."""
-    layout = Plain(folder.path, [setup.kind])
     for one in setup.done:
         overrides = [f"{MIRROR}={settings[MIRROR]}", f"{KEEP}={settings[KEEP]}"]
         predictor = load(setup.runs(one), overrides, device=setup.engine.device)
         for case in one.cases:
-            source = final.files.get(case)
-            if source is None:
+            if case not in targets:
                 continue
-            target = layout.paths(setup.cases[case])[setup.kind]
+            source, target = final.files[case], targets[case]
             if not settings[KEEP]:
                 folder.copy(source, target)
                 continue
-            folder.check(target)
             with setup.plan.reading.open_plane(source) as volume:
                 made = predictor.made(setup.cases[case])
                 with Outputs({setup.kind: target}, 1, setup.plan, made, predictor.head) as outputs:
                     outputs.begin(volume)
                     outputs.write({setup.kind: volume.numpy()})
             folder.keep(target)
-    folder.sweep()

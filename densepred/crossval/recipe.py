@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,23 @@ class Shared:
         """SHA-256 of what cases have to tell a training: their labels, maps and table; of images the sizes alone."""
         table = self.config.data.tabular
         lines = [] if table is None else [sha256(Path(self.config.data.root) / table)]
-        for name in sorted(cases):
-            for role, path in self.cases[name].roles.items():
-                file = split_part(path)[0]
-                if file.is_file():
-                    lines.append(f"{name} {role} {file.stat().st_size if role.startswith('image') else sha256(file)}")
+        lines += [line for name in sorted(cases) for line in self._told[name]]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    @cached_property
+    def _told(self) -> dict[str, list[str]]:
+        """Of each case a line for each of its files; folds share them."""
+        files = {
+            name: {role: split_part(path)[0] for role, path in one.roles.items()} for name, one in self.cases.items()
+        }
+        return {
+            name: [
+                f"{name} {role} {file.stat().st_size if role.startswith('image') else sha256(file)}"
+                for role, file in named.items()
+                if file.is_file()
+            ]
+            for name, named in files.items()
+        }
 
 
 def shared(config: Config, out: Path) -> Shared:

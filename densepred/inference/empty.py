@@ -60,7 +60,7 @@ class EmptyWindows:
         return tuple(round((a + b) / 2 / self.spread) * self.spread for a, b in zip(low, high, strict=True))
 
     def logits(self, value: tuple[float, ...], device: torch.device) -> Tensor:
-        """The logits (K, *window) of a window that holds this value of each channel everywhere; the last are kept."""
+        """The logits (K, *window) of a window that holds this value of each channel everywhere; the last stay."""
         self.skipped += 1
         if self._known is None or self._known[0] != value:
             self._known = None  # its memory is that of the next
