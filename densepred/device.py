@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import gc
 from collections.abc import Iterator
+from functools import cache
+from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
 
+from densepred.allocator import give_back
 from densepred.errors import InputError, ResourceError
 
+M = TypeVar("M", bound=nn.Module)
+_EXHAUSTED = (
+    "can't allocate memory",
+    "out of memory",
+    "ALLOC_FAILED",  # of cuBLAS, and of cuDNN before version 9
+    "ALLOCATION_FAILED",
+    "unable to find an engine",  # what torch says where the workspace of none of cuDNN's fits
+    "can't start new thread",
+)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -68,9 +83,50 @@ def needing_memory(fix: str) -> Iterator[None]:
         raise ResourceError(f"the memory is exhausted ({reason})", fix) from error
 
 
+@cache
+def _copies(device: torch.device) -> torch.cuda.Stream:
+    """The stream that copies to a GPU: one, for each keeps the memory that it once took."""
+    return torch.cuda.Stream(device)
+
+
+def sent(block: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device: to a GPU it is copied through memory that this can read by itself, beside its other work.
+
+    It may be used in the current stream, and is there when this returns.
+    """
+    if device.type != "cuda" or block.is_cuda:
+        return block.to(device)
+    copies = _copies(device)
+    with torch.cuda.stream(copies):
+        block = block.contiguous().pin_memory().to(device, non_blocking=True)
+    copies.synchronize()
+    block.record_stream(torch.cuda.current_stream(device))
+    return block
+
+
+def copied_to_cpu(model: M) -> M:
+    """A copy on the CPU, which takes nothing of a device's memory, as that may be full.
+
+    Example:
+        >>> copied_to_cpu(nn.Linear(2, 1)).weight.device
+        device(type='cpu')
+    """
+    memo: dict[int, object] = {id(one): one.detach().to("cpu", copy=True) for one in model.buffers()}
+    for one in model.parameters():
+        memo[id(one)] = nn.Parameter(one.detach().to("cpu", copy=True), one.requires_grad)
+    return copy.deepcopy(model, memo)
+
+
+def freed(device: torch.device) -> None:
+    """Give memory that nothing holds back to the system and the device."""
+    gc.collect()
+    give_back()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def is_exhausted(error: BaseException) -> bool:
     """Does an error tell of exhausted memory, of the machine or of a GPU?"""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "can't start new thread")
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _EXHAUSTED)

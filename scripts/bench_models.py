@@ -30,7 +30,7 @@ from densepred.device import pick_device, pick_precision
 from densepred.errors import InputError
 from densepred.inference.predictor import load
 from densepred.models.build import create_model
-from densepred.models.forms import Form, in_form, set_form
+from densepred.models.forms import Form, in_layout, is_channels_last, set_form
 from densepred.models.layers import CHANNELS_LAST, to_channels_last
 
 WIDTHS = (32, 64, 128, 256, 320)
@@ -115,13 +115,14 @@ def forward(model: nn.Module, x: Tensor, precision: torch.dtype, last: bool) -> 
 def training(model: nn.Module, x: Tensor, precision: torch.dtype, form: Form) -> Callable[[], Tensor]:
     """A step: forward, cross-entropy, backward, SGD."""
     model.train()
+    last = is_channels_last(model, form, x.device)
     set_form(model, form, x.device)
     labels = torch.randint(0, 3, (x.shape[0], *x.shape[2:]), device=x.device)
     optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9)
 
     def run() -> Tensor:
         with autocast(x.device, precision):
-            logits: Tensor = model(in_form(x, form))
+            logits: Tensor = model(in_layout(x, last))
         loss = nn.functional.cross_entropy(logits.float(), labels)
         loss.backward()
         optimizer.step()

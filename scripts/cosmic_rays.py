@@ -75,9 +75,10 @@ def hull(points: Sequence[tuple[float, float]]) -> Curve:
     return np.array([x for x, _ in kept]), np.array([y for _, y in kept])
 
 
-def reached(curve: Curve) -> float:
-    """The lowest rate of false positives of any setting; below it a hull says only that nothing need be found."""
-    return float(curve[0][1])
+def reached(points: Sequence[tuple[float, float]]) -> list[float]:
+    """The rates of false positives that some setting reaches; below, a hull says only that nothing need be found."""
+    lowest = min((false for false, true in points if true > 0), default=1.0)
+    return [limit for limit in LIMITS if limit >= lowest]
 
 
 def _turn(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> float:
@@ -175,7 +176,7 @@ def _probability(log_odds: NDArray[np.float32]) -> NDArray[np.float64]:
     return 1 / (1 + np.exp(-log_odds.astype(np.float64)))
 
 
-def table(ours: dict[str, list[Curve]], theirs: dict[str, Curve]) -> str:
+def table(ours: dict[str, list[Curve]], theirs: dict[str, Curve], limits: dict[str, list[float]]) -> str:
     """True-positive rates at the false-positive rates, in Markdown; the spread is over the trainings."""
     head = [f"{100 * limit:g} %" for limit in LIMITS]
     lines = ["| field | | " + " | ".join(head) + " |", "|---" * (2 + len(LIMITS)) + "|"]
@@ -186,7 +187,7 @@ def table(ours: dict[str, list[Curve]], theirs: dict[str, Curve]) -> str:
             spread = f" ± {np.std(rates, ddof=1):.4f}" if len(rates) > 1 else ""
             cells.append(f"**{np.mean(rates):.4f}**{spread}")
         lines.append(f"| {kind} | U-Net | " + " | ".join(cells) + " |")
-        peer = [f"{np.interp(limit, *theirs[kind]):.4f}" if limit >= reached(theirs[kind]) else "-" for limit in LIMITS]
+        peer = [f"{np.interp(limit, *theirs[kind]):.4f}" if limit in limits[kind] else "-" for limit in LIMITS]
         lines.append("| | astroscrappy | " + " | ".join(peer) + " |")
     return "\n".join(lines) + "\n"
 
@@ -210,14 +211,15 @@ def draw(ours: dict[str, list[Curve]], theirs: dict[str, Curve], path: Path) -> 
     save_png(figure, path)
 
 
-def demands(ours: dict[str, list[Curve]], theirs: dict[str, Curve], tiled: float) -> dict[str, bool]:
+def demands(
+    ours: dict[str, list[Curve]], theirs: dict[str, Curve], limits: dict[str, list[float]], tiled: float
+) -> dict[str, bool]:
     """What must hold of every training, in words."""
     sparse = min(rate_at(curve, LIMITS[-1]) for curve in ours["sparse"])
     out = {f"sparse: {sparse:.4f} of the rays at {100 * LIMITS[-1]:g} % false, at least 0.95": sparse > 0.95}
     for kind, curves in ours.items():
-        limits = [limit for limit in LIMITS if limit >= reached(theirs[kind])]
-        ahead = [rate_at(c, limit) - np.interp(limit, *theirs[kind]) for c in curves for limit in limits]
-        said = f"at {len(limits)} of {len(LIMITS)} rates, which its settings reach"
+        ahead = [rate_at(c, limit) - np.interp(limit, *theirs[kind]) for c in curves for limit in limits[kind]]
+        said = f"at {len(limits[kind])} of {len(LIMITS)} rates, which its settings reach"
         least = min(ahead, default=float("nan"))
         out[f"{kind}: ahead of astroscrappy by at least {least:.4f} {said}"] = bool(least > 0)
     out[f"windows differ from the whole image by {tiled:.1e} in probability, at most {TILED:g}"] = tiled <= TILED
@@ -262,10 +264,14 @@ def main() -> None:
     out = writable_folder(arguments.out.resolve())
     predictors = [load(folder) for folder in prepare(arguments, out)]
     ours = {kind: [network_curve(one, out / "data", kind) for one in predictors] for kind in KINDS}
-    theirs = {kind: hull(astroscrappy_points(out / "data", kind)) for kind in KINDS}
+    points = {kind: astroscrappy_points(out / "data", kind) for kind in KINDS}
+    theirs = {kind: hull(found) for kind, found in points.items()}
+    limits = {kind: reached(found) for kind, found in points.items()}
     large = next(iter(images(out / "large", "crowded")))[0]
-    found = demands(ours, theirs, tiled_difference(out / "run_0", large))
-    text = table(ours, theirs) + "".join(f"\n- [{'x' if holds else ' '}] {what}" for what, holds in found.items())
+    found = demands(ours, theirs, limits, tiled_difference(out / "run_0", large))
+    text = table(ours, theirs, limits) + "".join(
+        f"\n- [{'x' if holds else ' '}] {what}" for what, holds in found.items()
+    )
     rates = {kind: [[rate_at(c, limit) for limit in LIMITS] for c in curves] for kind, curves in ours.items()}
     peer = {kind: np.interp(LIMITS, *curve).tolist() for kind, curve in theirs.items()}
     scores = {"limits": LIMITS, "unet": rates, "astroscrappy": peer, "demands": found}

@@ -9,6 +9,7 @@ Also runs on a CPU, where the tests skip; the figures are then the CPU's.
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from densepred.models.build import build, initialize
 from densepred.models.forms import Form
 from densepred.training.engine import Engine
 from densepred.training.optim import make_optimizer
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def wait(device: torch.device) -> float:
@@ -67,10 +70,13 @@ def main() -> None:
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
     print(torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU", torch.__version__, flush=True)
-    tests = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/test_gpu.py"])
+    tests = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/test_gpu.py"], cwd=ROOT)
     for form in ("auto", *(("fast",) if arguments.compile else ())):
         bench_training(device, arguments.steps, form)
-    here, compiled = Path(__file__).parent, ["--compile"] if arguments.compile else []
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # the programs that follow need it
+    here, compiled = ROOT / "scripts", ["--compile"] if arguments.compile else []
     models = subprocess.run([sys.executable, here / "bench_models.py", "--device", str(device), *compiled])
     size = ["--size", str(arguments.size)]
     inference = subprocess.run([sys.executable, here / "bench_inference.py", "--device", str(device), *size, *compiled])

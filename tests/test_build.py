@@ -220,3 +220,38 @@ def test_options_of_other_libraries_may_be_lists_of_lists() -> None:
     options = {"kernel_size": [3, 3, 3], "strides": strides, "upsample_kernel_size": strides[1:], "filters": [4, 6, 8]}
     model = create_model(network="monai.DynUNet", classes=2, options=options)
     assert model(torch.zeros(1, 1, 6, 9, 10)).shape == (1, 2, 6, 9, 10)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(("encoder", "fine"), [("convnext_tiny", (4, 6)), ("resnet18", (4,)), ("timm.resnet18", (4,))])
+@pytest.mark.parametrize("decoder", ["unet", "unetplusplus"])
+def test_fine_stages_see_what_a_stem_passes_over(encoder: str, fine: tuple[int, ...], decoder: str, dims: int) -> None:
+    if dims == 3 and "." in encoder:
+        pytest.skip("timm's are in 2D")
+    options: dict[str, Any] = {} if "." in encoder else {"width": 8, "depth": 2}
+    model = create_model(encoder, decoder, dims=dims, classes=2, fine_channels=fine, seed=0, **options).eval()
+    assert model.fine is not None
+    assert [max(stride) for stride in model.fine.strides] == [1, 2][: len(fine)]
+    assert model.decoder.channels[: len(fine)] == fine
+    image = torch.randn(1, 1, *(37, 33, 40)[:dims], generator=torch.Generator().manual_seed(0), requires_grad=True)
+    out = model(image)
+    assert out.shape[2:] == image.shape[2:]
+    middle = tuple(size // 2 for size in image.shape[2:])
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter.zero_()
+    model(image)[(0, 1, *middle)].backward()
+    assert image.grad.count_nonzero() > 0  # by the fine stages alone
+
+
+def test_fine_stages_are_no_part_of_the_encoder() -> None:
+    plain, fine = (create_model("resnet18", dims=2, width=8, fine_channels=given, seed=0) for given in (None, (4,)))
+    assert plain.encoder.state_dict().keys() == fine.encoder.state_dict().keys()
+    assert {name.split(".")[0] for name in fine.state_dict()} == {"encoder", "fine", "decoder", "heads"}
+    for options, message in (
+        ({"encoder": "resnet18", "fine_channels": (4, 8)}, "fine_channels must be 1 numbers, one for each grid finer"),
+        ({"encoder": "plain", "fine_channels": (4,)}, "fine_channels must be left out on plain"),
+        ({"encoder": "resnet18", "decoder": "fpn", "fine_channels": (4,)}, "fine_channels"),
+    ):
+        with pytest.raises(NetworkError, match=message):
+            create_model(dims=2, **options)

@@ -120,6 +120,45 @@ def test_overrides_win_and_are_typed(load):
 
 
 @pytest.mark.parametrize(
+    ("text", "overrides", "wanted"),
+    [
+        ("", ["augment=nnunet", "augment.blur.probability=0.3"], "augment: {recipe: nnunet, blur: {probability: 0.3}}"),
+        (
+            "augment: {flip: [0]}",
+            ["augment.flip.probability=0.3"],
+            "augment: {flip: {axes: [0], probability: 0.3}}",
+        ),
+        (
+            "augment: [{noise: }, {flip: [1]}]",
+            ["augment.flip.probability=0.3"],
+            "augment: [{noise: {}}, {flip: {axes: [1], probability: 0.3}}]",
+        ),
+        ("loss: {dice: 2}", ["loss.dice.batch=true"], "loss: {dice: {weight: 2, batch: true}}"),
+    ],
+)
+def test_an_override_of_a_part_keeps_the_rest_of_a_short_form(load, text: str, overrides: list[str], wanted: str):
+    assert load(DATA + text, *overrides) == load(DATA + wanted)
+
+
+def test_an_override_of_a_method_keeps_its_name(load):
+    found = load(DATA, "data.normalize=asinh", "data.normalize.softening=5").data.normalize
+    assert (found.name, found.softening) == ("asinh", 5)
+
+
+def test_an_override_of_a_covariate_keeps_the_others(load):
+    data = "data: {images: 'a/{id}.nii', targets: {t: {column: t}}, table: t.csv, covariates: [age, sex]}"
+    found = load(data, "data.covariates.age.mean=50", "data.covariates.age.deviation=9").data.covariates
+    assert list(found) == ["age", "sex"]
+    assert (found["age"].mean, found["sex"]) == (50, None)
+
+
+@pytest.mark.parametrize("augment", ["[flip, noise]", "[{flip: [0]}, {flip: [1]}]"])
+def test_an_override_of_a_list_that_is_no_mapping_is_refused(load, augment: str):
+    error = fault_of(load, DATA + f"augment: {augment}", "augment.noise.probability=0.5")
+    assert "entries are not each one transform, listed once" in error.what
+
+
+@pytest.mark.parametrize(
     ("override", "kind", "says"),
     [
         ("training.epoch=3", InputError, "command line: training.epoch: unknown key (did you mean 'epochs'?)"),

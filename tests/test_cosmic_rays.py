@@ -261,12 +261,21 @@ def test_the_table_and_the_demands():
     good, bad = (np.array([0, 1e-5, 1.0]), np.array([0, 0.97, 1.0])), (np.array([0, 1.0]), np.array([0, 1.0]))
     least = np.array([0, 1e-4, 1.0]), np.array([0, 1e-4, 1.0])
     ours, theirs = {kind: [good, good] for kind in KINDS}, dict.fromkeys(KINDS, least)
-    lines = bench.table(ours, theirs).splitlines()
+    every, none = ({kind: list(chosen) for kind in KINDS} for chosen in (bench.LIMITS, ()))
+    lines = bench.table(ours, theirs, every).splitlines()
     assert lines[2] == "| sparse | U-Net | " + " | ".join(["**0.9700** ± 0.0000"] * 3) + " |"
     assert lines[3] == "| | astroscrappy | 0.0001 | 0.0005 | 0.0050 |"
-    assert bench.table(ours, dict.fromkeys(KINDS, bad)).splitlines()[3] == "| | astroscrappy | - | - | - |"
-    assert all(bench.demands(ours, theirs, 1e-6).values())
-    assert list(bench.demands(ours, dict.fromkeys(KINDS, bad), 0).values()) == [True, False, False, False, True]
-    assert list(bench.demands(ours, theirs, 1e-4).values()) == [True, True, True, True, False]
-    assert list(bench.demands({**ours, "crowded": [good, bad]}, theirs, 0).values()) == [True, True, False, True, True]
-    assert not any(bench.demands({kind: [bad] for kind in KINDS}, dict.fromkeys(KINDS, good), 1.0).values())
+    assert bench.table(ours, theirs, none).splitlines()[3] == "| | astroscrappy | - | - | - |"
+    assert all(bench.demands(ours, theirs, every, 1e-6).values())
+    assert list(bench.demands(ours, theirs, none, 0).values()) == [True, False, False, False, True]
+    assert list(bench.demands(ours, theirs, every, 1e-4).values()) == [True, True, True, True, False]
+    worse = {**ours, "crowded": [good, bad]}
+    assert list(bench.demands(worse, theirs, every, 0).values()) == [True, True, False, True, True]
+    assert not any(bench.demands({kind: [bad] for kind in KINDS}, dict.fromkeys(KINDS, good), every, 1.0).values())
+
+
+def test_a_rate_is_reached_by_a_setting_below_the_hull_too():
+    low, mid, high = bench.LIMITS
+    assert bench.reached([(0.5 * low, 0.1), (2 * high, 0.9)]) == [low, mid, high]
+    assert bench.reached([(0.0, 0.0), (1.5 * mid, 0.9)]) == [high]
+    assert bench.reached([]) == []

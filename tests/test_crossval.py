@@ -15,11 +15,12 @@ import pytest
 
 from densepred import config as configuration
 from densepred import evaluate, load, open_volume
+from densepred.cases.case import collect
 from densepred.cases.plan import Plan
 from densepred.children import environment, python
 from densepred.crossval import combine, cross_validate, snapshots
 from densepred.crossval.judging import _Written
-from densepred.crossval.recipe import of_fold
+from densepred.crossval.recipe import Shared, of_fold
 from densepred.crossval.training import FoldState, _epochs, _seconds
 from densepred.errors import InputError, NothingDoneError, UnsafeError
 from densepred.inference.folds import read_record
@@ -207,23 +208,58 @@ def test_what_people_did_in_predictions_stays(cv: Path, recipe: Path, tmp_path: 
 
 
 def test_predictions_that_were_being_written_are_no_ones_else(tmp_path: Path) -> None:
-    """After a kill between the first file and the last."""
-    (tmp_path / "a.nii").write_text("old")
+    """After a kill in the second file of three, of which the first was corrected since."""
+    names = [tmp_path / f"{name}.nii" for name in "abc"]
+    for path in names:
+        path.write_text("old")
     folder = _Written(tmp_path)
-    folder.begin([tmp_path / "a.nii", tmp_path / "b.nii"])
-    (tmp_path / "a.nii").write_text("new")
-    (tmp_path / "mine.nii").write_text("drawn by hand")
+    folder.begin(names)
+    with folder.writing(names[0]):
+        names[0].write_text("new")
+    killed = folder.writing(names[1])
+    killed.__enter__()
+    names[1].write_text("new")
     again = _Written(tmp_path)
-    again.begin([tmp_path / "b.nii"])
-    (tmp_path / "b.nii").write_text("new")
-    again.keep(tmp_path / "b.nii")
+    assert [again.is_ours(path) for path in names] == [True, True, True]
+    names[0].write_text("corrected")
+    (tmp_path / "mine.nii").write_text("drawn by hand")
+    with pytest.raises(UnsafeError, match="was changed since it was written"):
+        again.begin(names)
+    again.begin(names[1:])
+    (tmp_path / "source").write_text("new")
+    again.copy(tmp_path / "source", names[1])
+    with again.writing(names[2]):
+        names[2].write_text("new")
     again.end()
-    assert {path.name for path in tmp_path.iterdir()} == {"b.nii", "mine.nii", "written.json"}
-    (tmp_path / "b.nii").write_text("corrected")
-    with pytest.raises(UnsafeError, match="was changed since it was written"):
-        _Written(tmp_path).begin([tmp_path / "b.nii"])
-    with pytest.raises(UnsafeError, match="was changed since it was written"):
-        _Written(tmp_path).begin([tmp_path / "mine.nii"])
+    assert {path.name for path in tmp_path.glob("*.nii")} == {"a.nii", "b.nii", "c.nii", "mine.nii"}
+    names[1].write_text("corrected")
+    for path in (names[1], tmp_path / "mine.nii"):
+        with pytest.raises(UnsafeError, match="was changed since it was written"):
+            _Written(tmp_path).begin([path])
+
+
+def test_what_a_fold_has_learnt_from_is_all_that_cases_tell(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("id,tone,other\na,1,1\nb,2,1\nc,3,1\n")
+    for name in "abc":
+        (tmp_path / f"{name}.npy").write_bytes(b"image")
+        (tmp_path / f"{name}.mhd").write_text(f"NDims = 2\nDimSize = 2 2\nElementDataFile = {name}.raw\n")
+        (tmp_path / f"{name}.raw").write_bytes(b"1234")
+    data = {"images": "{id}.npy", "labels": "{id}.mhd", "targets": {"tone": {"column": "tone"}}, "table": "table.csv"}
+    config = configuration.check({"data": data | {"root": str(tmp_path), "classes": {0: "a", 1: "b"}}}, {}, "test")
+    cases = {case.id: case for case in collect(config.data)}
+
+    def told() -> str:
+        return Shared(config, cases, [], {}).told_of(["a", "b"])
+
+    before = told()
+    (tmp_path / "table.csv").write_text("id,other,tone\nc,1,9\na,7,1\nb,1,2\n")  # of the two the same
+    (tmp_path / "c.raw").write_bytes(b"4321")
+    assert told() == before
+    (tmp_path / "a.raw").write_bytes(b"4321")
+    after = told()
+    assert after != before
+    (tmp_path / "table.csv").write_text("id,tone\na,1\nb,3\nc,3\n")
+    assert told() != after
 
 
 def test_finished_folds_of_other_labels_are_told(cv: Path, recipe: Path, tmp_path: Path) -> None:
@@ -231,7 +267,7 @@ def test_finished_folds_of_other_labels_are_told(cv: Path, recipe: Path, tmp_pat
     here = [f"data.root={root}", f"data.cache={tmp_path / 'cache'}"]
     assert cross_validate(recipe, out, here).exit_code == 0
     shutil.copy(root / "labels" / "c1.nii.gz", root / "labels" / "c0.nii.gz")
-    with pytest.raises(InputError, match="has learnt from have changed since"):
+    with pytest.raises(InputError, match="what fold 0 has learnt from has changed"):
         cross_validate(recipe, out, here)
 
 

@@ -14,6 +14,8 @@ import torch
 from astropy.io import fits
 
 from densepred import load, open_volume
+from densepred.crossval.combining import _decided
+from densepred.crossval.training import FoldState
 from densepred.errors import InputError
 from densepred.inference.batch import predict
 from densepred.inference.components import keep_largest
@@ -166,3 +168,11 @@ def test_decisions_may_set_nothing_else(cv: Path) -> None:
     decide(cv, outputs=["logits"])
     with pytest.raises(InputError, match=r"decides on inference\.outputs"):
         load(cv)
+
+
+def test_folds_finished_after_snapshots_were_decided_on_are_told(cv: Path) -> None:
+    decide(cv, runs=["fold-0/snapshots/1", "fold-0", "fold-1"])
+    folds = [FoldState(n, [f"fold-{n}"], [f"c{n}"]) for n in range(2)]
+    assert [one.runs for one in _decided(cv, folds)] == [["fold-0/snapshots/1", "fold-0"], ["fold-1"]]
+    with pytest.raises(InputError, match="fold 2 was finished after its snapshots were decided on"):
+        _decided(cv, [*folds, FoldState(2, ["fold-2"], ["c2"])])

@@ -22,7 +22,7 @@ from densepred.inference.resample import Resampled
 from densepred.losses import SegmentationLoss
 from densepred.models import norms
 from densepred.models.build import create_model
-from densepred.models.forms import in_form, set_form
+from densepred.models.forms import in_layout, is_channels_last, set_form
 from densepred.models.layers import Size, max_pool, upsample
 from densepred.training.engine import Engine
 from densepred.training.learner import Learner
@@ -118,7 +118,8 @@ def test_networks_train_there_without_waiting(cuda: FakeCuda, encoder: str, deco
     model = create_model(encoder, decoder, dims=dims, in_channels=2, seed=0, **options)
     set_form(model.to(CUDA), "auto", CUDA)
     cuda.waits.clear()
-    out = model(in_form(there(drawn(2, 2, *(17, 18, 33)[-dims:])), "auto"))
+    last = is_channels_last(model, "auto", CUDA)
+    out = model(in_layout(there(drawn(2, 2, *(17, 18, 33)[-dims:])), last))
     outputs = list(out.values()) if isinstance(out, dict) else [out]
     assert all(output.device == CUDA for output in outputs)
     torch.stack([output.square().mean() for output in outputs]).sum().backward()

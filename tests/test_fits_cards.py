@@ -13,6 +13,7 @@ from astropy.wcs import WCS
 
 from densepred.errors import InputError
 from densepred.volumes import Provenance, Record, Volume, open_volume, open_writer
+from densepred.volumes.fits import recorded
 from densepred.volumes.fits_header import FitsHeader
 from densepred.volumes.fits_writer import Contents, Legend
 from tests.fits_files import TAN, image, pixels, save
@@ -288,3 +289,16 @@ def test_names_beyond_ascii_lose_their_accents(tmp_path: Path):
     with fits.open(tmp_path / "x.fits.fz") as file:
         assert [name.strip() for name in file["LABELS"].data["name"]] == ["Hintergrund", "Lasion"]
         assert file[1].header["DPMODEL"] == "etoiles"
+
+
+def test_names_and_units_beyond_ascii_stay_apart() -> None:
+    names = {0: "sky", 1: "\u80bf\u7624", 2: "\u809d\u810f", 3: "st\u00e4r", 4: "star"}
+    contents, _, _ = recorded(Record(names=names, probability=True, unit="\u00c5"), 5, labels=False)
+    assert contents is not None
+    assert contents.names == ["sky", "?? 1", "?? 2", "star 3", "star"]
+    assert contents.unit == "Angstrom"
+    _, legend, _ = recorded(Record(names=names), 1, labels=True)
+    assert legend is not None
+    assert len(set(legend.names.values())) == 5
+    with pytest.raises(InputError, match="has signs that FITS does not know"):
+        recorded(Record(names={}, unit="\u03a9"), 1, labels=False)

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from densepred.models.build import create_model
 from densepred.models.dense import Model
-from densepred.models.forms import set_form
+from densepred.models.forms import is_channels_last, set_form
 
 CPU = torch.device("cpu")
 
@@ -155,3 +155,14 @@ def test_compiled_gives_the_same() -> None:
     with torch.no_grad():
         expected = model(x)
         torch.testing.assert_close(set_form(model, "fast", CPU)(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_tensors_are_channels_last_where_no_norm_copies_them() -> None:
+    gpu, batch = torch.device("cuda"), create_model("resnet18", dims=2, width=4)
+    instance, other = create_model(channels=(4, 8)), nn.Sequential(nn.Conv2d(1, 2, 3), nn.InstanceNorm2d(2))
+    assert is_channels_last(batch, "auto", gpu)
+    assert is_channels_last(batch, "lean", gpu)
+    assert is_channels_last(instance, "fast", gpu)
+    assert not any(is_channels_last(model, "auto", gpu) for model in (instance, other))
+    assert not is_channels_last(batch, "auto", CPU)
+    assert not is_channels_last(batch, "plain", gpu)

@@ -31,10 +31,17 @@ def network() -> torch.nn.Module:
     return initialize(build(SMALL, 1, 3), 0)
 
 
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of float32 numbers in float32, not in TF32."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.mark.usefixtures("exact")
 def test_sliding_window_equals_the_cpus():
     image = torch.randn(1, 50, 40, 33, generator=torch.Generator().manual_seed(0))
     model = network()
-    torch.backends.cudnn.allow_tf32 = False
     inferer = SlidingWindowInferer((24, 24, 24), batch=3)
     on_cpu = inferer(model, image)
     on_gpu = inferer(model.cuda(), image)
@@ -105,9 +112,9 @@ def test_two_trainings_give_the_same_bits_and_learn(precision: torch.dtype):
 def test_memory_of_the_inferer_does_not_grow_with_depth(tmp_path: Path):
     model, peaks = network().cuda().eval(), []
     inferer = SlidingWindowInferer((24, 24, 24))
-    for _ in inferer.stream(model, np.zeros((1, 64, 48, 48), np.float32)):  # what the libraries take once
+    for _ in inferer.stream(model, np.zeros((1, 72, 48, 48), np.float32)):  # what the libraries take once
         pass
-    for depth in (64, 256):
+    for depth in (72, 264):  # which are read in equal pieces
         torch.cuda.reset_peak_memory_stats()
         source = np.zeros((1, depth, 48, 48), np.float32)
         for _ in inferer.stream(model, source):
@@ -116,13 +123,13 @@ def test_memory_of_the_inferer_does_not_grow_with_depth(tmp_path: Path):
     assert peaks[1] == pytest.approx(peaks[0], rel=0.01)
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize(
     ("encoder", "decoder"),
     [("resnet18", "unet"), ("vgg11_bn", "deconvnet"), ("convnext_tiny", "fpn"), ("se_resnet18", "deeplabv3plus")],
 )
 def test_networks_give_what_they_give_on_the_cpu(encoder: str, decoder: str, dims: int):
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     options = {"decoder_channels": 8} if decoder in ("fpn", "deeplabv3plus") else {}
     model = create_model(encoder, decoder, dims=dims, in_channels=2, width=8, seed=0, **options)
     x = torch.randn(2, 2, *(65, 70, 37)[:dims], generator=torch.Generator().manual_seed(0))
@@ -155,14 +162,17 @@ def test_forms_train_alike(form: Form):
 
 
 def test_checkpointing_needs_less_memory():
-    peaks = []
-    for form in ("plain", "lean"):
+    """Of what is kept for the backward pass; at the peak there are cuDNN's workspaces too."""
+    held = []
+    for form in ("auto", "lean"):
         model = set_form(create_model(seed=0).cuda(), form, torch.device("cuda"))  # type: ignore[arg-type]
-        torch.cuda.reset_peak_memory_stats()
-        model(torch.randn(1, 1, 96, 96, 96, device="cuda")).square().mean().backward()
-        peaks.append(torch.cuda.max_memory_allocated())
-        del model
-    assert peaks[1] < 0.8 * peaks[0]
+        image = torch.randn(1, 1, 96, 96, 96, device="cuda")
+        before = torch.cuda.memory_allocated()
+        loss = model(image).square().mean()
+        held.append(torch.cuda.memory_allocated() - before)
+        loss.backward()
+        del model, loss
+    assert held[1] < 0.7 * held[0]
 
 
 @pytest.mark.parametrize("dims", [2, 3])

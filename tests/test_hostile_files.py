@@ -206,10 +206,11 @@ def dicom(path: Path, rows: int, spacing: float = 1, pixels: bytes = bytes(70), 
     head.save_as(path, enforce_file_format=True)
 
 
-def deflated(path: Path) -> None:
+def deflated(path: Path, kind: str = "1.2.840.10008.5.1.4.1.1.2") -> None:
     """A DICOM file whose data set is a zlib stream of 10 GB of zeros."""
     dicom(path, 5)
     head = pydicom.dcmread(path)
+    head.file_meta.MediaStorageSOPClassUID = head.SOPClassUID = kind
     head.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
     head.save_as(path, enforce_file_format=True)
     with path.open("rb") as file:
@@ -217,6 +218,18 @@ def deflated(path: Path) -> None:
         pydicom.filereader._read_file_meta_info(file)
         start = file.tell()
     path.write_bytes(path.read_bytes()[:start] + zeros()[2:-4])
+
+
+def test_a_deflated_report_beside_a_series_is_no_slice(tmp_path: Path) -> None:
+    for number in range(2):
+        dicom(path := tmp_path / f"{number}.dcm", 5)
+        (head := pydicom.dcmread(path)).ImagePositionPatient = [0, 0, number]
+        head.save_as(path, enforce_file_format=True)
+    deflated(tmp_path / "report.dcm", "1.2.840.10008.5.1.4.1.1.88.33")  # Comprehensive SR Storage
+    assert open_volume(tmp_path).shape == (1, 2, 5, 7)
+    deflated(tmp_path / "report.dcm")
+    with pytest.raises(InputError, match="its whole data set is deflated"):
+        open_volume(tmp_path)
 
 
 def written(content: Callable[[], bytes]) -> Callable[[Path], object]:

@@ -196,3 +196,17 @@ def test_from_the_command_line(folders: tuple[Path, Path], tmp_path: Path):
     assert result.exit_code == 0, result.output
     assert "Surfaces and objects over cases" in result.output
     assert "panoptic quality" in result.output
+
+
+def test_a_truth_without_voxel_sizes_is_measured_in_the_predictions(folders: tuple[Path, Path], tmp_path: Path):
+    predictions, labels = folders
+    for path in labels.iterdir():
+        np.save(tmp_path / f"{path.name.removesuffix('.nii.gz')}.npy", np.asanyarray(nib.load(path).dataobj).T)
+        path.unlink()
+    for case in "abc":
+        (tmp_path / f"{case}.npy").rename(labels / f"{case}.npy")
+    scores = evaluate(predictions, labels, metrics=["hd95", "nsd"], tolerance=0.6)
+    row = next(row for row in scores.cases if (row["case"], row["value"]) == ("a", 1))
+    expected = surface_distances(boxes() == 1, boxes(3) == 1, SPACING)
+    assert row["hd95"] == pytest.approx(expected.hausdorff(95))
+    assert row["hd95"] == pytest.approx(1.5)  # three voxels of 0.5 mm

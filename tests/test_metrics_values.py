@@ -193,5 +193,8 @@ def test_a_map_of_numbers_that_failed_is_not_scored(tmp_path: Path):
     scores = evaluate_values(tmp_path / "out" / "regression", tmp_path / "truth", ["mse"])
     assert (list(scores.sums), [one.case for one in scores.failures], scores.exit_code) == (["b"], ["a"], 3)
     assert (scores.unlabelled, scores.unpredicted) == (["d"], ["c"])
+    for case in "abc":  # another method, whose maps lie beside, has not failed
+        save(tmp_path / "out" / "wiener", case, ones)
+    assert evaluate_values(tmp_path / "out" / "wiener", tmp_path / "truth", ["mse"]).exit_code == 0
     with pytest.raises(UnsafeError, match="would pass for that of the predictions"):
         evaluate_values(tmp_path / "out" / "regression", tmp_path / "truth", ["mse"], tmp_path / "out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
@@ -17,7 +18,7 @@ from densepred.cases.reading import Reading
 from densepred.config import DataConfig
 from densepred.errors import InputError
 from densepred.files import sha256
-from densepred.volumes import companions, open_volume, paired
+from densepred.volumes import companions, open_volume, paired, stack
 from tests.nifti_files import save_nib, scan
 
 SCI, DQ = "[SCI,all]", "[DQ,all]"
@@ -178,9 +179,17 @@ def test_what_belongs_to_a_file(tmp_path: Path) -> None:
     (tmp_path / "list.nhdr").write_text(f"{head}data file: LIST\na.raw\nb.raw\n")
     (tmp_path / "pattern.nhdr").write_text(f"{head}data file: s_%02d.raw 1 2 1\n")
     (tmp_path / "meta.mhd").write_text("NDims = 2\nDimSize = 2 2\nElementDataFile = LIST\nb.raw\na.raw\n")
+    (tmp_path / "run01").mkdir()
+    (tmp_path / "run01" / "s.raw").touch()
+    (tmp_path / "deep.nhdr").write_text("NRRD0005\ndata file: run%02d/s.raw 1 1 1\n")
     (tmp_path / "away.mhd").write_text("NDims = 2\nDimSize = 2 2\nElementDataFile = gone.raw\n")
     (tmp_path / "broken.mhd").write_text("NDims = many\nElementDataFile = a.raw\n")
-    expected = {"list.nhdr": ["a.raw", "b.raw"], "pattern.nhdr": ["s_01.raw", "s_02.raw"], "away.mhd": ["gone.raw"]}
+    expected = {
+        "list.nhdr": ["a.raw", "b.raw"],
+        "pattern.nhdr": ["s_01.raw", "s_02.raw"],
+        "deep.nhdr": ["run01/s.raw"],
+        "away.mhd": ["gone.raw"],
+    }
     expected |= {"meta.mhd": ["a.raw", "b.raw"], "broken.mhd": [], "x.nii": [], "x.mha": [], "none.mhd": []}
     for name, files in expected.items():
         assert companions(tmp_path / name) == [tmp_path / file for file in files]
@@ -197,6 +206,19 @@ def test_a_mask_that_states_no_size_goes_with_a_calibrated_image(tmp_path: Path)
         assert grid_fault(image, mask) is None
     with open_volume(tmp_path / "a.tif") as image, open_volume(tmp_path / "n.png") as mask:
         assert grid_fault(image, mask) is not None
+
+
+def test_channels_lie_on_the_grid_of_the_one_that_states_it(tmp_path: Path):
+    np.save(tmp_path / "a.npy", np.zeros((4, 5, 6), np.float32))
+    affine = np.diag([0.5, 0.5, 2.0, 1.0])
+    nib.save(nib.Nifti1Image(np.ones((6, 5, 4), np.float32), affine), tmp_path / "b.nii")
+    with open_volume(tmp_path / "a.npy") as plain, open_volume(tmp_path / "b.nii") as sized:
+        both = stack([plain, sized])
+        assert both.spacing == (2.0, 0.5, 0.5)
+        np.testing.assert_array_equal(both.affine, sized.affine)
+        assert both.header is sized.header
+        assert both.path == tmp_path / "a.npy"
+        assert both[:, 0, 0, 0].tolist() == [0, 1]
 
 
 def test_labels_have_the_axes_of_their_image_but_the_channels():

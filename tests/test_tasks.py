@@ -247,14 +247,17 @@ def test_tables_are_scored(alone: Run, root: Path, tmp_path: Path) -> None:
 
 def test_tables_of_shards_become_one(alone: Run, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predict(alone.path, [root], tmp_path / "whole")
+    predict(alone.path, [root], tmp_path / "out", [f"data.table={root / 'table.csv'}", "inference.temperature=2"])
     for number in (1, 2):
         predict(alone.path, [root], tmp_path / "out", shard=Shard(number, 2))
+    (tmp_path / "out" / "predictions-best-of-both.csv").write_text("mine")
     monkeypatch.setattr(tabular, "predict_whole", lambda *_: pytest.fail("predicted again"))
     assert len(predict(alone.path, [root], tmp_path / "out").skipped) == 8
     assert {path.name for path in (tmp_path / "out").glob("predictions*")} == {
         tabular.TABLE,
         tabular.MEANING,
         tabular.JOURNAL,
+        "predictions-best-of-both.csv",
     }
     for name in (tabular.TABLE, tabular.JOURNAL):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import densepred as dp
 from densepred import config as configuration
 from densepred.config import Config
+from densepred.errors import UnsafeError
 from densepred.training import trainer as training
 from densepred.training.loop import resume, train
 from densepred.training.objective import SegmentationObjective
@@ -242,3 +243,17 @@ def test_what_is_watched_is_written(root: Path, tmp_path: Path):
     assert 0 < total < 10 * row["grad_norm"]
     assert all(0 <= row[f"dead_{stage}"] <= 1 for stage in stages[:3])
     assert 0 <= row["waiting"] <= 1
+
+
+def test_checkpoints_behind_a_link_are_refused_before_any_step(root: Path, tmp_path: Path):
+    train(load(root), tmp_path / "a")
+    before = (tmp_path / "a" / "metrics.csv").read_bytes()
+    (tmp_path / "a" / "checkpoints").rename(tmp_path / "scratch")
+    (tmp_path / "a" / "checkpoints").symlink_to(tmp_path / "scratch")
+    with pytest.raises(UnsafeError, match="symbolic link") as caught:
+        resume(tmp_path / "a", ["training.epochs=4"])
+    assert "put the folder that it points to in its place" in caught.value.fix
+    assert (tmp_path / "a" / "metrics.csv").read_bytes() == before
+    (tmp_path / "a" / "checkpoints").unlink()
+    (tmp_path / "scratch").rename(tmp_path / "a" / "checkpoints")
+    assert len(resume(tmp_path / "a", ["training.epochs=4"]).rows) == 4

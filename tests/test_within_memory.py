@@ -16,12 +16,15 @@ from torch import Tensor, nn
 from densepred.cases.normalize import fit
 from densepred.cases.preprocess import NormalizedVolume
 from densepred.config.normalize import NoNormalization
+from densepred.device import copied_to_cpu, is_exhausted
 from densepred.errors import ResourceError
 from densepred.inference import memory
 from densepred.inference.compute import Compute, Ready, WithinMemory
+from densepred.inference.many import in_batches
 from densepred.inference.outputs import Predicted
 from densepred.inference.sliding_window import SlidingWindowInferer
 from densepred.inference.volume_pass import VolumePass
+from densepred.models.build import create_model
 from densepred.volumes import Volume
 from tests.test_inferer import small_net
 
@@ -257,3 +260,48 @@ class TestExhausted:
         with pytest.raises(RuntimeError, match="shapes do not agree"):
             whole(WithinMemory(image_pass((20, 17, 9)), compute_of(3, Broken()), None))
         assert Broken.calls == 2
+
+
+def test_a_copy_for_the_cpu_shares_nothing() -> None:
+    model = create_model("resnet18", dims=2, width=4, seed=0)
+    copied = copied_to_cpu(model)
+    assert type(copied) is type(model)
+    for (name, one), (other, two) in zip(model.state_dict().items(), copied.state_dict().items(), strict=True):
+        assert name == other
+        assert torch.equal(one, two)
+        assert one.data_ptr() != two.data_ptr()
+    assert [p.requires_grad for p in copied.parameters()] == [p.requires_grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("reason", "exhausted"),
+    [
+        ("GET was unable to find an engine to execute this computation", True),
+        ("cuDNN error: CUDNN_STATUS_SUBLIBRARY_LOADING_FAILED", False),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
+        ("CUDA error: device-side assert triggered", False),
+    ],
+)
+def test_errors_that_tell_of_exhausted_memory(reason: str, exhausted: bool) -> None:
+    assert is_exhausted(RuntimeError(reason)) == exhausted
+
+
+def test_small_images_are_predicted_in_smaller_calls_when_memory_runs_out(caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[int] = []
+
+    class Small(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(calls) and len(x) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            calls.append(len(x))
+            return torch.cat([x, -x], 1)
+
+    passes = [image_pass((8, 8)) for _ in range(7)]
+    compute = compute_of(2, Small(), batch=4)
+    found = in_batches([(one.source.volume, one) for one in passes], compute, large=lambda _: iter([]))
+    logits = [next(planes).logits for _, planes in found]
+    assert calls == [4, 2, 2, 2, 2, 2]  # one of each to prepare
+    alone = whole(WithinMemory(passes[0], compute_of(2, Small(), batch=1), None))["logits"]
+    assert len(logits) == 7
+    assert all(np.array_equal(one.numpy(), alone) for one in logits)
+    assert "memory ran out (CUDA out of memory): went on with batch 2 on cpu" in caplog.text

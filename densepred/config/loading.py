@@ -15,6 +15,7 @@ from densepred.config.base import Section
 from densepred.config.contradictions import contradictions, nearest
 from densepred.config.data import DataConfig
 from densepred.config.schema import Config
+from densepred.config.tasks import named
 from densepred.errors import InputError
 from densepred.yamlfile import Dumper, read_yaml, set_path, value_of
 
@@ -31,37 +32,38 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         UnsafeError: the file holds tags, duplicate keys, too many aliases, or is too large or too deep.
     """
     data, lines = read_yaml(Path(path))
-    if isinstance(data.get("augment"), str):
-        data["augment"] = {"recipe": data["augment"]}  # so that an override can change a part of it
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not re.fullmatch(r"[\w.]+", key):
             raise InputError(f"override {text!r} is not of the form key.sub=value", "write, say, training.epochs=40")
         path_in = tuple(key.split("."))
-        _lengthen(data, path_in, path)
+        section: Any = data
+        for at, name in enumerate(path_in[:-1], 1):
+            if not isinstance(section, dict) or name not in section:
+                break
+            section[name] = section = _long(section[name], path_in[:at], path)
         set_path(data, [int(part) if part.isdecimal() else part for part in path_in], value_of(value, text))
         lines[path_in] = 0
     return check(data, lines, str(path))
 
 
-def _lengthen(data: dict[str, Any], keys: tuple[str, ...], path: str | Path) -> None:
-    """Short forms that an override reaches into become mappings, so that what they say stays."""
-    augment = data.get("augment")
-    if keys[0] == "augment" and len(keys) > 1 and isinstance(augment, list):
-        named = [(name, changes) for entry in augment if isinstance(entry, dict) for name, changes in entry.items()]
-        if len(dict(named)) != len(augment):
-            what = f"override {'.'.join(keys)}: augment lists a transform twice, so it is not clear which is meant"
+def _long(value: Any, keys: tuple[str, ...], path: str | Path) -> Any:
+    """The mapping that a short form stands for, so that what it says stays where an override changes a part of it."""
+    key, above = keys[-1], keys[-2:-1]
+    if key == "augment" and isinstance(value, list):
+        pairs = [pair for entry in value if isinstance(entry, dict) for pair in entry.items()]
+        if len(dict(pairs)) != len(value):
+            what = "an override cannot change augment, whose entries are not each one transform, listed once"
             raise InputError(what, "change the list", path)
-        data["augment"] = {"recipe": "none"}
-        for name, changes in named:
-            data["augment"][name] = {"axes": changes} if isinstance(changes, list) else changes or {}
-    if "loss" in keys[:-2]:
-        at, section = keys.index("loss") + 1, data
-        for key in keys[:at]:
-            section = section.get(key, {}) if isinstance(section, dict) else {}
-        weight = section.get(keys[at]) if isinstance(section, dict) else None
-        if isinstance(weight, int | float) and not isinstance(weight, bool):
-            section[keys[at]] = {"weight": weight}
+        return {"recipe": "none", **{name: {} if changes is None else changes for name, changes in pairs}}
+    if above == ("augment",) and isinstance(value, list):
+        return {"axes": value}
+    if key == "covariates" and keys[0] == "data":
+        return named(value)
+    if above == ("loss",) and isinstance(value, int | float) and not isinstance(value, bool):
+        return {"weight": value}
+    short = {"augment": "recipe", "normalize": "name"}
+    return {short[key]: value} if key in short and isinstance(value, str) else value
 
 
 def check(data: dict[str, Any], lines: dict[tuple[str, ...], int], name: str) -> Config:

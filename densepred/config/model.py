@@ -53,6 +53,9 @@ class ModelConfig(Section):
     """Channel dropout after each stage."""
     decoder_channels: Positive | Annotated[tuple[Positive, ...], Field(strict=False)] | None = None
     """Widths of the U-Net's steps, finest first (by default the encoder's), or the one width of fpn, deeplabv3plus."""
+    fine_channels: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] | None = None
+    """Stages of two convolutions on the grids finer than the encoder's first map, whose maps join the U-Net's last
+    steps: the width of each, finest first (two where a stem strides by 4); by default none."""
     decoder_convs: Positive = 2
     """Convolutions in each step of a U-Net decoder."""
     upsampling: Literal["transposed", "interpolate"] = "transposed"

@@ -80,25 +80,34 @@ def combine(folders: Sequence[str | Path], out: str | Path, devices: str | None 
 
 
 def names(paths: Sequence[Path]) -> list[str]:
-    """The last name of each folder, with its number where others have the same.
+    """The last name of each folder, all with their numbers where two have the same.
 
     Example:
-        >>> names([Path("a/cv"), Path("b/cv"), Path("wide")])
-        ['cv-1', 'cv-2', 'wide']
+        >>> names([Path("a/cv"), Path("wide")]), names([Path("a/cv"), Path("b/cv"), Path("cv-1")])
+        (['cv', 'wide'], ['cv-1', 'cv-2', 'cv-1-3'])
     """
     last = [path.name for path in paths]
-    return [f"{name}-{number}" if last.count(name) > 1 else name for number, name in enumerate(last, 1)]
+    alike = len(set(last)) < len(last)
+    return [f"{name}-{number}" if alike else name for number, name in enumerate(last, 1)]
 
 
 def _decided(path: Path, folds: list[FoldState]) -> list[FoldState]:
-    """The folds with the runs that prediction uses: their snapshots too, where that was decided."""
+    """The folds with the runs that prediction uses: their snapshots too, where that was decided.
+
+    Raises:
+        InputError: a fold was finished after that.
+    """
     used = read_record(path / DECISIONS).get("runs")
     if not used:
         return folds
-    return [
-        replace(one, runs=[run for run in used if any(run == own or run.startswith(f"{own}/") for own in one.runs)])
-        for one in folds
-    ]
+    found = []
+    for one in folds:
+        runs = [run for run in used if any(run == own or run.startswith(f"{own}/") for own in one.runs)]
+        if not runs:
+            what = f"fold {one.fold} was finished after its snapshots were decided on"
+            raise InputError(what, "run densepred crossval there to its end", path)
+        found.append(replace(one, runs=runs))
+    return found
 
 
 def _common(paths: Sequence[Path]) -> tuple[Shared, list[list[FoldState]]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -174,28 +175,37 @@ class _Written:
         return name in self._known and self._known[name] in (None, sha256(path))
 
     def begin(self, targets: Sequence[Path]) -> None:
-        """Refuse to replace what is not ours, and note that these are about to be written."""
+        """Refuse to replace what is not ours."""
         for target in targets:
             if target.exists() and not self.is_ours(target):
                 what = "was changed since it was written: left as it is"
                 raise UnsafeError(what, "move it away, and run the same command again", target)
-        self._known |= {self._name(target): None for target in targets}
+
+    @contextmanager
+    def writing(self, target: Path) -> Iterator[None]:
+        """Note that a file is about to be written, and then its hash."""
+        self._known[self._name(target)] = None
+        self._save(self._known)
+        yield
+        self._keep(target)
         self._save(self._known)
 
     def copy(self, source: Path, target: Path) -> None:
         """Copy a file, or a store in a folder, unless the same is there."""
         writable_folder(target.parent)
-        if not (target.exists() and sha256(target) == sha256(source)):
+        if target.exists() and sha256(target) == sha256(source):
+            self._keep(target)
+            return
+        with self.writing(target):
             if source.is_dir():
                 with atomic_folder(target) as part:
                     shutil.copytree(source, part, dirs_exist_ok=True)
             else:
                 atomic_write(target, source.read_bytes())
-        self.keep(target)
 
-    def keep(self, target: Path) -> None:
-        """Note what was written."""
-        self._kept[self._name(target)] = sha256(target)
+    def _keep(self, target: Path) -> None:
+        name = self._name(target)
+        self._kept[name] = self._known[name] = sha256(target)
 
     def end(self) -> None:
         """Remove the images beside those that were written now, if they are ours; the record is of these alone."""
@@ -224,9 +234,8 @@ def _write_maps(
             if not settings[KEEP]:
                 folder.copy(source, target)
                 continue
-            with setup.plan.reading.open_plane(source) as volume:
+            with folder.writing(target), setup.plan.reading.open_plane(source) as volume:
                 made = predictor.made(setup.cases[case])
                 with Outputs({setup.kind: target}, 1, setup.plan, made, predictor.head) as outputs:
                     outputs.begin(volume)
                     outputs.write({setup.kind: volume.numpy()})
-            folder.keep(target)

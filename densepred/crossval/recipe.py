@@ -13,13 +13,14 @@ from densepred import config as configuration
 from densepred.cases.case import Case, collect
 from densepred.cases.folds import Fold, folds, groups_of
 from densepred.cases.plan import Plan, make_plan
+from densepred.cases.targets import read_table
 from densepred.config import Config
 from densepred.config.data import ChannelConfig, DataConfig
 from densepred.config.normalize import Normalize
 from densepred.config.tasks import StandardConfig, TargetConfig
 from densepred.errors import InputError
 from densepred.files import atomic_write, sha256
-from densepred.volumes import split_part
+from densepred.volumes import companions, split_part
 
 RECIPE, GIVEN = "config.yaml", "given.yaml"
 _FREE: dict[str, set[str]] = {
@@ -47,26 +48,31 @@ class Shared:
     groups: dict[str, str]
 
     def told_of(self, cases: Iterable[str]) -> str:
-        """SHA-256 of what cases have to tell a training: their labels, maps and table; of images the sizes alone."""
-        table = self.config.data.tabular
-        lines = [] if table is None else [sha256(Path(self.config.data.root) / table)]
-        lines += [line for name in sorted(cases) for line in self._told[name]]
+        """SHA-256 of what cases have to tell a training: labels, maps and cells of the table; of images the sizes."""
+        lines = [line for name in sorted(cases) for line in self._told[name]]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @cached_property
     def _told(self) -> dict[str, list[str]]:
-        """Of each case a line for each of its files; folds share them."""
-        files = {
-            name: {role: split_part(path)[0] for role, path in one.roles.items()} for name, one in self.cases.items()
-        }
-        return {
-            name: [
-                f"{name} {role} {file.stat().st_size if role.startswith('image') else sha256(file)}"
-                for role, file in named.items()
-                if file.is_file()
+        """Of each case a line for each of its files and cells; folds share them."""
+        data = self.config.data
+        columns = [*data.covariates, *(one.column for one in data.targets.values() if one.column)]
+        table = read_table(data) if columns else None
+        told = {}
+        for name, case in self.cases.items():
+            cells = [f"{name} {column}: {table.cell(name, column)}" for column in columns] if table else []
+            told[name] = cells + [
+                f"{name} {role} {_size(file) if role.startswith('image') else sha256(file)}"
+                for role, path in case.roles.items()
+                for file in (split_part(path)[0], *companions(split_part(path)[0]))
             ]
-            for name, named in files.items()
-        }
+        return told
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all in a folder."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def shared(config: Config, out: Path) -> Shared:

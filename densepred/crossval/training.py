@@ -77,8 +77,8 @@ class Record:
             known = before.pop(one.fold, None)
             if known is not None and known.cases == one.cases and known.runs == one.runs and known.is_done(out):
                 if known.data and known.data != one.data:
-                    what = f"the labels or images that fold {one.fold} has learnt from have changed since"
-                    raise InputError(what, "restore them, or choose another --out folder", out)
+                    what = f"what fold {one.fold} has learnt from has changed: labels, images or cells of the table"
+                    raise InputError(what, "restore it, or choose another --out folder", out)
                 self.folds[index] = known
         self.folds = sorted([*self.folds, *(one for one in before.values())], key=lambda one: one.fold)
         self.save()

@@ -15,7 +15,7 @@ from densepred.errors import InputError
 from densepred.metrics import confusion
 from densepred.volumes import paired
 from densepred.volumes.arrays import micrometres
-from densepred.volumes.channels import check_grids
+from densepred.volumes.channels import check_grids, on_grid
 from densepred.volumes.members import open_each
 from densepred.volumes.volume import Volume
 
@@ -60,7 +60,8 @@ def count_pairs(truth: Path, prediction: Path, reading: Reading = Reading()) -> 
         reading: which voxels do not count; `invalid` keeps its own place in the counts all the same.
 
     Returns:
-        the counts, and the size of a voxel of the truth; unknown where that of several images differs.
+        the counts, and the size of a voxel, of the prediction where the truth says none; unknown where that of several
+        images differs.
 
     Raises:
         InputError: the grids, the places on the sky or the numbers of images differ, the values are not labels, or a
@@ -73,7 +74,7 @@ def count_pairs(truth: Path, prediction: Path, reading: Reading = Reading()) -> 
             if reading.objects:
                 ours, theirs = (_one_class(slab, reading) for slab in (ours, theirs))
             pairs.update(_count(ours, theirs, reading.ignore, reading.invalid))
-        sizes.add(voxel_of(expected))
+        sizes.add(voxel_of(on_grid((expected, got))))
     _check_classes(len({value for pair in pairs for value in pair}))
     return pairs, sizes.pop() if len(sizes) == 1 else Voxel(math.nan, "")
 

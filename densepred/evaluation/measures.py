@@ -12,6 +12,7 @@ from densepred.errors import InputError
 from densepred.evaluation.counting import Reading, each_pair, label_slabs, spacing_of
 from densepred.metrics import Panoptic, SurfaceDistances, components, panoptic, surface_distances
 from densepred.registry import lookup
+from densepred.volumes.channels import on_grid
 from densepred.volumes.volume import Volume
 
 DISTANCES = ("hd", "hd95", "assd")
@@ -117,7 +118,7 @@ def measure(
     objects: dict[int, Panoptic] = {}
     units: set[str] = set()
     for expected, got in each_pair(truth, prediction, reading):
-        spacing, unit = spacing_of(expected)
+        spacing, unit = spacing_of(on_grid((expected, got)))
         units.add(unit)
         ours, theirs, known = _arrays(expected, got, (truth, prediction), values, merged, reading)
         for at, value in enumerate(values, start=1):

@@ -8,10 +8,11 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from densepred.bids import sources_of
 from densepred.cases.patterns import id_of
+from densepred.config.inference import Output
 from densepred.errors import InputError, UnsafeError
 from densepred.evaluation.summaries import Failure
 from densepred.volumes import FORMATS, Volume, members, open_volume, split_part, suffix_of
@@ -24,6 +25,7 @@ that were not predicted, "axes": what the files' axes hold}; all but the first i
 FAILURES_FILE = "failures.tsv"
 """A row per case that could not be predicted."""
 _MANIFESTS = "manifest*.jsonl"
+_KINDS = get_args(Output)
 _FOLDERS = 4  # <data set>/sub-01/ses-a/anat/ is as deep as BIDS goes
 _FITS = FORMATS[".fits"]
 _FIX = 'write {"classes": {"1": "name", ...}}'
@@ -44,7 +46,7 @@ def folders_of(files: Iterable[str | Path]) -> dict[str | Path, Path]:
     """The folder of the records that each file belongs to.
 
     That is its own; where this has no `labels.json`, the nearest of the three above that has one that maps `classes`;
-    where none has, as of maps of numbers, the one above if it has the record of a batch.
+    where none has, as of maps of numbers, the one above if it has the record of a batch that made such a folder.
 
     Raises:
         InputError: such a file is no JSON.
@@ -63,7 +65,7 @@ def _records_of(own: Path) -> Path:
         content = _content(path) if path.is_file() else None
         if isinstance(content, dict) and isinstance(content.get("classes"), dict):  # else another program's
             return folder
-    return above[0] if above and any(above[0].glob(_MANIFESTS)) else own
+    return above[0] if own.name in _KINDS and any(above[0].glob(_MANIFESTS)) else own
 
 
 def meaning_of(files: Iterable[str | Path], axes: str | None = None) -> Meaning:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import gc
 import logging
 import math
 import threading
@@ -15,9 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from densepred.allocator import give_back
 from densepred.config import Config
-from densepred.device import is_exhausted, pick_precision
+from densepred.device import copied_to_cpu, freed, is_exhausted, pick_precision
 from densepred.errors import ResourceError
 from densepred.inference import memory
 from densepred.inference.backends import prepare
@@ -77,6 +74,11 @@ class Compute:
     _smaller: Compute | None = None
     _ready: dict[tuple[int | None, tuple[int, ...]], Ready] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def forget(self) -> None:
+        """Let go of what was made ready, which holds a copy of the weights; it is made anew when it is asked for."""
+        with self._lock:
+            self._ready.clear()
 
     @property
     def device(self) -> torch.device:
@@ -333,11 +335,8 @@ class WithinMemory:
         Raises:
             ResourceError: nothing is left to try.
         """
-        gc.collect()
-        give_back()
-        if self.compute.device.type == "cuda":
-            torch.cuda.empty_cache()
-        smaller = self.compute.smaller()
+        before, self._made = self.compute, []
+        smaller = before.smaller()
         if smaller is not None:
             self.compute, done = smaller, f"batch {smaller.inferer.batch}"
         elif self.report.bands and self.image.result_shape[1] // (2 * self.report.bands) >= 1 and self._narrower < 64:
@@ -348,6 +347,9 @@ class WithinMemory:
         else:
             fix = "give more memory (inference.memory says how much may be taken), or lower inference.window"
             raise ResourceError(f"the memory is exhausted ({reason})", fix)
+        if self.compute is not before:
+            before.forget()
+        freed(before.device)
         note = f"memory ran out on {self.report.device} ({reason}): went on with {done}"
         self.report.notes.append(note)
         _LOG.warning("%s: %s", self.image.name, note)
@@ -379,8 +381,7 @@ def computing(models: Sequence[Network], config: Config, device: torch.device) -
 
     @cache
     def on_cpu() -> Compute:
-        cpu = torch.device("cpu")
-        return computing([copy.deepcopy(model).to(cpu) for model in models], config, cpu)
+        return computing([copied_to_cpu(model) for model in models], config, torch.device("cpu"))
 
     return Compute(
         models, inferer, settings.backend, on_cpu if settings.device == "auto" and device.type != "cpu" else None

@@ -72,7 +72,7 @@ def _put(image: Image, row: Tensor, border: str) -> tuple[slice, ...]:
     if border == "reflect":
         for dim, axis in enumerate(axes, start=1):
             if axis.padded > axis.size:
-                values = values.index_select(dim, torch.from_numpy(axis.reflected()))
+                values = values.index_select(dim, torch.from_numpy(axis.reflected()).to(values.device))
         row.copy_(values)
     else:
         row[(slice(None), *place)] = values.to(row.device)

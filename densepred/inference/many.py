@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from densepred.device import pick_precision
+from densepred.device import freed, is_exhausted, pick_precision
 from densepred.errors import ResourceError
 from densepred.inference.forward import Forward
 from densepred.inference.images import predict_images
@@ -20,6 +21,8 @@ from densepred.volumes import Volume
 
 if TYPE_CHECKING:
     from densepred.inference.compute import Compute
+
+_LOG = logging.getLogger(__name__)
 
 
 def small(image: VolumePass, compute: Compute) -> bool:
@@ -69,9 +72,34 @@ def in_batches(
 def _together(
     waiting: deque[tuple[Volume, VolumePass]], compute: Compute
 ) -> Iterator[tuple[Volume, Iterator[Predicted]]]:
-    """Predict what waits in one call."""
-    if not waiting:
-        return
+    """Predict what waits in one call, or where memory runs out in several, and on the CPU at last.
+
+    Raises:
+        ResourceError: a single image is too large.
+    """
+    while waiting:
+        try:
+            yield from _in_calls(waiting, compute)
+        except (MemoryError, RuntimeError) as error:
+            if not is_exhausted(error):
+                raise
+            reason = str(error).partition("\n")[0] or "of the machine"
+        if waiting:  # here, where the error no longer holds on to what filled the memory
+            compute.forget()
+            freed(compute.device)
+            less = compute.smaller() or (compute.fallback() if compute.fallback else None)
+            if less is None:
+                fix = "give more memory, or lower inference.window"
+                raise ResourceError(f"the memory is exhausted ({reason})", fix, waiting[0][0].path)
+            compute = less
+            told = f"batch {compute.inferer.batch} on {compute.device}"
+            _LOG.warning("memory ran out (%s): went on with %s", reason, told)
+
+
+def _in_calls(
+    waiting: deque[tuple[Volume, VolumePass]], compute: Compute
+) -> Iterator[tuple[Volume, Iterator[Predicted]]]:
+    """Predict what waits, as many in a call as `compute` has windows in a batch."""
     (_, first), count = waiting[0], len(waiting)
     heat = first.temperature
     ready = compute.ready(first.channels, first.ways[0], count)

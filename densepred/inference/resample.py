@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from densepred.cases.regrid import Kernel, Regrid
+from densepred.device import sent
 from densepred.inference.sliding_window import Slab, Source, as_float
 
 
@@ -61,7 +62,7 @@ class Resampled:
                 out[:, done - start : ready - start] = regrid.take(ready)
             else:
                 end = min(regrid.read + regrid.piece(channels), regrid.reach(stop))
-                regrid.add(as_float(self.source[:, regrid.read : end]).to(self.device))
+                regrid.add(sent(as_float(self.source[:, regrid.read : end]), self.device))
         return out
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from densepred.device import needing_memory
+from densepred.device import is_exhausted, needing_memory
 from densepred.errors import InputError
 from densepred.inference.forward import pick
 from densepred.models.folding import fold_batch_norms
@@ -87,7 +87,7 @@ def making(fault: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            if is_exhausted(error):
                 raise
             if "InvalidCxxCompiler" in f"{type(error).__name__}: {error}":
                 fix = "install g++, or name a C++ compiler in CXX, or use inference.backend=torch"

@@ -68,7 +68,9 @@ def record_of(name: str, shard: Shard | None) -> str:
 def records_of(name: str, folder: Path) -> list[Path]:
     """The files of a record that lie in a folder: that of whole runs, and those of shards."""
     stem, dot, suffix = name.partition(".")
-    return [path for pattern in (name, f"{stem}-*-of-*{dot}{suffix}") for path in sorted(folder.glob(pattern))]
+    ours = re.compile(rf"{re.escape(stem)}(-[0-9]+-of-[0-9]+)?{re.escape(dot + suffix)}")
+    found = {path.name: path for path in sorted(folder.glob(f"{stem}*{dot}{suffix}")) if ours.fullmatch(path.name)}
+    return [path for path in (found.pop(name, None), *found.values()) if path is not None]
 
 
 @contextlib.contextmanager

@@ -58,13 +58,13 @@ def predict_whole(predictor: ImagePredictor, case: Case, table: Table | None) ->
 class _Rows:
     """The journal of a table, a line of JSON for each case: its cells, and what they were made from.
 
-    Of several lines for one case the last holds, and one that cannot be read is dropped. Lines of others, of shards,
-    are taken in.
+    Of several lines for one case the last holds, and one that cannot be read is dropped. Lines of others, of shards
+    that ran since, are taken in.
     """
 
     def __init__(self, path: Path, others: Sequence[Path] = ()) -> None:
         self.path = path
-        texts = [one.read_text(errors="replace") for one in (*others, path) if one.is_file()]
+        texts = [one.read_text(errors="replace") for one in (path, *others) if one.is_file()]
         lines = [line for text in texts for line in text.splitlines()]
         self._known = {entry["id"]: entry for entry in map(_parsed, lines) if entry is not None}
 
@@ -131,10 +131,10 @@ def write_table(
                 what = "was not predicted here: left as it is"
                 raise UnsafeError(what, "choose another --out, or say --overwrite", there[0])
             atomic_write(out / MEANING, meaning)
-        parts = [] if shard else [one for name in (JOURNAL, TABLE) for one in records_of(name, out)]
-        parts = [one for one in parts if one not in (path, journal)]
-        rows = _Rows(journal, [one for one in parts if one.suffix == journal.suffix])
+        journals, tables = ([] if shard else records_of(name, out) for name in (JOURNAL, TABLE))
+        rows = _Rows(journal, [one for one in journals if one != journal])
         rows.compact()
+        _remove(journals, journal)
         with StopSignals() as stop, progress(len(cases), "predicting") as advance:
             for case in cases:
                 if stop.signal is not None:
@@ -151,10 +151,16 @@ def write_table(
         atomic_write(out / MEANING, meaning)
         atomic_write(path, text.getvalue())
         rows.compact()
-        for part in parts:  # what they say stands in the whole ones
-            part.unlink(missing_ok=True)
+        _remove(tables, path)
         write_failures(out, shard, [*result.done, *result.skipped], result.failed)
     return result
+
+
+def _remove(parts: Iterable[Path], whole: Path) -> None:
+    """Remove the records of shards: what they say stands in the whole one."""
+    for part in parts:
+        if part != whole:
+            part.unlink(missing_ok=True)
 
 
 def _do(predictor: ImagePredictor, case: Case, table: Table | None, rows: _Rows, result: BatchResult) -> None:

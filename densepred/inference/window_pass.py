@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from densepred.device import sent
 from densepred.errors import InputError, ResourceError
 from densepred.inference import windows
 from densepred.inference.empty import EmptyWindows
@@ -104,14 +105,13 @@ class WindowPass:
         self.empty: EmptyWindows | None = None
         if inferer.skip is not None:
             self.empty = EmptyWindows(inferer.skip, grid.window, forward, inferer.variance)
-        self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.sums: Accumulator | None = None
         self.loaded, self.done = first.starts[self.rows[0]], 0
 
     def slabs(self, progress: Progress | None = None) -> Generator[Slab, None, None]:
         """Yields as `SlidingWindowInferer.stream`; between two slabs the models and torch's modes are the caller's."""
         axis, offset = self.grid.axes[0], self.grid.axes[0].before
-        blocks = self._blocks(None if self.copies is None else torch.cuda.current_stream(self.device))
+        blocks = self._blocks(torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None)
         if self.inferer.ahead:
             blocks = ahead(blocks, self.inferer.ahead)
         with closing(blocks):
@@ -147,20 +147,10 @@ class WindowPass:
                 if block.shape != (channels, end - start, *rest):
                     expected = (channels, end - start, *rest)
                     raise ValueError(f"source[:, {start}:{end}] must have shape {expected}, got {tuple(block.shape)}")
-                block = self._on_device(self._widen(self._cut_lines(block)))
+                block = sent(self._widen(self._cut_lines(block)), self.device)
             yield start, block
             del block  # not held beside the next one
             start = end
-
-    def _on_device(self, block: Tensor) -> Tensor:
-        """Copied while the device computes: through memory that it can read by itself, beside its other work."""
-        if self.copies is None or block.is_cuda:
-            return block
-        with torch.cuda.stream(self.copies):
-            block = block.contiguous().pin_memory().to(self.device, non_blocking=True)
-        self.copies.synchronize()
-        block.record_stream(torch.cuda.current_stream(self.device))
-        return block
 
     def _load(self, blocks: Iterator[tuple[int, Tensor]], stop: int) -> None:
         """Puts the planes below `stop` into the ring."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -27,7 +28,7 @@ from densepred.models.decoders.deeplab import DeepLabV3PlusDecoder
 from densepred.models.decoders.fcn import FCNDecoder
 from densepred.models.decoders.fpn import FPNDecoder
 from densepred.models.decoders.steps import UNetOptions
-from densepred.models.decoders.unet import UNetDecoder, way_up
+from densepred.models.decoders.unet import UNetDecoder, stride_ratio, way_up
 from densepred.models.decoders.unetplusplus import UNetPlusPlusDecoder
 from densepred.models.dense import DensePredictor, Model
 from densepred.models.encoders.base import Encoder
@@ -240,8 +241,35 @@ def _assembled(config: ModelConfig, in_channels: int, heads: Heads) -> Model:
         return lookup(NETWORKS, _key(config.network), "network")(config, in_channels, heads)
     encoder = lookup(ENCODERS, _key(config.encoder), "encoder")(config, in_channels)
     widths = [heads] if isinstance(heads, int) else [spec.channels for spec in heads.values() if spec.dense]
-    decoder = lookup(DECODERS, _key(config.decoder), "decoder")(config, encoder, sum(widths)) if widths else None
-    return DensePredictor(encoder, decoder, config.dims, in_channels, heads, config.deep_supervision)
+    fine = _fine(config, in_channels, encoder) if widths and config.fine_channels else None
+    seen = encoder if fine is None else _Joined(fine, encoder)
+    decoder = lookup(DECODERS, _key(config.decoder), "decoder")(config, seen, sum(widths)) if widths else None
+    return DensePredictor(encoder, decoder, config.dims, in_channels, heads, config.deep_supervision, fine)
+
+
+def _fine(config: ModelConfig, in_channels: int, encoder: Encoder) -> Encoder:
+    """Stages on the grids that the encoder has no map of.
+
+    Raises:
+        ValueError: not as many widths as there are such grids.
+    """
+    given = config.fine_channels or ()
+    grids = way_up(encoder.channels, encoder.strides, None)[1]
+    finer = grids[: len(grids) - len(encoder.strides)]
+    if len(given) != len(finer):
+        wanted = f"{len(finer)} numbers, one for each grid finer than its first map" if finer else "left out"
+        raise ValueError(f"fine_channels must be {wanted} on {config.encoder}, got {given}")
+    steps = [finer[0], *(stride_ratio(coarse, fine) for fine, coarse in pairwise(finer))]
+    return PlainEncoder(config.dims, in_channels, given, steps, style=_own_style(config, encoder))
+
+
+class _Joined(Encoder):
+    """What a decoder sees of two encoders, of which the first has the finer maps; computes nothing."""
+
+    def __init__(self, fine: Encoder, encoder: Encoder) -> None:
+        super().__init__()
+        self.channels, self.strides = (*fine.channels, *encoder.channels), (*fine.strides, *encoder.strides)
+        self.style = encoder.style
 
 
 def _key(name: str) -> str:

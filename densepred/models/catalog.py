@@ -52,8 +52,8 @@ ENCODERS: dict[str, Entry] = {
 _WIDTHS, _SMOOTH = "decoder_channels", ("smooth_start", "deep_supervision")
 
 DECODERS: dict[str, Entry] = {
-    **_entries("unet", _WIDTHS, "decoder_convs", "upsampling", "residual", "attention", *_SMOOTH),
-    **_entries("unetplusplus", _WIDTHS, "decoder_convs", "upsampling", "residual", *_SMOOTH),
+    **_entries("unet", _WIDTHS, "decoder_convs", "fine_channels", "upsampling", "residual", "attention", *_SMOOTH),
+    **_entries("unetplusplus", _WIDTHS, "decoder_convs", "fine_channels", "upsampling", "residual", *_SMOOTH),
     **_entries("fcn32s fcn16s fcn8s", "fc_channels", "dropout", style=False),  # scores have no norm
     **_entries("deconvnet", "fc_channels", "unpooling"),
     **_entries("fpn", _WIDTHS, "activation", "dropout", style=False),  # its group norm is as published

@@ -86,6 +86,7 @@ class DensePredictor(Model):
         heads: what to predict, by name; a number stands for one head `segmentation` of so many classes. Dense heads
             look at the decoder's finest map, global ones at the encoder's coarsest.
         deep_supervision: coarser decoder maps that get dense heads of their own.
+        fine: gives the decoder further maps, finer than the encoder's.
 
     Raises:
         ValueError: more of them than the decoder has coarser maps, or two of the same stride; a dense head without a
@@ -100,9 +101,10 @@ class DensePredictor(Model):
         in_channels: int,
         heads: Mapping[str, HeadSpec] | int,
         deep_supervision: int = 0,
+        fine: Encoder | None = None,
     ) -> None:
         super().__init__(dims, in_channels, heads)
-        self.encoder, self.decoder = encoder, decoder
+        self.encoder, self.decoder, self.fine = encoder, decoder, fine
         self.dense = [name for name, spec in self.specs.items() if spec.dense]
         self.heads = nn.ModuleDict()
         if self.dense:
@@ -140,7 +142,7 @@ class DensePredictor(Model):
         other._modules = self._modules.copy()  # of its own, the layers in it shared
         other.specs = specs
         if not dense:
-            other.dense, other.decoder = [], None
+            other.dense, other.decoder, other.fine = [], None, None
         return other
 
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> Tensor | dict[str, Tensor]:
@@ -157,7 +159,8 @@ class DensePredictor(Model):
         if covariates is not None and not self.covariates:
             raise ValueError(f"covariates {tuple(covariates.shape)} given, but no head takes any")
         features, switches = self._encode(x)
-        outputs = self._dense_outputs(features, x.shape[2:], switches) if self.dense else {}
+        maps = features if self.fine is None else [*self.fine(x), *features]
+        outputs = self._dense_outputs(maps, x.shape[2:], switches) if self.dense else {}
         for name, spec in self.specs.items():
             if not spec.dense:
                 outputs[name] = self.heads[name](features[-1], covariates if _covariates(spec) else None)

@@ -7,7 +7,7 @@ Instance normalisation is always computed as group normalisation (see `norms.Ins
     lean    gradient checkpointing: activations inside a block are computed again in the backward pass, not kept
             (Chen et al. 2016, arXiv:1604.06174); slower by about a third, in a fraction of the memory. Layers outside
             of blocks, as all of VGG's, are kept as they were
-    auto    channels-last on GPUs, plain on CPUs
+    auto    plain; on GPUs channels-last, unless there are instance or group norms, whose kernel copies such tensors
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.checkpoint import checkpoint
 
 from densepred.models.decoders.base import Decoder
@@ -49,7 +50,7 @@ def set_form(model: Network, form: Form, device: torch.device) -> Network:
     """
     if form not in get_args(Form):
         raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
-    if is_channels_last(form, device):
+    if is_channels_last(model, form, device):
         to_channels_last(model)
     if form == "lean":
         for block in _blocks(model):
@@ -59,14 +60,15 @@ def set_form(model: Network, form: Form, device: torch.device) -> Network:
     return model
 
 
-def is_channels_last(form: Form, device: torch.device) -> bool:
+def is_channels_last(model: nn.Module, form: Form, device: torch.device) -> bool:
     """Whether training in this form lays tensors out channels-last."""
-    return form == "fast" or (form in ("auto", "lean") and device.type == "cuda")
+    if form == "fast" or form == "plain" or device.type != "cuda":
+        return form == "fast"
+    return not any(isinstance(layer, nn.GroupNorm | _InstanceNorm) for layer in model.modules())
 
 
-def in_form(image: Tensor, form: Form) -> Tensor:
-    """An image (B, C, *spatial) in the memory layout that training in this form wants."""
-    last = is_channels_last(form, image.device)
+def in_layout(image: Tensor, last: bool) -> Tensor:
+    """An image (B, C, *spatial) in the memory layout that training wants, channels-last or contiguous."""
     return image.contiguous(memory_format=CHANNELS_LAST[image.ndim - 2]) if last else image
 
 

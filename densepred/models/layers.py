@@ -6,6 +6,7 @@ No other module names `Conv2d` or `Conv3d`. Shapes: (B, C, *spatial), spatial = 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -251,15 +252,17 @@ class _Interpolation(torch.autograd.Function):
         (out,) = gradients
         for axis, n in enumerate(ctx.before, start=2):
             if n != out.shape[axis]:
-                taps = _taps(n, out.shape[axis]).to(out.device, out.dtype, non_blocking=True)
+                taps = _taps(n, out.shape[axis], out.device, out.dtype)
                 out = torch.tensordot(out, taps, dims=([axis], [0])).movedim(-1, axis)
         return out, None
 
 
-def _taps(before: int, after: int) -> Tensor:
+@lru_cache(maxsize=64)
+def _taps(before: int, after: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The matrix (after, before) of linear interpolation along an axis, between half-pixel centres."""
     centres = ((torch.arange(after, dtype=torch.float64) + 0.5) * before / after - 0.5).clamp(0, before - 1)
-    return (1 - (centres.unsqueeze(1) - torch.arange(before)).abs()).clamp(min=0)
+    taps = (1 - (centres.unsqueeze(1) - torch.arange(before)).abs()).clamp(min=0)
+    return taps.to(device, dtype, non_blocking=True)
 
 
 class DropPath(nn.Module):

@@ -22,6 +22,17 @@ KEPT = 2
 _LOG = logging.getLogger(__name__)
 
 
+def refuse_link(folder: Path) -> None:
+    """Refuse to keep checkpoints behind a link: older ones are removed, and these could be another run's.
+
+    Raises:
+        UnsafeError: the folder is a symbolic link.
+    """
+    if folder.is_symlink():
+        fix = "put the folder that it points to in its place; the whole run may lie behind a link"
+        raise UnsafeError("the folder of checkpoints is a symbolic link", fix, folder)
+
+
 def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
     """Write `folder/step-XXXXXXXX` in one step and drop all but the newest checkpoints.
 
@@ -32,10 +43,9 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
         state: plain JSON data.
 
     Raises:
-        UnsafeError: the folder is a symbolic link.
+        UnsafeError: as `refuse_link`.
     """
-    if folder.is_symlink():  # older checkpoints are removed: not those of another run
-        raise UnsafeError("the folder of checkpoints is a symbolic link", "remove the link", folder)
+    refuse_link(folder)
     folder.mkdir(exist_ok=True)
     final = folder / f"step-{step:08d}"
     part = part_path(final)

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from densepred.device import reproducible
 from densepred.errors import InputError
-from densepred.models.forms import Form, in_form, set_form
+from densepred.models.forms import Form, in_layout, is_channels_last, set_form
 from densepred.models.norms import BatchNorm
 from densepred.training import ranks
 from densepred.training.small_maps import guard_small_maps
@@ -59,7 +59,8 @@ class Engine:
         mixed = "bf16" if precision == torch.bfloat16 else "no"
         options = DistributedDataParallelKwargs(find_unused_parameters=partly)
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu", kwargs_handlers=[options])
-        self.form, self.sharded = form, hasattr(next(model.parameters()), "full_tensor")
+        self.channels_last = is_channels_last(model, form, device)
+        self.sharded = hasattr(next(model.parameters()), "full_tensor")
         if ranks.count() > 1 and not self.sharded:
             model = synchronised(model, device)
         if device.type == "cpu" and precision == torch.bfloat16:
@@ -87,7 +88,7 @@ class Engine:
             image, *others = (inputs,) if isinstance(inputs, Tensor) else inputs
             last = index == len(parts) - 1
             with contextlib.nullcontext() if last or self.sharded else self.accelerator.no_sync(self.model):
-                loss = loss_of(ranks.whole(self.model(in_form(image, self.form), *others))) / len(parts)
+                loss = loss_of(ranks.whole(self.model(in_layout(image, self.channels_last), *others))) / len(parts)
                 self.accelerator.backward(loss * ranks.count())  # whose gradients are averaged over the processes
             total = total + loss.detach()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), clip or float("inf"))

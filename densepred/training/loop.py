@@ -16,7 +16,7 @@ from densepred.errors import InputError
 from densepred.files import sweep_parts, writable_folder
 from densepred.models.weights.sources import is_file
 from densepred.progress import progress
-from densepred.training import ranks
+from densepred.training import checkpoint, ranks
 from densepred.training.finetune import rehearse
 from densepred.training.run import CONFIG, PLAN, Run
 from densepred.training.trackers import require
@@ -107,6 +107,7 @@ def anchored(config: Config) -> Config:
 
 
 def _fit(run: Run, cases: list[Case]) -> Run:
+    checkpoint.refuse_link(run.checkpoints)
     if ranks.first():
         sweep_parts(run.path)
         sweep_parts(run.checkpoints)

@@ -64,6 +64,7 @@ def find_rate(config: Config, picture: str | Path) -> RateSearch:
     Source: Smith 2017 (arXiv:1506.01186), section 3.3, with an exponential rise.
     """
     rates, losses = [], []
+    signed = any(head.variance for head in config.heads.values())
     with tempfile.TemporaryDirectory() as folder, progress(_STEPS, "finding the learning rate") as advance:
         trainer = _ready(config, Path(folder))
         for step in range(_STEPS):
@@ -73,7 +74,7 @@ def find_rate(config: Config, picture: str | Path) -> RateSearch:
                 break
             rates.append(rate)
             losses.append(loss)
-            if step > 10 and gone(losses):
+            if step > 10 and gone(losses, signed):
                 break
             advance(1, rate=rate, loss=loss)
     found = judge_rates(rates, losses)
@@ -81,15 +82,15 @@ def find_rate(config: Config, picture: str | Path) -> RateSearch:
     return found
 
 
-def gone(losses: Sequence[float]) -> bool:
-    """Has the loss exploded? Losses that can be negative are counted from their first.
+def gone(losses: Sequence[float], signed: bool) -> bool:
+    """Has the loss exploded? One that becomes negative, a logarithm of densities, is counted from its first.
 
     Example:
-        >>> gone([1.0, 0.1, 0.5]), gone([1.0, -2.0, -1.0]), gone([1.0, -2.0, 20.0])
+        >>> gone([1.0, 0.1, 0.5], False), gone([1.0, -2.0, -1.0], True), gone([1.0, -2.0, 20.0], True)
         (True, False, True)
     """
     first, best = losses[0], min(losses)
-    return losses[-1] > (_GONE * best if best > 0 else first + _GONE * (first - best))
+    return losses[-1] > (first + _GONE * (first - best) if signed or best <= 0 else _GONE * best)
 
 
 def judge_rates(rates: Sequence[float], losses: Sequence[float]) -> RateSearch:

@@ -8,7 +8,16 @@ import numpy as np
 
 from densepred.errors import InputError
 from densepred.volumes.fits_header import WCS_TOLERANCE, FitsHeader, wcs_offset
-from densepred.volumes.volume import GEOMETRY_TOLERANCE, Key, Volume, check_memory, corner_offset, full_key, span
+from densepred.volumes.volume import (
+    GEOMETRY_TOLERANCE,
+    Key,
+    Volume,
+    check_memory,
+    corner_offset,
+    full_key,
+    is_sizeless,
+    span,
+)
 
 
 class ChannelStack:
@@ -49,7 +58,7 @@ class ChannelStack:
 
 
 def stack(volumes: Sequence[Volume]) -> Volume:
-    """One volume of the channels of several, which must lie on one grid; header and path are the first's.
+    """One volume of the channels of several, which must lie on one grid: that of `on_grid`. The path is the first's.
 
     Args:
         volumes: at least one; usually the single-channel files of one case.
@@ -71,8 +80,13 @@ def stack(volumes: Sequence[Volume]) -> Volume:
         check_grids(first, other, "channels")
     if len(volumes) == 1:
         return first
-    unit = first.unit if all(other.unit == first.unit for other in volumes) else ""
-    return Volume(ChannelStack(volumes), first.spacing, first.affine, first.header, first.path, unit=unit)
+    unit, like = first.unit if all(other.unit == first.unit for other in volumes) else "", on_grid(volumes)
+    return Volume(ChannelStack(volumes), like.spacing, like.affine, like.header, first.path, unit=unit)
+
+
+def on_grid(volumes: Sequence[Volume]) -> Volume:
+    """Of volumes on one grid the first whose file says how large its voxels are; the first if none does."""
+    return next((one for one in volumes if not is_sizeless(one)), volumes[0])
 
 
 def check_grids(first: Volume, other: Volume, which: str = "channels") -> None:

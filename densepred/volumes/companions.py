@@ -49,9 +49,11 @@ def _named(path: Path) -> list[Path]:
     for line in lines:
         name = re.split(r"[:=]", line, maxsplit=1)[-1].strip()
         if "%" in name:
-            named = path.parent / name.split()[0]
+            parts = (path.parent / name.split()[0]).parts
+            first = next(at for at, part in enumerate(parts) if "%" in part)
+            pattern = re.sub(r"(?:%\d*[a-z])+", "*", "/".join(parts[first:]))
             with contextlib.suppress(ValueError, NotImplementedError):  # no pattern that files could match
-                found.update(named.parent.glob(re.sub(r"(?:%\d*[a-z])+", "*", named.name)))
+                found.update(Path(*parts[:first]).glob(pattern))
         elif name and (path.parent / name).is_file():
             found.add(path.parent / name)
     return sorted(found)

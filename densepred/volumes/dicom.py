@@ -106,7 +106,7 @@ def _series(path: Path, uid: str | None) -> list[tuple[Path, Any]]:
     counts = Counter(str(head.get("SeriesInstanceUID", "")) for _, head in images)
     if uid is None and len(counts) > 1:
         lines = "; ".join(f"[{name}] {count} images" for name, count in counts.most_common(20))
-        fix = f"add one: {path.name}[{counts.most_common(1)[0][0]}]"
+        fix = f"add one: {path.name}[{counts.most_common(1)[0][0]}]; or give files, as in {path.name}/*.dcm"
         raise InputError(f"the folder holds {len(counts)} series: {lines}", fix, path)
     chosen = uid if uid is not None else next(iter(counts))
     if chosen not in counts:
@@ -119,7 +119,8 @@ def _head(file: Path) -> Any:
     """The tags of a file that matter here; None if it is no DICOM."""
     pydicom = _pydicom()
     try:
-        _refuse_deflated(file)
+        if _is_deflated(file):
+            return None
         head = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
         list(head)  # which decodes every value now
         return head
@@ -134,18 +135,21 @@ def _head(file: Path) -> Any:
         raise InputError(what, "get the file again from its source", file) from error
 
 
-def _refuse_deflated(file: Path) -> None:
-    """Of a data set that is deflated as a whole a few megabytes could become gigabytes before anything is known of it.
+def _is_deflated(file: Path) -> bool:
+    """Is its whole data set deflated? Then a few megabytes could become gigabytes before anything is known of it.
 
     Raises:
-        InputError: it is.
+        InputError: so it is, and it is an image, without which a series would lack a slice.
     """
     pydicom = _pydicom()
-    syntax = pydicom.filereader.read_file_meta_info(file).get("TransferSyntaxUID")
-    if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
-        raise InputError(
-            "its whole data set is deflated, which is not read", "convert it with dcmconv or dcm2niix", file
-        )
+    meta = pydicom.filereader.read_file_meta_info(file)
+    if meta.get("TransferSyntaxUID") != pydicom.uid.DeflatedExplicitVRLittleEndian:
+        return False
+    kind = meta.get("MediaStorageSOPClassUID")
+    if kind is None or "Image" in kind.name:
+        what = "its whole data set is deflated, which is not read"
+        raise InputError(what, "convert it with dcmconv or dcm2niix", file)
+    return True
 
 
 def _numbers(head: Any, name: str, count: int, file: Path) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import re
 import warnings
+from collections import Counter
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -175,11 +176,14 @@ def recorded(
 
 
 def _in_ascii(record: Record) -> Record:
-    from densepred.volumes.fits_cards import card_text
+    from densepred.volumes.fits_cards import card_text, unit_text
 
     texts: dict[str, Any] = {k: card_text(text) for k, text in vars(record.provenance).items() if isinstance(text, str)}
-    names = {value: card_text(name) for value, name in record.names.items()}
-    return replace(record, names=names, unit=card_text(record.unit), provenance=replace(record.provenance, **texts))
+    plain = {value: card_text(name) for value, name in record.names.items()}
+    alike = Counter(plain.values())
+    lost = {value for value, name in plain.items() if alike[name] > 1 and name != record.names[value]}
+    names = {value: f"{name} {value}" if value in lost else name for value, name in plain.items()}
+    return replace(record, names=names, unit=unit_text(record.unit), provenance=replace(record.provenance, **texts))
 
 
 def _cards(made: Provenance) -> dict[str, str | float | list[str]]:

@@ -60,6 +60,22 @@ def card_text(text: str) -> str:
     return "".join(sign if " " <= sign <= "~" else "?" for sign in plain if not unicodedata.combining(sign))
 
 
+def unit_text(unit: str) -> str:
+    """A unit in the signs of FITS, and by the names it gives to Å and °.
+
+    Raises:
+        InputError: it has other signs.
+
+    Example:
+        >>> unit_text("µJy/Å"), unit_text("°")
+        ('uJy/Angstrom', 'deg')
+    """
+    named = unit.replace("\u00c5", "Angstrom").replace("\u212b", "Angstrom").replace("\u00b0", "deg")
+    if "?" in (text := card_text(named)):
+        raise InputError(f"the unit {unit!r} has signs that FITS does not know", "write it in ASCII")
+    return text
+
+
 @dataclass(frozen=True)
 class Contents:
     """What the values of an output are.

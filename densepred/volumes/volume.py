@@ -254,7 +254,7 @@ def corner_offset(first: Volume, second: Volume) -> float:
     """
     if first.shape[1:] != second.shape[1:]:
         raise ValueError(f"the spatial shapes must agree, got {first.shape[1:]} and {second.shape[1:]}")
-    if _is_sizeless(first) or _is_sizeless(second):
+    if is_sizeless(first) or is_sizeless(second):
         return 0.0
     if first.affine is None or second.affine is None:
         ours, theirs = (spacing_affine(volume.spacing) for volume in (first, second))
@@ -267,7 +267,8 @@ def corner_offset(first: Volume, second: Volume) -> float:
     return float(np.linalg.norm(apart @ np.linalg.pinv(ours[:3, :3]).T, axis=1).max())
 
 
-def _is_sizeless(volume: Volume) -> bool:
+def is_sizeless(volume: Volume) -> bool:
+    """Does its file say nothing of the size of its voxels, as PNG, .npy and plain TIFF?"""
     unit = getattr(volume.header, "unit", None)
     return volume.path is not None and volume.affine is None and unit is None and set(volume.spacing) == {1.0}
 
