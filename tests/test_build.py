@@ -244,6 +244,14 @@ def test_fine_stages_see_what_a_stem_passes_over(encoder: str, fine: tuple[int, 
     assert image.grad.count_nonzero() > 0  # by the fine stages alone
 
 
+def test_fine_stages_go_with_kernels_of_the_encoder() -> None:
+    given = {"channels": (4, 8), "strides": (2, 2), "kernels": (5, 5), "fine_channels": (3,)}
+    model = create_model("plain", "unet", dims=2, seed=0, **given)
+    kernels = [step.blocks[0].conv.kernel_size for step in model.decoder.steps]
+    assert kernels == [(5, 5), (3, 3)]
+    assert model(torch.zeros(1, 1, 9, 10)).shape[2:] == (9, 10)
+
+
 def test_fine_stages_are_no_part_of_the_encoder() -> None:
     plain, fine = (create_model("resnet18", dims=2, width=8, fine_channels=given, seed=0) for given in (None, (4,)))
     assert plain.encoder.state_dict().keys() == fine.encoder.state_dict().keys()

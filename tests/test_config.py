@@ -133,7 +133,7 @@ def test_overrides_win_and_are_typed(load):
             ["augment.flip.probability=0.3"],
             "augment: [{noise: {}}, {flip: {axes: [1], probability: 0.3}}]",
         ),
-        ("loss: {dice: 2}", ["loss.dice.batch=true"], "loss: {dice: {weight: 2, batch: true}}"),
+        ("loss: {dice: 2}", ["loss.dice.generalised=true"], "loss: {dice: {weight: 2, generalised: true}}"),
     ],
 )
 def test_an_override_of_a_part_keeps_the_rest_of_a_short_form(load, text: str, overrides: list[str], wanted: str):
@@ -143,6 +143,12 @@ def test_an_override_of_a_part_keeps_the_rest_of_a_short_form(load, text: str, o
 def test_an_override_of_a_method_keeps_its_name(load):
     found = load(DATA, "data.normalize=asinh", "data.normalize.softening=5").data.normalize
     assert (found.name, found.softening) == ("asinh", 5)
+
+
+def test_an_override_of_a_channel_keeps_its_file(load):
+    data = "data: {images: {T1: '{id}.nii', T2: '{id}_2.nii'}, labels: 'l/{id}.nii'}"
+    found = load(data, "data.images.T1.normalize=robust").data.images
+    assert (found["T1"].file, found["T1"].normalize.name, found["T2"]) == ("{id}.nii", "robust", "{id}_2.nii")
 
 
 def test_an_override_of_a_covariate_keeps_the_others(load):

@@ -31,8 +31,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "lenet5": {},
 }
 """One encoder of each body; fewer maps where more would only repeat the same blocks."""
-PAIRS = [(encoder, "unet") for encoder in BODIES]
-PAIRS += [("resnet18", decoder) for decoder in catalog.DECODERS if decoder != "unet"]
+PAIRS = [(encoder, "unet") for encoder in BODIES if encoder != "resnet18"]
+PAIRS += [("resnet18", decoder) for decoder in catalog.DECODERS if decoder not in ("unet", "fcn8s")]
 PAIRS += [("vgg11_bn", "deconvnet"), ("vgg11_bn", "fcn8s")]
 
 

@@ -300,5 +300,7 @@ def test_names_and_units_beyond_ascii_stay_apart() -> None:
     _, legend, _ = recorded(Record(names=names), 1, labels=True)
     assert legend is not None
     assert len(set(legend.names.values())) == 5
-    with pytest.raises(InputError, match="has signs that FITS does not know"):
-        recorded(Record(names={}, unit="\u03a9"), 1, labels=False)
+    for unit, expected in (("A\u030a", "Angstrom"), ("cm\u207b\u00b9", "cm-1"), ("\u2126", "?")):
+        contents, _, _ = recorded(Record(names={}, unit=unit), 1, labels=False)
+        assert contents is not None
+        assert contents.unit == expected

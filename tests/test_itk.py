@@ -319,7 +319,7 @@ def test_several_series_in_a_folder_must_be_told_apart(tmp_path: Path) -> None:
     second = series(tmp_path / "s", 4, SeriesInstanceUID="1.2.9")
     with pytest.raises(InputError, match=r"2 series: \[1\.2\.3\] 6 images; \[1\.2\.9\] 4 images") as caught:
         open_volume(tmp_path / "s")
-    assert caught.value.fix == "add one: s[1.2.3]"
+    assert caught.value.fix == "add one: s[1.2.3]; or give files, as in s/*.dcm"
     np.testing.assert_array_equal(open_volume(f"{tmp_path}/s[1.2.3]").numpy()[0], first)
     np.testing.assert_array_equal(open_volume(tmp_path / "s" / "1.2.9-00.dcm").numpy()[0], second)
     with pytest.raises(InputError, match=r"no series \[7\]"):

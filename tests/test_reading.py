@@ -181,7 +181,7 @@ def test_what_belongs_to_a_file(tmp_path: Path) -> None:
     (tmp_path / "meta.mhd").write_text("NDims = 2\nDimSize = 2 2\nElementDataFile = LIST\nb.raw\na.raw\n")
     (tmp_path / "run01").mkdir()
     (tmp_path / "run01" / "s.raw").touch()
-    (tmp_path / "deep.nhdr").write_text("NRRD0005\ndata file: run%02d/s.raw 1 1 1\n")
+    (tmp_path / "deep.nhdr").write_text("NRRD0005\n# contrast 10 %\ndata file: run%02d/s.raw 1 1 1\n")
     (tmp_path / "away.mhd").write_text("NDims = 2\nDimSize = 2 2\nElementDataFile = gone.raw\n")
     (tmp_path / "broken.mhd").write_text("NDims = many\nElementDataFile = a.raw\n")
     expected = {

@@ -55,7 +55,11 @@ def test_the_rate_is_read_off_a_curve_of_known_shape():
 
 
 def test_losses_below_zero_are_judged_by_how_far_they_fell():
-    assert [gone(losses) for losses in ([2.0, 0.1, 0.5], [0.5, -1.0, -0.9], [0.5, -1.0, 7.0])] == [True, False, True]
+    assert [gone(losses, False) for losses in ([2.0, 0.1, 0.5], [0.5, -1.0, -0.9], [0.5, -1.0, 7.0])] == [
+        True,
+        False,
+        True,
+    ]
     assert [verdict(losses)[0] for losses in ([-1.0, -0.6], [-1.0, -1.4], [-1.0, -1.6], [1.0, -0.2])] == [
         False,
         False,

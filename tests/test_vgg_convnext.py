@@ -297,3 +297,24 @@ def test_export_with_open_sizes(family: str) -> None:
 def test_a_classifier_takes_any_encoder() -> None:
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(120, 4))
     assert Classifier(LeNetEncoder(2, 1), head)(torch.zeros(2, 1, 9, 7)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("variant", ["convnext_tiny", "convnextv2_atto"])
+def test_an_exactly_dark_background_blows_up_no_gradient(variant: str, dims: int) -> None:
+    """With a stem whose biases are 0 the norm behind it divides by the root of its eps there."""
+    torch.manual_seed(0)
+    encoder = ConvNeXtEncoder(dims, 2, variant, width=8, depth=2)
+    image = torch.zeros(2, 2, *(24, 32, 16)[:dims])
+    image[..., :8] = torch.randn(*image.shape[:-1], 8)
+    wanted = [torch.randn(one.shape) for one in encoder(image)]
+
+    def norm() -> float:
+        encoder.zero_grad()
+        sum((one * weight).mean() for one, weight in zip(encoder(image), wanted, strict=True)).backward()
+        return float(torch.stack([p.grad.norm() for p in encoder.parameters()]).norm())
+
+    usual = norm()
+    with torch.no_grad():
+        encoder.features[0][0].bias.zero_()
+    assert norm() > 30 * usual

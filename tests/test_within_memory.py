@@ -301,7 +301,25 @@ def test_small_images_are_predicted_in_smaller_calls_when_memory_runs_out(caplog
     found = in_batches([(one.source.volume, one) for one in passes], compute, large=lambda _: iter([]))
     logits = [next(planes).logits for _, planes in found]
     assert calls == [4, 2, 2, 2, 2, 2]  # one of each to prepare
+    assert caplog.text.count("memory ran out") == 1  # and then it is known
+    assert compute.fitting().inferer.batch == 2
     alone = whole(WithinMemory(passes[0], compute_of(2, Small(), batch=1), None))["logits"]
     assert len(logits) == 7
     assert all(np.array_equal(one.numpy(), alone) for one in logits)
     assert "memory ran out (CUDA out of memory): went on with batch 2 on cpu" in caplog.text
+
+
+def test_no_image_is_lost_when_memory_runs_out_behind_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes, looked = [image_pass((8, 8)) for _ in range(3)], []
+
+    def finite(values: Tensor) -> Tensor:
+        looked.append(values)
+        if len(looked) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(values)
+
+    original = Tensor.isfinite
+    monkeypatch.setattr(Tensor, "isfinite", finite)
+    found = in_batches([(one.source.volume, one) for one in passes], compute_of(2, batch=3), lambda _: iter([]))
+    volumes = [volume for volume, planes in found if next(planes) is not None]
+    assert [volume is one.source.volume for volume, one in zip(volumes, passes, strict=True)] == [True] * 3

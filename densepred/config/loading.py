@@ -62,6 +62,8 @@ def _long(value: Any, keys: tuple[str, ...], path: str | Path) -> Any:
         return named(value)
     if above == ("loss",) and isinstance(value, int | float) and not isinstance(value, bool):
         return {"weight": value}
+    if keys[:2] == ("data", "images") and len(keys) == 3 and isinstance(value, str):
+        return {"file": value}
     short = {"augment": "recipe", "normalize": "name"}
     return {short[key]: value} if key in short and isinstance(value, str) else value
 

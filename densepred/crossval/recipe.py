@@ -64,9 +64,15 @@ class Shared:
             told[name] = cells + [
                 f"{name} {role} {_size(file) if role.startswith('image') else sha256(file)}"
                 for role, path in case.roles.items()
-                for file in (split_part(path)[0], *companions(split_part(path)[0]))
+                for file in _files(path)
             ]
         return told
+
+
+def _files(path: Path) -> list[Path]:
+    """What is read of a path, but not the others of its folder, which may be other images."""
+    file = split_part(path)[0]
+    return [file, *(one for one in companions(file) if one.is_file())]
 
 
 def _size(path: Path) -> int:

@@ -72,13 +72,19 @@ class Compute:
     fallback: Callable[[], Compute] | None = None
     _with_variance: Compute | None = None
     _smaller: Compute | None = None
+    _outgrown: bool = False
     _ready: dict[tuple[int | None, tuple[int, ...]], Ready] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def forget(self) -> None:
-        """Let go of what was made ready, which holds a copy of the weights; it is made anew when it is asked for."""
+        """Let go of what was made ready, which holds a copy of the weights: memory does not suffice for it."""
         with self._lock:
             self._ready.clear()
+            self._outgrown = True
+
+    def fitting(self) -> Compute:
+        """The same with the most windows in a call that memory has sufficed for so far."""
+        return self._smaller.fitting() if self._outgrown and self._smaller is not None else self
 
     @property
     def device(self) -> torch.device:
@@ -217,7 +223,7 @@ class WithinMemory:
         voxel: int = 0,
         held: int = 0,
     ) -> None:
-        self.image, self.compute, self.budget, self.scratch = image, compute, budget, scratch
+        self.image, self.compute, self.budget, self.scratch = image, compute.fitting(), budget, scratch
         self.sharing, self.voxel, self.held = sharing, voxel, held
         self.report = Report()
         self._made: list[Ready] = []

@@ -77,6 +77,7 @@ def _together(
     Raises:
         ResourceError: a single image is too large.
     """
+    compute = compute.fitting()
     while waiting:
         try:
             yield from _in_calls(waiting, compute)
@@ -109,12 +110,14 @@ def _in_calls(
     read = [image.source.read((slice(None), slice(0, image.shape[0]))) for _, image in waiting]
     logits = predict_images(forward, shape, [values for values, _ in read], compute.device, inferer.border)
     for (values, valid), slab in zip(read, logits, strict=True):
-        volume, _ = waiting.popleft()
+        volume, _ = waiting[0]
         if not bool(slab.isfinite().all()):
+            waiting.popleft()
             what = "the logits are not all finite, though its input is"
             raise ResourceError(what, "check the weights of the model, or predict in float32", volume.path)
         invalid: NDArray[np.bool_] | None = None if valid is None or valid.all() else ~valid
         mean, spread = split(slab, inferer.variance)
+        waiting.popleft()  # now that nothing is left to fail
         yield volume, iter([Predicted(0, values.shape[1], mean, invalid, spread, heat)])
 
 

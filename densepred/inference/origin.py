@@ -17,6 +17,8 @@ from densepred.volumes import Provenance
 
 LATER = ("temperature", "keep_largest")
 """Settings that came later: where they do nothing, the hash is that of before, and what was predicted is done."""
+LATER_OF_MODEL = ("fine_channels",)
+"""The same of the section `model`."""
 
 
 @dataclass
@@ -55,8 +57,11 @@ class Origin:
         known = type(self.config.inference).model_fields
         aside |= {name for name in LATER if getattr(self.config.inference, name) == known[name].default}
         settings = self.config.inference.model_dump(mode="json", exclude=aside)
-        parts: list[Any] = [settings, self.config.model.model_dump(mode="json"), self.plan.model_dump(mode="json")]
-        parts += [*(other.model_dump(mode="json") for other in self.others), *self.joint]
+        models = [
+            one.model_dump(mode="json", exclude={name for name in LATER_OF_MODEL if getattr(one, name) is None})
+            for one in (self.config.model, *self.others)
+        ]
+        parts: list[Any] = [settings, models[0], self.plan.model_dump(mode="json"), *models[1:], *self.joint]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def of(self, case: Case, device: str) -> Provenance:

@@ -119,6 +119,8 @@ _FCN = {"fcn32s": 32, "fcn16s": 16, "fcn8s": 8}
 
 def _unet(make: type[UNetDecoder | UNetPlusPlusDecoder], config: ModelConfig, encoder: Encoder, _: int) -> Decoder:
     kernels = config.kernels if config.encoder in ("plain", "residual") else None
+    if kernels is not None:
+        kernels = (*(3,) * (len(encoder.channels) - len(kernels)), *kernels)  # those of fine stages
     options = UNetOptions(
         widths=_widths(config, encoder),
         upsampling=config.upsampling,

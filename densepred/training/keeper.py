@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from densepred.training import checkpoint, ranks
 from densepred.training.learner import Learner
 from densepred.training.run import BEST, PRETRAINING, SNAPSHOTS, Run
 
+_DRAWN_EVERY = 10
+"""Seconds between two pictures of the curves: one takes as long as some steps of a small network."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -34,7 +37,7 @@ class Keeper:
 
     def __init__(self, run: Run, learner: Learner, state: dict[str, Any], data: str) -> None:
         self.run, self.learner, self.state, self.data = run, learner, state, data
-        self.last = False
+        self.last, self._drawn = False, time.monotonic()
 
     def save(self) -> bool:
         """Write a checkpoint; was there room for it?"""
@@ -46,8 +49,15 @@ class Keeper:
     def publish(self) -> None:
         """Write the metrics and the weights."""
         weights = self.learner.weights()
-        self._write("metrics", self.run.save_metrics)
+        self._write("metrics", self._metrics)
         self._write("weights", lambda: self.run.save_weights(weights))
+
+    def _metrics(self) -> None:
+        """The table, and the curves at the end and where they were not drawn a moment ago."""
+        self.run.save_metrics()
+        if self.last or time.monotonic() - self._drawn > _DRAWN_EVERY:
+            self.run.draw_curves()
+            self._drawn = time.monotonic()
 
     def keep_best(self) -> bool:
         """Write the weights as the best ones so far; was there room for them?"""

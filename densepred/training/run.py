@@ -49,15 +49,17 @@ class Run:
         self.plan.save(self.path / PLAN)
 
     def save_metrics(self) -> None:
-        """Write `metrics.csv` and the picture of the curves."""
+        """Write `metrics.csv`."""
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         atomic_write(self.path / METRICS, text.getvalue())
-        if self.rows:
-            training_curves(self.rows, self.path / CURVES)
+
+    def draw_curves(self) -> None:
+        """Draw the metrics."""
+        training_curves(self.rows, self.path / CURVES)
 
     def save_weights(self, weights: dict[str, Tensor], name: str = WEIGHTS) -> None:
         """Write weights for prediction."""

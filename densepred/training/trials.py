@@ -86,11 +86,12 @@ def gone(losses: Sequence[float], signed: bool) -> bool:
     """Has the loss exploded? One that becomes negative, a logarithm of densities, is counted from its first.
 
     Example:
-        >>> gone([1.0, 0.1, 0.5], False), gone([1.0, -2.0, -1.0], True), gone([1.0, -2.0, 20.0], True)
+        >>> gone([1.0, 0.1, 0.5], False), gone([1.0, -2.0, 3.0], True), gone([1.0, -2.0, 20.0], True)
         (True, False, True)
     """
     first, best = losses[0], min(losses)
-    return losses[-1] > (first + _GONE * (first - best) if signed or best <= 0 else _GONE * best)
+    risen = first + _GONE * max(first - best, abs(first))
+    return losses[-1] > (risen if signed or best <= 0 else _GONE * best)
 
 
 def judge_rates(rates: Sequence[float], losses: Sequence[float]) -> RateSearch:

@@ -85,8 +85,9 @@ def stack(volumes: Sequence[Volume]) -> Volume:
 
 
 def on_grid(volumes: Sequence[Volume]) -> Volume:
-    """Of volumes on one grid the first whose file says how large its voxels are; the first if none does."""
-    return next((one for one in volumes if not is_sizeless(one)), volumes[0])
+    """Of volumes on one grid the first whose file says how large its voxels are, or where; the first if none does."""
+    told = (one for one in volumes if not is_sizeless(one) or getattr(one.header, "has_wcs", False))
+    return next(told, volumes[0])
 
 
 def check_grids(first: Volume, other: Volume, which: str = "channels") -> None:

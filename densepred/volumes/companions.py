@@ -50,7 +50,7 @@ def _named(path: Path) -> list[Path]:
         name = re.split(r"[:=]", line, maxsplit=1)[-1].strip()
         if "%" in name:
             parts = (path.parent / name.split()[0]).parts
-            first = next(at for at, part in enumerate(parts) if "%" in part)
+            first = next((at for at, part in enumerate(parts) if "%" in part), len(parts))
             pattern = re.sub(r"(?:%\d*[a-z])+", "*", "/".join(parts[first:]))
             with contextlib.suppress(ValueError, NotImplementedError):  # no pattern that files could match
                 found.update(Path(*parts[:first]).glob(pattern))

@@ -94,7 +94,7 @@ def _pydicom() -> Any:
 def _series(path: Path, uid: str | None) -> list[tuple[Path, Any]]:
     """The image files of one series with their headers."""
     folder = path if path.is_dir() else path.parent
-    heads = [(file, _head(file)) for file in sorted(folder.iterdir()) if file.is_file()]
+    heads = [(file, _head(file, file.name == path.name)) for file in sorted(folder.iterdir()) if file.is_file()]
     images = [(file, head) for file, head in heads if head is not None and "Rows" in head]
     if not path.is_dir():
         own = next((head for file, head in images if file.name == path.name), None)
@@ -115,11 +115,11 @@ def _series(path: Path, uid: str | None) -> list[tuple[Path, Any]]:
     return [(file, head) for file, head in images if str(head.get("SeriesInstanceUID", "")) == chosen]
 
 
-def _head(file: Path) -> Any:
-    """The tags of a file that matter here; None if it is no DICOM."""
+def _head(file: Path, asked: bool) -> Any:
+    """The tags of a file that matter here; None if it is no DICOM, or a report that was not asked for."""
     pydicom = _pydicom()
     try:
-        if _is_deflated(file):
+        if _is_deflated(file, asked):
             return None
         head = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
         list(head)  # which decodes every value now
@@ -135,18 +135,19 @@ def _head(file: Path) -> Any:
         raise InputError(what, "get the file again from its source", file) from error
 
 
-def _is_deflated(file: Path) -> bool:
+def _is_deflated(file: Path, asked: bool) -> bool:
     """Is its whole data set deflated? Then a few megabytes could become gigabytes before anything is known of it.
 
     Raises:
-        InputError: so it is, and it is an image, without which a series would lack a slice.
+        InputError: so it is, and it was asked for or is no report, so that a series would lack a slice without it.
     """
     pydicom = _pydicom()
     meta = pydicom.filereader.read_file_meta_info(file)
     if meta.get("TransferSyntaxUID") != pydicom.uid.DeflatedExplicitVRLittleEndian:
         return False
     kind = meta.get("MediaStorageSOPClassUID")
-    if kind is None or "Image" in kind.name:
+    report = kind is not None and any(word in kind.name for word in ("Document", "Presentation State", " SR "))
+    if asked or not report:
         what = "its whole data set is deflated, which is not read"
         raise InputError(what, "convert it with dcmconv or dcm2niix", file)
     return True

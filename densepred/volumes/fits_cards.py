@@ -49,6 +49,17 @@ _OF_PAIR = re.compile(r"(CD|PC|LTM)(\d+)_(\d+)([A-Z]?)")
 _OF_PARAMETER = re.compile(r"(PV|PS)(\d+)_(\d+)([A-Z]?)")
 
 
+_UNITS = {
+    "\u00c5": "Angstrom",
+    "\u00b0": "deg",
+    "\u207b": "-",
+    "\u2212": "-",
+    "\u00b7": ".",
+    "\u22c5": ".",
+    "\u00d7": "*",
+}
+
+
 def card_text(text: str) -> str:
     """A text as far as FITS has signs for it: accents are taken off, µ is u, others become "?".
 
@@ -61,19 +72,16 @@ def card_text(text: str) -> str:
 
 
 def unit_text(unit: str) -> str:
-    """A unit in the signs of FITS, and by the names it gives to Å and °.
-
-    Raises:
-        InputError: it has other signs.
+    """A unit in the signs of FITS, and by the names it gives to Å and °; see `card_text`.
 
     Example:
-        >>> unit_text("µJy/Å"), unit_text("°")
-        ('uJy/Angstrom', 'deg')
+        >>> unit_text("µJy/Å"), unit_text("°"), unit_text("10⁻¹⁷ erg·s⁻¹")
+        ('uJy/Angstrom', 'deg', '10-17 erg.s-1')
     """
-    named = unit.replace("\u00c5", "Angstrom").replace("\u212b", "Angstrom").replace("\u00b0", "deg")
-    if "?" in (text := card_text(named)):
-        raise InputError(f"the unit {unit!r} has signs that FITS does not know", "write it in ASCII")
-    return text
+    named = unicodedata.normalize("NFC", unit)
+    for sign, word in _UNITS.items():
+        named = named.replace(sign, word)
+    return card_text(named)
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def test_a_damaged_file_fails_alone(tmp_path: Path, suffix: str):
     for number in range(6):
         for folder, array in zip(("images", "labels"), scene((40, 36), number), strict=True):
             fits.PrimaryHDU(array, header()).writeto(tmp_path / folder / f"c{number}{suffix}")
-    run = trained(tmp_path, suffix, [32, 32])
+    run = trained(tmp_path, suffix, [32, 32], steps=1)
     path = tmp_path / "images" / f"c3{suffix}"
     path.write_bytes(path.read_bytes()[:4000])
     result = predict(run, [tmp_path / "images"], tmp_path / "out")
