@@ -137,5 +137,5 @@ def test_overrides_reach_into_lists(load):
     flip = dict(changed.named())["flip"]
     assert (flip.axes, flip.probability) == ((2,), 1)
     assert names(load([{"flip": [2]}, {"noise": None}], "augment.blur={}", "augment.flip=null")) == ["noise", "blur"]
-    with pytest.raises(InputError, match="lists a transform twice"):
+    with pytest.raises(InputError, match="each one transform, listed once"):
         load([{"noise": {}}, {"noise": {}}], "augment.noise.probability=1")

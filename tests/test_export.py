@@ -20,9 +20,12 @@ TRACED = {2: (65, 70), 3: (65, 70, 66)}
 OTHERS = {2: [(1, (64, 96)), (3, (77, 66))], 3: [(1, (64, 64, 64)), (3, (67, 80, 71))]}
 BODIES: dict[str, dict[str, Any]] = {
     "plain": {"channels": (4, 6, 8)},
-    "residual": {"channels": (4, 6, 8)},
+    "residual": {"channels": (4, 6, 8), "convs_per_stage": 1},
     "vgg11_bn": {"width": 4},
     "resnet18": {"width": 4},
+    "timm.resnet18": {"depth": 3},
+    "torchvision.squeezenet1_1": {"depth": 2},
+    "smp.resnet18": {},
     "resnet50": {"width": 4, "depth": 3},
     "resnext50_32x4d": {"width": 16, "depth": 2},
     "se_resnet18": {"width": 4, "depth": 3},
@@ -31,7 +34,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "lenet5": {},
 }
 """One encoder of each body; fewer maps where more would only repeat the same blocks."""
-PAIRS = [(encoder, "unet") for encoder in BODIES if encoder != "resnet18"]
+PAIRS = [(encoder, "unet") for encoder in BODIES if encoder != "resnet18" and "." not in encoder]
 PAIRS += [("resnet18", decoder) for decoder in catalog.DECODERS if decoder not in ("unet", "fcn8s")]
 PAIRS += [("vgg11_bn", "deconvnet"), ("vgg11_bn", "fcn8s")]
 
@@ -41,7 +44,6 @@ LIBRARIES = [
     *(("smp.resnet18", decoder) for decoder in ("smp.Unet", "smp.FPN")),
 ]
 NETWORKS: dict[str, dict[str, Any]] = {
-    "unet2015": {},
     "nnunet_residual": {"channels": (4, 6, 8)},
     "monai.SegResNet": {"options": {"init_filters": 8}},
 }
@@ -49,7 +51,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 def model_of(encoder: str, decoder: str, dims: int) -> Model:
     """With weights and running statistics such that outputs are neither tiny nor huge."""
-    return stirred(create_model(encoder, decoder, dims, 2, 3, seed=0, **BODIES.get(encoder, {})))
+    options = BODIES[encoder]
+    if not decoder.startswith("fcn"):  # which needs the maps of all strides
+        options = {"depth": 3} | options if encoder in ("vgg11_bn", "resnet18") else options
+    return stirred(create_model(encoder, decoder, dims, 2, 3, seed=0, **options))
 
 
 def stirred(model: Model) -> Model:

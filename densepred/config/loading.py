@@ -32,6 +32,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         UnsafeError: the file holds tags, duplicate keys, too many aliases, or is too large or too deep.
     """
     data, lines = read_yaml(Path(path))
+    if isinstance(data.get("augment"), str):
+        data["augment"] = _long(data["augment"], ("augment",), path)  # faults are told of its key
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not re.fullmatch(r"[\w.]+", key):
