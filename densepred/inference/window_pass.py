@@ -186,13 +186,15 @@ class WindowPass:
             _, second, *rest = self.grid.axes
             lines = [second.starts[column] - self.begin for column in self.columns]
             values = self.empty.values(self.image, [lines, *(axis.starts for axis in rest)])
-        sums: list[Tensor] = []
+        # one tensor for all, as small ones that stay would lie scattered in what is freed and split it up
+        totals, before = torch.empty(len(indices), device=self.device), self.done
         for batch in self._batches([_Window(*each) for each in zip(indices, values, strict=True)]):
-            sums.append(self._add(batch, self._logits(batch)))
+            start = self.done - before
+            self._add(batch, self._logits(batch), totals[start : start + len(batch)])
             self.done += len(batch)
             if progress is not None:
                 progress(self.done, self.windows)
-        self._check_finite(indices, torch.cat(sums))
+        self._check_finite(indices, totals)
 
     def _batches(self, order: Sequence[_Window]) -> Iterator[list[_Window]]:
         """Runs of windows to predict together; an empty one ends a run, so that all are added in the same order."""
@@ -208,8 +210,8 @@ class WindowPass:
         if run:
             yield run
 
-    def _add(self, batch: Sequence[_Window], logits: Tensor) -> Tensor:
-        """Adds logits (B, K, *window) one window after the other; returns the sum of each window's, (B,).
+    def _add(self, batch: Sequence[_Window], logits: Tensor, totals: Tensor) -> None:
+        """Adds logits (B, K, *window) one window after the other; puts the sum of each window's into `totals`, (B,).
 
         No name of a caller holds the logits, so that their memory is free again for the next call of the model.
         """
@@ -218,7 +220,7 @@ class WindowPass:
             self.sums = Accumulator(logits.shape[1], depth, self.lower, self.extent, normalised, self.device)
         for window, one in zip(batch, logits, strict=True):
             self.sums.add(self.grid.corner(window.at), one, self.weights[window.at])
-        return logits.flatten(1).sum(1)
+        torch.sum(logits, dim=tuple(range(1, logits.ndim)), out=totals)
 
     def _logits(self, batch: Sequence[_Window]) -> Tensor:
         """(B, K, *window) float32."""
@@ -251,9 +253,9 @@ class WindowPass:
             self.image.read(self._seen(index), out)
         return cut
 
-    def _check_finite(self, indices: Sequence[tuple[int, ...]], sums: Tensor) -> None:
+    def _check_finite(self, indices: Sequence[tuple[int, ...]], totals: Tensor) -> None:
         """One look, and one wait for the device, a row: a sum of logits is finite only if they all are."""
-        finite = torch.isfinite(sums)
+        finite = torch.isfinite(totals)
         if finite.all():
             return
         index = indices[int(finite.logical_not().nonzero()[0])]

@@ -229,7 +229,7 @@ class ConvNeXtEncoder(Encoder):
             self.features.append(nn.Sequential(*blocks))
         self.apply(_fill)
         # where an image is exactly 0, a stem without biases gives 0, which the norm would divide by the root of its eps
-        nn.init.trunc_normal_(self.features[0][0].bias, std=0.02 * (in_channels * 4**dims) ** 0.5)
+        nn.init.trunc_normal_(self.get_parameter("features.0.0.bias"), std=0.02 * (in_channels * 4**dims) ** 0.5)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, C, *spatial) -> [(B, channels[i], *ceil(spatial / strides[i])) for each i]."""
