@@ -43,7 +43,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         for at, name in enumerate(path_in[:-1], 1):
             if not isinstance(section, dict) or name not in section:
                 break
-            section[name] = section = _long(section[name], path_in[:at], path)
+            section[name] = _long(section[name], path_in[:at], path)
+            section = section[name]
         set_path(data, [int(part) if part.isdecimal() else part for part in path_in], value_of(value, text))
         lines[path_in] = 0
     return check(data, lines, str(path))

@@ -72,19 +72,8 @@ class Compute:
     fallback: Callable[[], Compute] | None = None
     _with_variance: Compute | None = None
     _smaller: Compute | None = None
-    _outgrown: bool = False
     _ready: dict[tuple[int | None, tuple[int, ...]], Ready] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def forget(self) -> None:
-        """Let go of what was made ready, which holds a copy of the weights: memory does not suffice for it."""
-        with self._lock:
-            self._ready.clear()
-            self._outgrown = True
-
-    def fitting(self) -> Compute:
-        """The same with the most windows in a call that memory has sufficed for so far."""
-        return self._smaller.fitting() if self._outgrown and self._smaller is not None else self
 
     @property
     def device(self) -> torch.device:
@@ -223,7 +212,7 @@ class WithinMemory:
         voxel: int = 0,
         held: int = 0,
     ) -> None:
-        self.image, self.compute, self.budget, self.scratch = image, compute.fitting(), budget, scratch
+        self.image, self.compute, self.budget, self.scratch = image, compute, budget, scratch
         self.sharing, self.voxel, self.held = sharing, voxel, held
         self.report = Report()
         self._made: list[Ready] = []
@@ -341,8 +330,8 @@ class WithinMemory:
         Raises:
             ResourceError: nothing is left to try.
         """
-        before, self._made = self.compute, []
-        smaller = before.smaller()
+        freed(self.compute.device)
+        smaller = self.compute.smaller()
         if smaller is not None:
             self.compute, done = smaller, f"batch {smaller.inferer.batch}"
         elif self.report.bands and self.image.result_shape[1] // (2 * self.report.bands) >= 1 and self._narrower < 64:
@@ -353,9 +342,6 @@ class WithinMemory:
         else:
             fix = "give more memory (inference.memory says how much may be taken), or lower inference.window"
             raise ResourceError(f"the memory is exhausted ({reason})", fix)
-        if self.compute is not before:
-            before.forget()
-        freed(before.device)
         note = f"memory ran out on {self.report.device} ({reason}): went on with {done}"
         self.report.notes.append(note)
         _LOG.warning("%s: %s", self.image.name, note)

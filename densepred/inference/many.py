@@ -77,7 +77,6 @@ def _together(
     Raises:
         ResourceError: a single image is too large.
     """
-    compute = compute.fitting()
     while waiting:
         try:
             yield from _in_calls(waiting, compute)
@@ -86,7 +85,6 @@ def _together(
                 raise
             reason = str(error).partition("\n")[0] or "of the machine"
         if waiting:  # here, where the error no longer holds on to what filled the memory
-            compute.forget()
             freed(compute.device)
             less = compute.smaller() or (compute.fallback() if compute.fallback else None)
             if less is None:

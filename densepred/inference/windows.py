@@ -152,8 +152,8 @@ class WindowGrid:
         """Lays windows over an image of the spatial shape `shape`; a single number holds for all axes.
 
         All begin at multiples of `multiple`, such as the network's coarsest stride: elsewhere they would fall
-        differently on its coarse grids and be predicted otherwise. For that they
-        grow by less than that; smaller ones to it first.
+        differently on its coarse grids and be predicted otherwise. For that they grow by less than `multiple`, and to
+        it first where they are smaller.
 
         Raises:
             ValueError: an axis without voxels, or a window or overlap that does not fit the image.

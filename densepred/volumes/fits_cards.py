@@ -47,8 +47,6 @@ _OWN = re.compile(rf"CLASS\d+|CHAN\d+|{'|'.join(PROVENANCE)}")
 _OF_AXIS = re.compile(r"(CTYPE|CUNIT|CRVAL|CDELT|CRPIX|CROTA|CNAME|CRDER|CSYER|CZPHS|CPERI|LTV)(\d+)([A-Z]?)")
 _OF_PAIR = re.compile(r"(CD|PC|LTM)(\d+)_(\d+)([A-Z]?)")
 _OF_PARAMETER = re.compile(r"(PV|PS)(\d+)_(\d+)([A-Z]?)")
-
-
 _UNITS = {
     "\u00c5": "Angstrom",
     "\u00b0": "deg",

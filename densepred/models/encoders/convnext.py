@@ -44,6 +44,9 @@ VARIANTS: dict[str, Variant] = {
     "convnextv2_huge": Variant(352, (3, 3, 27, 3), True),
 }
 
+_DEVIATION = 0.02
+"""Of initial weights, as published."""
+
 
 class Pointwise(nn.Linear):
     """A linear layer over the channels of each voxel: of maps laid out channels-last nothing is copied.
@@ -229,7 +232,7 @@ class ConvNeXtEncoder(Encoder):
             self.features.append(nn.Sequential(*blocks))
         self.apply(_fill)
         # where an image is exactly 0, a stem without biases gives 0, which the norm would divide by the root of its eps
-        nn.init.trunc_normal_(self.get_parameter("features.0.0.bias"), std=0.02 * (in_channels * 4**dims) ** 0.5)
+        nn.init.trunc_normal_(self.get_parameter("features.0.0.bias"), std=_DEVIATION * (in_channels * 4**dims) ** 0.5)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, C, *spatial) -> [(B, channels[i], *ceil(spatial / strides[i])) for each i]."""
@@ -245,6 +248,6 @@ class ConvNeXtEncoder(Encoder):
 def _fill(layer: nn.Module) -> None:
     """The published initial weights."""
     if isinstance(layer, (*CONVOLUTIONS, nn.Linear)):
-        nn.init.trunc_normal_(layer.weight, std=0.02)
+        nn.init.trunc_normal_(layer.weight, std=_DEVIATION)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
