@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import DEVNULL
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +20,12 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 settings.register_profile("densepred", deadline=None, derandomize=True)  # machines are busy, and a fault comes again
 settings.load_profile("densepred")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: looking through it each time that memory is tidied takes seconds."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -39,13 +48,24 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ask() -> Iterator[Ask]:
     """A child process in which predictions are made that may harm the one they run in."""
     from tests.prediction_faults import asking
 
     with asking() as asked:
         yield asked
+
+
+@pytest.fixture(scope="module")
+def forked_folds() -> Iterator[None]:
+    """Folds that are cross-validated in this process train in forked ones."""
+    from densepred.crossval import training
+    from tests import forked
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "subprocess", SimpleNamespace(Popen=forked.fold, DEVNULL=DEVNULL))
+        yield
 
 
 @pytest.fixture

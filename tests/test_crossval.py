@@ -29,6 +29,7 @@ from tests import tasks_set
 from tests.acceptance.helpers import densepred, kill_when, snapshot, steps_done
 from tests.crossval_set import write_set
 
+pytestmark = pytest.mark.usefixtures("forked_folds")
 CASES = {f"c{n}" for n in range(6)}
 
 

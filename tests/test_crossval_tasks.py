@@ -22,6 +22,7 @@ from densepred.inference.batch import predict
 from densepred.inference.folds import read_record
 from tests import tasks_set
 
+pytestmark = pytest.mark.usefixtures("forked_folds")
 COLUMNS = {"targets": tasks_set.TONE | tasks_set.RADIUS, "folds": 2} | tasks_set.WITH_TABLE
 
 

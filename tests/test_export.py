@@ -29,7 +29,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "resnet50": {"width": 4, "depth": 3},
     "resnext50_32x4d": {"width": 16, "depth": 2},
     "se_resnet18": {"width": 4, "depth": 3},
-    "convnext_tiny": {"width": 4, "depth": 2},
+    "convnext_tiny": {"width": 4, "depth": 1},
     "convnextv2_tiny": {"width": 4, "depth": 2},
     "lenet5": {},
 }
@@ -45,15 +45,15 @@ LIBRARIES = [
 ]
 NETWORKS: dict[str, dict[str, Any]] = {
     "nnunet_residual": {"channels": (4, 6, 8)},
-    "monai.SegResNet": {"options": {"init_filters": 8}},
+    "monai.SegResNet": {"options": {"init_filters": 8, "blocks_down": (1, 1, 1), "blocks_up": (1, 1)}},
 }
 
 
 def model_of(encoder: str, decoder: str, dims: int) -> Model:
     """With weights and running statistics such that outputs are neither tiny nor huge."""
     options = BODIES[encoder]
-    if not decoder.startswith("fcn"):  # which needs the maps of all strides
-        options = {"depth": 3} | options if encoder in ("vgg11_bn", "resnet18") else options
+    if encoder in ("vgg11_bn", "resnet18", "smp.resnet18") and not decoder.startswith(("fcn", "smp.FPN")):
+        options = {"depth": 3 if dims == 2 else 2} | options  # the others need the maps of all strides
     return stirred(create_model(encoder, decoder, dims, 2, 3, seed=0, **options))
 
 

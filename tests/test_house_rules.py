@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,10 +24,6 @@ FORBIDDEN_IMPORTS = {
     **dict.fromkeys(("config", "errors.py", "files.py", "yamlfile.py", "cli"), ("torch",)),
 }
 NEVER = ("pickle", "dill", "joblib", "monai.bundle", "monai.auto3dseg", "segmentation_models_pytorch.utils")
-
-
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
 
 
 def imports(tree: ast.Module, top_level: bool = False) -> Iterator[str]:
@@ -60,7 +56,26 @@ def within(module: str, packages: tuple[str, ...]) -> bool:
     return any(module == package or module.startswith(package + ".") for package in packages)
 
 
-@pytest.mark.parametrize("path", TREES, ids=name_of)
+def for_each(paths: Iterable[Path]) -> Callable[[Callable[[Path], None]], Callable[[], None]]:
+    """A test of each of these files, which names all that break the rule."""
+
+    def decorated(rule: Callable[[Path], None]) -> Callable[[], None]:
+        def test() -> None:
+            broken = []
+            for path in paths:
+                try:
+                    rule(path)
+                except AssertionError as error:
+                    broken.append(f"{path.relative_to(ROOT)}: {error}")
+            assert not broken, "\n".join(broken)
+
+        test.__doc__ = rule.__doc__
+        return test
+
+    return decorated
+
+
+@for_each(TREES)
 def test_files_and_functions_are_short(path: Path):
     assert len(path.read_text().splitlines()) <= 400
     for node in ast.walk(TREES[path]):
@@ -74,7 +89,7 @@ def test_the_median_file_is_short():
     assert lengths[len(lengths) // 2] <= 150
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
+@for_each(MODULES)
 def test_functions_take_at_most_ten_arguments(path: Path):
     for node in ast.walk(TREES[path]):
         if not isinstance(node, ast.FunctionDef):
@@ -91,12 +106,12 @@ MOST = {("build.py", "create_model"): 14, ("prediction.py", "predict"): 12}
 has one for each of its options."""
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if path != PACKAGE / "cli" / "base.py"], ids=name_of)
+@for_each([path for path in MODULES if path != PACKAGE / "cli" / "base.py"])
 def test_the_library_does_not_print(path: Path):
     assert "print" not in [name for name, _ in calls(TREES[path])]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
+@for_each(MODULES)
 def test_nothing_from_a_file_can_run(path: Path):
     for name, call in calls(TREES[path]):
         assert name not in ("eval", "exec", "yaml.unsafe_load", "os.system"), ast.unparse(call)
@@ -111,7 +126,7 @@ def test_nothing_from_a_file_can_run(path: Path):
         assert not within(module, NEVER), module
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
+@for_each(MODULES)
 def test_only_one_module_knows_layers_by_dimension(path: Path):
     if path == PACKAGE / "models" / "layers.py":
         return
@@ -123,7 +138,7 @@ def test_only_one_module_knows_layers_by_dimension(path: Path):
     assert not named & set(by_dimension)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
+@for_each(MODULES)
 def test_imports_point_one_way(path: Path):
     forbidden = FORBIDDEN_IMPORTS.get(path.relative_to(PACKAGE).parts[0], ())
     if path.parent.name == "weights":  # reading files of weights; it knows nothing of images
@@ -132,7 +147,7 @@ def test_imports_point_one_way(path: Path):
     assert not [module for module in found if within(module, forbidden)]
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if path != PACKAGE / "files.py"], ids=name_of)
+@for_each([path for path in MODULES if path != PACKAGE / "files.py"])
 def test_files_are_put_in_their_places_by_one_module(path: Path):
     """Renaming is `files.py`'s alone, and what is opened for writing is a path it gave: one with `part` in its name."""
     for name, call in calls(TREES[path]):
@@ -161,3 +176,14 @@ def test_the_rules_see_a_breach():
     assert [name for name, _ in calls(tree)] == ["x.open"]
     assert within("torch.nn", ("torch",))
     assert not within("torchvision", ("torch",))
+
+
+def test_every_broken_rule_is_named():
+    @for_each([ROOT / "one.py", ROOT / "two.py", ROOT / "three.py"])
+    def rule(path: Path) -> None:
+        assert path.stem == "two", "another"
+
+    with pytest.raises(AssertionError, match=r"one\.py: another") as caught:
+        rule()
+    assert "three.py: another" in str(caught.value)
+    assert "two.py" not in str(caught.value)

@@ -65,6 +65,7 @@ def test_unknown_and_empty_labels() -> None:
     assert np.isnan([before, after]).all()
 
 
+@pytest.mark.usefixtures("forked_folds")
 def test_cross_validation_tells_of_them(tmp_path: Path) -> None:
     recipe = write_set(tmp_path, 6)
     path = tmp_path / "labels" / "c3.nii.gz"

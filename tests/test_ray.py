@@ -19,7 +19,7 @@ from densepred.errors import InputError, WorkersError
 from densepred.inference.batch import predict
 from densepred.inference.engines.cluster import RayCluster, _Pool
 from densepred.inference.manifest import Manifest
-from tests.acceptance.helpers import COMMAND, ROOT, cases_done, snapshot
+from tests.acceptance.helpers import ROOT, cases_done, snapshot
 from tests.untrained_runs import image, noise, run_of
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'densepred[ray]'")
@@ -206,7 +206,8 @@ def test_a_driver_that_ends_leaves_nothing_behind_and_a_rerun_finishes(
     out = tmp_path / "out"
     arguments = ["predict", run, *inputs, *SLOW, "--out", out, "--engine", "ray", "--devices", "cpu*2"]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    driver = subprocess.Popen([*COMMAND, *map(str, arguments)], env=env, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "densepred", *map(str, arguments)]
+    driver = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
     try:
         when(lambda: cases_done(out) >= 1 or driver.poll() is not None)
         started = psutil.Process(driver.pid).children(recursive=True)

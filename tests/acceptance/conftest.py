@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.helpers import ROOT, densepred
+from tests.acceptance.helpers import ROOT, started_anew
 
 TINY = """
 data: {dataset: dataset.json, folds: 4}
@@ -41,6 +41,6 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(dataset: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of an uninterrupted training."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    done = densepred("train", recipe, f"data.root={dataset}", "--run", run)
+    done = started_anew("train", recipe, f"data.root={dataset}", "--run", run)
     assert done.returncode == 0, done.stderr
     return run

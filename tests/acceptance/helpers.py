@@ -11,23 +11,30 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests import forked
+
 ROOT = Path(__file__).parent.parent.parent
-COMMAND = [sys.executable, "-m", "densepred"]
 LONGEST = 120.0
 """Seconds after which a command that should have been stopped is given up."""
 
 
 def densepred(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run one command to its end."""
-    env = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=env, timeout=300)
+    return forked.run("densepred", *arguments, env=os.environ | {"PYTHONPATH": str(ROOT)} | environment)
+
+
+def started_anew(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run one command to its end, in a Python of its own, as a user would."""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "densepred", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
 
 
 def kill_when(moment: Callable[[], bool], *arguments: object, number: int = signal.SIGKILL) -> int | None:
     """Start a command and signal it as soon as `moment()` holds; its exit status, or None if it was done before."""
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([*COMMAND, *map(str, arguments)], env=env, **quiet)
+    with open(os.devnull, "w") as quiet:
+        process = forked.Forked("densepred", arguments, env, (quiet.fileno(), quiet.fileno()))
     until = time.monotonic() + LONGEST
     try:
         while process.poll() is None and time.monotonic() < until:

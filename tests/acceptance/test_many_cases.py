@@ -7,7 +7,7 @@ import json
 import os
 import re
 import signal
-import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,7 +18,8 @@ import pytest
 from densepred.inference.batch import predict
 from densepred.inference.engines.local import Local
 from densepred.inference.shards import Shard
-from tests.acceptance.helpers import COMMAND, ROOT, cases_done, snapshot
+from tests.acceptance.helpers import ROOT, cases_done, snapshot
+from tests.forked import Forked
 from tests.untrained_runs import image, noise, run_of
 
 GOOD, FAULTY = 185, 15
@@ -115,15 +116,17 @@ def end(number: int, moment: int, *arguments: object) -> tuple[int, str]:
     """Signal a command when its folder has so many cases done; its exit code and what it said."""
     out = Path(str(arguments[arguments.index("--out") + 1]))
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [*COMMAND, *map(str, arguments)]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        while process.poll() is None and cases_done(out) < moment:
-            time.sleep(0.005)
-        process.send_signal(number)
-        return process.wait(60), process.communicate()[1]
-    finally:
-        process.kill()
+    with tempfile.TemporaryFile("w+") as said:
+        process = Forked("densepred", arguments, env, (said.fileno(), said.fileno()))
+        try:
+            while process.poll() is None and cases_done(out) < moment:
+                time.sleep(0.005)
+            process.send_signal(number)
+            code = process.wait(60)
+        finally:
+            process.kill()
+        said.seek(0)
+        return code, said.read()
 
 
 @pytest.mark.slow
