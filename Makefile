@@ -27,7 +27,7 @@ demo: setup
 	@echo "Pictures:    $(DEMO)/scores"
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .

@@ -91,7 +91,7 @@ def make_scene(image: Array, quality: NDArray[np.int32], weight: Array, seed: in
     noise = background(image, valid)[1]
     labels = np.where(sources(image, valid), SOURCE, SKY).astype(np.uint8)
     labels[np.abs(added) > VISIBLE] = ARTEFACT
-    flags = quality | np.where(labels == ARTEFACT, IMPLANTED, 0)
+    flags = quality | np.where(labels == ARTEFACT, np.int32(IMPLANTED), np.int32(0))
     return {"ooi": (image + added * noise).astype(np.float32), "ood": flags, "oow": weight, "labels": labels}
 
 

@@ -114,7 +114,7 @@ class _Running:
     def _combine(self, values: np.ndarray) -> None:
         """Mean and squared deviations of both parts together (Chan, Golub & LeVeque 1979, eq. 2.1)."""
         count, mean = values.size, float(values.mean(dtype=np.float64))
-        squares = float(np.square(values - mean, dtype=np.float64).sum())
+        squares = float(np.square(np.subtract(values, mean, dtype=np.float64)).sum())
         total = self._count + count
         apart = mean - self._mean
         self._squares += squares + apart * apart * self._count * (count / total)

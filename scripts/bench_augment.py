@@ -114,7 +114,7 @@ def nnunet_warped(size: int) -> Pipeline:
 
 def _nnunet_run(transform: Callable[..., object]) -> Pipeline:
     def run(image: Tensor, label: Tensor, seed: int) -> object:
-        np.random.seed(seed % 2**32)  # what the library draws from
+        np.random.seed(seed % 2**32)  # what the library draws from; it works in place, so it gets copies
         torch.manual_seed(seed)
         return transform(image=image.clone(), segmentation=label[None].clone())
 

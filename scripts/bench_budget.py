@@ -52,7 +52,7 @@ ROWS = [
 
 
 def make_volume(path: Path, shape: tuple[int, int, int]) -> Path:
-    """Noise, int16, made and written plane by plane; a quarter of it, over and over."""
+    """Noise, int16, a quarter of it over and over."""
     planes = np.random.default_rng(0).integers(0, 1000, (shape[0] // 4, *shape[1:]), dtype=np.int16)
     if path.suffix == ".gz":
         image = nib.Nifti1Image(np.tile(planes, (4, 1, 1)).T, np.eye(4))
@@ -72,7 +72,11 @@ def measure(row: Row, folder: Path, overlap: float, channels: tuple[int, ...]) -
         make_volume(image, row.shape)
     out = folder / "out"
     command = [sys.executable, "-c", WATCHED, "predict", str(run), str(image), "--out", str(out)]
-    command += [f"inference.overlap={overlap}", *([f"inference.memory={row.memory}"] if row.memory else [])]
+    command += [
+        "inference.device=cpu",
+        f"inference.overlap={overlap}",
+        *([f"inference.memory={row.memory}"] if row.memory else []),
+    ]
     command += ["data.axes=zyx"] if row.suffix == ".fits" else []  # a cube's meaning must be said
     start = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True)

@@ -339,7 +339,8 @@ def bench_volume(arguments: argparse.Namespace, work: Path) -> Figures:
         told = "; ".join(f"{variant} {1000 * seconds:.1f} ms" for variant, seconds in medians.items())
         print(f"bare network, a window: {told}")
         print(f"best: {name}, {statistics.median(best):.2f} s for all windows\n")
-    rows = [summary(row, rounds, own.get(row[1].backend) or best) for row, rounds in found.items()]
+    runtimes = {row: "compiled" if row[1].compiled else row[1].backend for row in found}
+    rows = [summary(row, rounds, own.get(runtimes[row]) or best) for row, rounds in found.items()]
     print(table(rows, arguments.memory), flush=True)
     return {**given, "bare": bare, "bare_seconds": best, "rows": rows}
 

@@ -20,7 +20,7 @@ from astropy.wcs import WCS
 from bench_memory import make_run, peak_of
 
 AFFINE = np.array([[-0.5, 0.02, 0.0, 90.0], [0.02, 0.5, 0.01, -126.0], [0.0, -0.01, 0.5, -72.0], [0, 0, 0, 1]])
-PIECE = 256  # rows or planes with noise at both ends; the rest is a hole
+PIECE = 256  # a quarter of it is noise, rows or planes, at both ends; the rest is a hole
 
 
 def sparse(path: Path, header: bytes, shape: tuple[int, ...], dtype: str, padding: int = 1) -> None:
@@ -105,7 +105,7 @@ def report(image: Path, run: Path, out: Path, overlap: float, check: object) -> 
     """Predict in a process of its own, and print a row."""
     assert callable(check)
     started = time.monotonic()
-    peak = peak_of("predict", run, image, "--out", out, f"inference.overlap={overlap}")
+    peak = peak_of("predict", run, image, "--out", out, "inference.device=cpu", f"inference.overlap={overlap}")
     seconds = time.monotonic() - started
     result = next(path for path in out.iterdir() if path.name.startswith(image.name.split(".")[0]))
     size = image.stat().st_size

@@ -88,7 +88,7 @@ def main() -> None:
         for repeat in range(arguments.repeats):
             for depth, found in peaks.items():
                 image, out = folder / f"depth{depth}.nii.gz", folder / f"out{depth}_{repeat}"
-                found.append(peak_of("predict", run, image, "--out", out))
+                found.append(peak_of("predict", run, image, "--out", out, "inference.device=cpu"))
                 print(f"{depth}x{arguments.side}x{arguments.side}: peak {found[-1]:.1f} MB", flush=True)
         medians = [statistics.median(found) for found in peaks.values()]
         change = 100 * (medians[-1] / medians[0] - 1)

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from densepred.allocator import tune_allocator
 from densepred.device import pick_device, pick_precision
 from densepred.errors import InputError
+from densepred.inference.backends import prepare
 from densepred.inference.predictor import load
 from densepred.models.build import create_model
 from densepred.models.forms import Form, in_layout, is_channels_last, set_form
-from densepred.models.layers import CHANNELS_LAST, to_channels_last
 
 WIDTHS = (32, 64, 128, 256, 320)
 
@@ -97,19 +97,22 @@ def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextMan
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
-def forward(model: nn.Module, x: Tensor, precision: torch.dtype, last: bool) -> Callable[[], Tensor]:
-    """A forward pass as the inferer makes it (`last`: channels-last), or as the peers do."""
+def forward(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    """A forward pass in float32."""
     model.eval()
-    if last:
-        to_channels_last(model)
-        x = x.contiguous(memory_format=CHANNELS_LAST[x.ndim - 2])
 
     def run() -> Tensor:
-        with torch.inference_mode(), autocast(x.device, precision):
+        with torch.inference_mode():
             out: Tensor = model(x)
         return out
 
     return run
+
+
+def predicting(model: nn.Module, x: Tensor, precision: torch.dtype) -> Callable[[], Tensor]:
+    """A forward pass as predictions make it."""
+    prepared = prepare(model.eval(), x.shape, x.device, precision, "torch")
+    return lambda: prepared(x)
 
 
 def training(model: nn.Module, x: Tensor, precision: torch.dtype, form: Form) -> Callable[[], Tensor]:
@@ -163,11 +166,11 @@ def compare(case: str, device: torch.device, repeats: int, compiled: bool) -> No
     best = pick_precision("auto", device)
     x = torch.randn(image, device=device)
     runs = {name if name != "densepred" else "densepred float32": make() for name, make in makers.items()}
-    runs = {name: forward(model.to(device), x, torch.float32, False) for name, model in runs.items()}
+    runs = {name: forward(model.to(device), x) for name, model in runs.items()}
     ours = makers["densepred"]().to(device)
     if best != torch.float32:
-        runs[f"densepred {str(best)[6:]}"] = forward(ours, x, best, True)
-        exact = forward(ours, x, torch.float32, False)().argmax(1)
+        runs[f"densepred {str(best)[6:]}"] = predicting(ours, x, best)
+        exact = forward(ours, x)().argmax(1)
         agree = (runs[f"densepred {str(best)[6:]}"]().argmax(1) == exact).double().mean()
         print(f"{case}: labels of {str(best)[6:]} equal float32's in {agree:.4%} (untrained network, noise)")
     show(f"{case}: forward pass of {'x'.join(map(str, image))}", take_turns(runs, repeats, device))

@@ -88,7 +88,7 @@ def _turn(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]
 
 def images(data: Path, kind: str) -> Iterator[tuple[Path, NDArray[np.uint8]]]:
     """The test images of a kind of field and their labels (Y, X)."""
-    for path in sorted((data / "test" / kind / "images").glob("*.fits")):
+    for path in sorted((data / "test" / kind / "images").glob("[!.]*.fits")):
         yield path, fits.getdata(path.parent.parent / "labels" / path.name)
 
 

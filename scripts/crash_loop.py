@@ -36,7 +36,9 @@ def command(*arguments: object) -> list[str]:
 def finish(arguments: list[str]) -> float:
     """Run to the end; seconds taken."""
     start = time.monotonic()
-    subprocess.run(arguments, check=True, capture_output=True)
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)}\n{done.stderr}")
     return time.monotonic() - start
 
 
@@ -49,6 +51,8 @@ def kill_at(arguments: list[str], seconds: float) -> bool:
         process.kill()
         process.wait()
         return True
+    if process.returncode:
+        raise SystemExit(f"{' '.join(arguments)}: ended with {process.returncode} before it was killed")
     return False
 
 
@@ -74,7 +78,8 @@ def crash_training(folder: Path, kills: int, moments: random.Random) -> bool:
         if not kill_at(arguments, moments.uniform(0.08, 0.16) * longest):
             break
         done += 1
-    finish(command("train", "--resume", killed))
+    begun = any((killed / "checkpoints").glob("step-*"))
+    finish(command("train", "--resume", killed) if begun else command(*start, killed))
     names = ("model.safetensors", "best.safetensors")
     wrong = [name for name in names if (whole / name).read_bytes() != (killed / name).read_bytes()]
     print(f"training: killed {done} times, files that differ: {wrong or 'none'}", flush=True)

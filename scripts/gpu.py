@@ -28,6 +28,8 @@ from densepred.training.engine import Engine
 from densepred.training.optim import make_optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
+TESTS = [f"tests/test_{name}.py" for name in ("gpu", "resample_stream", "prediction_faults")]
+"""Those that hold tests marked `gpu`."""
 
 
 def wait(device: torch.device) -> float:
@@ -70,7 +72,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
     print(torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU", torch.__version__, flush=True)
-    tests = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/test_gpu.py"], cwd=ROOT)
+    tests = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", *TESTS], cwd=ROOT)
     for form in ("auto", *(("fast",) if arguments.compile else ())):
         bench_training(device, arguments.steps, form)
     gc.collect()
@@ -79,7 +81,8 @@ def main() -> None:
     here, compiled = ROOT / "scripts", ["--compile"] if arguments.compile else []
     models = subprocess.run([sys.executable, here / "bench_models.py", "--device", str(device), *compiled])
     size = ["--size", str(arguments.size)]
-    inference = subprocess.run([sys.executable, here / "bench_inference.py", "--device", str(device), *size, *compiled])
+    asked = ["--device", str(device), *size, "--repeats", "3", *compiled]
+    inference = subprocess.run([sys.executable, here / "bench_inference.py", *asked])
     raise SystemExit(next((one.returncode for one in (tests, models, inference) if one.returncode), 0))
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from bench_peers import nnunet_training
 
 from densepred.config.training import parse_duration
+from densepred.device import pick_device
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,7 +47,8 @@ def nnunets(data: Path, out: Path, fold: dict[str, list[str]], arguments: argpar
     """Let nnU-Net plan, train and segment; where the label maps are."""
     work = out / "nnunet"
     nnunet_training.prepare(data, work, sorted(fold["train"] + fold["val"]))
-    steps = nnunet_training.fitted(work, "cpu", fold["train"], fold["val"], parse_duration(arguments.nnunet))
+    device, seconds = str(pick_device("auto")), parse_duration(arguments.nnunet)
+    steps = nnunet_training.fitted(work, device, fold["train"], fold["val"], seconds)
     print(f"{steps} steps of nnU-Net")
     return nnunet_training.segmented(work)
 

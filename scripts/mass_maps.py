@@ -22,6 +22,7 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
+from densepred import config as configuration
 from densepred.figures import COLORS, INK, new_figure, save_png
 from densepred.files import atomic_write, writable_folder
 from densepred.metrics import MapErrors, Spectra
@@ -78,10 +79,13 @@ def trained(arguments: argparse.Namespace, out: Path, *options: str) -> tuple[Pa
     kind = ("--n-gal", arguments.n_gal, "--kappa0", arguments.kappa0, "--seed", arguments.data_seed)
     run(ROOT / "data" / "mass_maps.py", out / "data", *counts, *kind, *options)
     settings = [f"data.root={out / 'data' / 'train'}", *arguments.overrides]
-    if (out / "run" / "config.yaml").exists():
+    made = out / "run" / "config.yaml"
+    if not made.exists():
+        run("-m", "densepred", "train", arguments.config, *settings, "--run", out / "run")
+    elif configuration.load(made) == configuration.load(arguments.config, settings):
         run("-m", "densepred", "train", "--resume", out / "run")
     else:
-        run("-m", "densepred", "train", arguments.config, *settings, "--run", out / "run")
+        raise SystemExit(f"{out / 'run'} is of another recipe or other settings: choose another --out")
     run("-m", "densepred", "predict", out / "run", out / "data" / "test", "--out", out / "predicted")
     return out / "data" / "test", out / "predicted" / "regression"
 

@@ -75,12 +75,14 @@ def run(*arguments: object) -> None:
 
 def found(recipe: Path, out: Path, settings: list[str]) -> Found:
     """Train, segment the validation images and compare them with the truth."""
-    folder = out / "run"
-    if (folder / "config.yaml").exists():
+    folder, asked = out / "run", configuration.load(recipe, settings)
+    if not (folder / "config.yaml").exists():
+        run("train", recipe, *settings, "--run", folder)
+    elif configuration.load(folder / "config.yaml") == asked:
         run("train", "--resume", folder)
     else:
-        run("train", recipe, *settings, "--run", folder)
-    data = configuration.load(recipe, settings).data
+        raise SystemExit(f"{folder} is of another recipe or other settings: choose another --out")
+    data = asked.data
     cases = split(collect(data), data)[1]
     run("predict", folder, *(case.images[0] for case in cases), "--out", out / "predictions")
     scores, objects = [], []
@@ -117,7 +119,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with images/ and labels/")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs, predictions and results")
     parser.add_argument("--budget", default="15min", help="for each training (default 15min)")
-    parser.add_argument("--folds", type=int, nargs="+", default=[0], help="to score, each with trainings of its own")
+    parser.add_argument("--folds", default="0", help="to score, each with trainings of its own: 0,1 (default 0)")
     parser.add_argument("--encoder", choices=RECIPES, help="this one only")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="further settings of all recipes")
     arguments = parser.parse_args()
@@ -130,7 +132,7 @@ def main() -> None:
         file = ROOT / "configs" / f"{recipe}.yaml"
         networks = {"ours": [], "smp": [f"model={{dims: 2, encoder: {encoder}, decoder: smp.Unet}}"]}
         both = {whose: Found([], [], []) for whose in networks}
-        for fold in arguments.folds:
+        for fold in arguments.folds.split(","):
             for whose, network in networks.items():
                 settings = [*common, f"data.fold={fold}", *network]
                 both[whose] += found(file, out / name / f"fold-{fold}" / whose, settings)

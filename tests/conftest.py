@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import DEVNULL
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 settings.register_profile("densepred", deadline=None, derandomize=True)  # machines are busy, and a fault comes again
 settings.load_profile("densepred")
+
+
+def pytest_configure() -> None:
+    """Ctrl-C interrupts, as in a terminal: what a shell starts in the background begins with it ignored."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
@@ -75,6 +83,21 @@ def threads() -> Iterator[None]:
 
     with leaving_no_thread():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _drawn_anew(request: pytest.FixtureRequest) -> None:
+    """What a test draws of its module's RNG does not hang on the tests before it."""
+    for generator in (getattr(request.module, "RNG", None), getattr(request.module, "GENERATOR", None)):
+        if generator is not None:
+            generator.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def _tracing_ends() -> Iterator[None]:
+    """A test that fails while memory is traced does not leave that to the next."""
+    yield
+    tracemalloc.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import functools
 import os
 import platform
 import select
@@ -71,6 +72,7 @@ class Trial:
     said: str
 
 
+@functools.cache
 def available() -> str:
     """Why trials cannot be run here; empty if they can."""
     if sys.platform != "linux" or platform.machine() not in _ARCHITECTURES:

@@ -1,7 +1,7 @@
 """Commands as processes forked from one that has imported what they need, which takes longer than most of them run.
 
 They are processes as any other: arguments, environment, streams, signals and exit codes are their own. What hangs on a
-start from nothing (imports, hash seeds, OMP_NUM_THREADS before torch) is not tried by them.
+start from nothing (imports, hash seeds) is not tried by them.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ WARM = (
     "matplotlib.figure",
     "torch._dynamo",
 )
-"""Imported once. No module that is run may be among them."""
-LONGEST = 1 << 20
-"""Bytes of a request."""
+"""Imported once."""
+LONGEST = 300.0
+"""Seconds of a command."""
+_REQUEST = 1 << 20
+"""Bytes of one, at most."""
 
 
 class Forked:
@@ -67,10 +69,12 @@ class Forked:
             self.returncode = self._server.ended(self.pid)
         return self.returncode
 
-    def wait(self, timeout: float = 300) -> int:
+    def wait(self, timeout: float = LONGEST) -> int:
+        """The exit status; a process that takes longer is killed."""
         until = time.monotonic() + timeout
         while (code := self.poll()) is None:
             if time.monotonic() > until:
+                self.kill()
                 raise TimeoutError(f"process {self.pid} has not ended in {timeout} s")
             time.sleep(0.002)
         return code
@@ -111,10 +115,11 @@ class _Server:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             command = [sys.executable, "-m", "tests.forked", str(theirs.fileno())]
-            env = os.environ | {"PYTHONPATH": str(ROOT)}
-            self.pid = subprocess.Popen(
-                command, env=env, cwd=ROOT, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
-            ).pid
+            env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+            env["PYTHONPATH"] = str(ROOT)
+            given = {"stdin": subprocess.DEVNULL, "pass_fds": [theirs.fileno()]}
+            self._process = subprocess.Popen(command, env=env, cwd=ROOT, **given)
+            self.pid = self._process.pid
         self._socket = ours
         self._ended: dict[int, int] = {}
 
@@ -122,16 +127,17 @@ class _Server:
         """The new process; -1 and others are told of by `ended`."""
         socket.send_fds(self._socket, [json.dumps(request).encode()], list(streams))
         while True:
-            pid, code = json.loads(self._socket.recv(LONGEST) or "[0, 0]")
-            if code is None:
-                return pid
+            pid, code = json.loads(self._socket.recv(_REQUEST) or "[0, 0]")
             assert pid, "the server of forked commands has ended"
+            if code is None:
+                self._ended.pop(pid, None)  # of one that nobody waited for
+                return pid
             self._ended[pid] = code
 
     def ended(self, pid: int) -> int | None:
         """Its exit status, once it has ended."""
         while select.select([self._socket], [], [], 0)[0]:
-            one, code = json.loads(self._socket.recv(LONGEST) or "[0, 0]")
+            one, code = json.loads(self._socket.recv(_REQUEST) or "[0, 0]")
             assert one, "the server of forked commands has ended"
             self._ended[one] = code
         return self._ended.pop(pid, None)
@@ -156,7 +162,7 @@ def _serve(control: socket.socket) -> tuple[str, list[str]]:
             while (ended := _reaped()) is not None:
                 control.send(json.dumps(ended).encode())
         if control in ready:
-            data, streams, _, _ = socket.recv_fds(control, LONGEST, 2)
+            data, streams, _, _ = socket.recv_fds(control, _REQUEST, 2)
             if not data:
                 os._exit(0)
             pid = os.fork()
@@ -193,7 +199,7 @@ def _become(
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
-    if "OMP_NUM_THREADS" in env:
+    if "OMP_NUM_THREADS" in env:  # which torch looks at when it is imported; this was, without it
         import torch
 
         torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
@@ -208,6 +214,8 @@ def _end(module: str, arguments: list[str]) -> NoReturn:
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if isinstance(error.code, str):
+            sys.stderr.write(f"{error.code}\n")
     except BaseException:
         traceback.print_exc()
         code = 1

@@ -47,7 +47,7 @@ def ended(work: Callable[[], Any]) -> Any:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(LONGEST)
+    thread.join(3 * LONGEST)
     assert found, "it hangs"
     if isinstance(found[0], BaseException):
         raise found[0]

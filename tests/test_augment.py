@@ -203,6 +203,13 @@ def test_how_often_and_how_far():
     assert np.mean(zooms < 1) == pytest.approx(0.5, abs=0.06)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_brightness_shift_adds_a_number(dims: int):
+    image, label = sample(dims)
+    out, _ = Augmenter(recipe({"brightness_shift": {"range": [0.7, 0.7]}}), dims)(image, label, range(4))
+    torch.testing.assert_close(out, image + 0.7)
+
+
 def test_cutout_puts_the_mean_into_a_box():
     image, label = sample(3)
     for ignore in (False, True):
@@ -214,7 +221,8 @@ def test_cutout_puts_the_mean_into_a_box():
             places = changed[i].nonzero()
             sides = places.amax(0) - places.amin(0) + 1
             assert sides.prod() == len(places), "a box"
-            assert [round(0.3 * s) for s in image.shape[2:]] <= sides.tolist() <= [round(0.5 * s) for s in (11, 13, 13)]
+            for side, whole in zip(sides.tolist(), image.shape[2:], strict=True):
+                assert round(0.3 * whole) <= side <= round(0.5 * whole)
             expected = image[i].mean((1, 2, 3)).unsqueeze(1)
             torch.testing.assert_close(out[i][:, changed[i]], expected.expand(-1, len(places)), atol=1e-6, rtol=0)
 
@@ -259,6 +267,10 @@ def test_mixup_with_own_labels_is_mixup_in_the_mean():
     def loss(mixed: np.ndarray, target: np.ndarray) -> np.ndarray:  # linear in the target
         return np.exp(mixed) * target
 
+    black_and_white = torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)])
+    mix, label = Augmenter(recipe({"mixup": {"alpha": a}}), 2), torch.zeros(2, 4, 4, dtype=torch.int64)
+    shares = [1 - mix(black_and_white, label, [2 * seed, 2 * seed + 1])[0][0, 0, 0, 0].item() for seed in range(1000)]
+    assert scipy.stats.kstest(shares, scipy.stats.beta(1 + a, a).cdf).pvalue > 1e-3
     first, second = rng.integers(0, 2, (2, 400_000))
     share = rng.beta(a, a, 400_000)
     usual = loss(share * x[first] + (1 - share) * x[second], share * y[first] + (1 - share) * y[second]).mean()

@@ -18,6 +18,7 @@ import pytest
 import densepred as dp
 from densepred import cli, downloads, errors
 from densepred import progress as progress_module
+from densepred.models.heads import Scalar, Segmentation
 from densepred.progress import clock, progress
 
 ROOT = Path(__file__).parent.parent
@@ -126,6 +127,21 @@ def test_summary_counts_the_network_of_the_recipe(recipe: Path):
     done = run("summary", recipe)
     assert done.returncode == 0, done.stderr
     assert f"{expected:,}" in done.stdout
+
+
+def test_summary_has_the_heads_and_channels_of_the_recipe(tmp_path: Path):
+    """Without data: one that learns a number, one that learns regions and is given what is valid."""
+    data = "data: {images: 'a/{id}.nii', table: t.csv, targets: {age: {column: age}}}"
+    (tmp_path / "age.yaml").write_text(f"{data}\nmodel: {{channels: [4, 8]}}\n")
+    data = "data: {images: 'a/{id}.nii', labels: 'b/{id}.nii', validity: {channel: true}"
+    data += ", classes: {0: sky, 1: rim, 2: core}, regions: {disc: [rim, core]}}"
+    (tmp_path / "regions.yaml").write_text(f"{data}\nmodel: {{channels: [4, 8]}}\n")
+    heads = {"age": {"age": Scalar()}, "regions": {"segmentation": Segmentation(1, regions=True)}}
+    for name, channels in (("age", 1), ("regions", 2)):
+        model = dp.create_model(dims=3, in_channels=channels, heads=heads[name], channels=(4, 8))
+        done = run("summary", tmp_path / f"{name}.yaml")
+        assert done.returncode == 0, done.stderr
+        assert f"{sum(weight.numel() for weight in model.parameters()):,}" in done.stdout
 
 
 @pytest.mark.parametrize(

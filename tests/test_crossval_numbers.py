@@ -53,6 +53,21 @@ def test_means_leave_out_what_is_absent() -> None:
     assert np.isnan(interval(np.full((3, 2), np.nan), list("abc")).value)
 
 
+def test_one_case_or_group_has_no_interval() -> None:
+    """However often it is drawn, it says the same; and nothing is decided on it."""
+    nothing = np.full((9, 1), np.nan)
+    before, after = np.vstack([[[0.5]], nothing]), np.vstack([[[0.6]], nothing])
+    names = [str(n) for n in range(10)]
+    for found in (interval(before, names), gain(before, after, names), interval(np.ones((2, 1)), ["a", "a"])):
+        assert np.isnan([found.low, found.high]).all()
+        assert np.isfinite(found.value)
+    assert more_than_noise(before, after, names)[0] is False
+    several = np.vstack([np.full((4, 1), 0.5), np.full((6, 1), np.nan)])
+    assert more_than_noise(several, several + 0.1, names)[0] is False, "four of ten groups have a score"
+    several[4] = 0.5
+    assert more_than_noise(several, several + 0.1, names)[0] is True
+
+
 def test_a_paired_gain_is_seen_where_unpaired_scores_overlap() -> None:
     before = GENERATOR.uniform(0.2, 1, (30, 2))
     found = gain(before, before + 0.01, [str(n) for n in range(30)])

@@ -26,8 +26,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "timm.resnet18": {"depth": 3},
     "torchvision.squeezenet1_1": {"depth": 2},
     "smp.resnet18": {},
-    "resnet50": {"width": 4, "depth": 3},
-    "resnext50_32x4d": {"width": 16, "depth": 2},
+    "resnext50_32x4d": {"width": 16, "depth": 2},  # ResNet-50's blocks, in groups
     "se_resnet18": {"width": 4, "depth": 3},
     "convnext_tiny": {"width": 4, "depth": 1},
     "convnextv2_tiny": {"width": 4, "depth": 2},

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from densepred.models.build import create_model
 from densepred.models.dense import Model
-from densepred.models.forms import is_channels_last, set_form
+from densepred.models.forms import is_channels_last, is_copied, set_form
 
 CPU = torch.device("cpu")
 
@@ -166,3 +166,6 @@ def test_tensors_are_channels_last_where_no_norm_copies_them() -> None:
     assert not any(is_channels_last(model, "auto", gpu) for model in (instance, other))
     assert not is_channels_last(batch, "auto", CPU)
     assert not is_channels_last(batch, "plain", gpu)
+    assert [is_copied(model, gpu) for model in (batch, instance, other)] == [False, True, True]
+    assert [is_copied(model, gpu, torch.bfloat16) for model in (batch, instance, other)] == [False, False, True]
+    assert not is_copied(instance, CPU)

@@ -142,21 +142,23 @@ def test_files_say_what_they_hold(run: Path, tmp_path: Path) -> None:
 
 def test_numbers_are_given_as_they_are(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    heads = {"depth": Regression(outputs=2, unit="mm", variance=True), "mask": Segmentation(2)}
+    heads = {"depth": Regression(outputs=2, unit="mm", variance=True, deviation=3.0), "mask": Segmentation(2)}
     model = create_model(channels=(4, 8), dims=2, heads=heads)
     predictor, image = predictor_of(model), scene(16, 16)
-    found = predictor.predict(image, outputs=("regression", "logits"))
+    found = predictor.predict(image, outputs=("regression", "logits", "noise"))
     with torch.inference_mode():
         expected = model(torch.from_numpy(np.nan_to_num(image))[None, None])["depth"][0].numpy()
     expected[:, np.isnan(image)] = np.nan
     np.testing.assert_allclose(found["logits"].numpy(), expected, atol=1e-5)
-    assert np.array_equal(found["regression"].numpy(), found["logits"].numpy()[:2], equal_nan=True)
-    assert found["regression"].unit == "mm"
+    mean, log_variance = np.split(found["logits"].numpy(), 2)
+    np.testing.assert_allclose(found["regression"].numpy(), 3 * mean, rtol=1e-6)
+    np.testing.assert_allclose(found["noise"].numpy(), 3 * np.exp(log_variance / 2), rtol=1e-5)
+    assert found["regression"].unit == found["noise"].unit == "mm"
     assert predictor.predict(image).shape == (2, 16, 16)
     for kind in ("labels", "probabilities", "entropy", "variance"):
         with pytest.raises(InputError, match=f"{kind} cannot be made of a regression head") as caught:
             predictor.predict(image, outputs=kind)
-        assert caught.value.fix == "choose of logits, regression"
+        assert caught.value.fix == "choose of logits, regression, noise"
     settings = predictor.config.inference.model_copy(update={"skip": 0.5})
     config = predictor.config.model_copy(update={"inference": settings})
     with pytest.raises(InputError, match="skip above 0 is held to by comparing class probabilities"):
@@ -172,6 +174,9 @@ def test_what_a_model_does_not_predict_is_refused(run: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             predictor.predict(scene(20, 20), outputs=kind)
+    certain = predictor_of(create_model(channels=(4, 8), dims=2, heads={"depth": Regression()}))
+    with pytest.raises(InputError, match="did not learn the noise"):
+        certain.predict(scene(20, 20), outputs="noise")
     regions = predictor_of(create_model(channels=(4, 8), dims=2, heads={"organs": Segmentation(2, regions=True)}))
     assert regions.predict(scene(20, 20), outputs="logits").shape == (2, 20, 20)
     with pytest.raises(InputError, match="regions that may overlap"):

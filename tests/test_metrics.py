@@ -40,9 +40,12 @@ def test_counts_are_exact_beyond_float32() -> None:
     counts = confusion(truth, prediction, 2)
     assert counts.dtype == np.int64
     assert counts.tolist() == [[2**24 + 1, 1], [0, 1]]
-    many = counts * 2**38
-    assert many.sum() == size * 2**38
-    assert recall(many)[0] == (2**24 + 1) / (2**24 + 2)
+    many = counts * 2**37
+    right, wrong = 2**24 + 1, 1
+    assert recall(many)[0] == right / (right + wrong)
+    assert precision(many)[1] == 1 / (1 + wrong)
+    assert iou(many)[0] == right / (right + wrong)
+    assert dice(many)[0] == 2 * right / (2 * right + wrong)
 
 
 def test_equal_to_monai() -> None:

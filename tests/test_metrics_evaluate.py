@@ -169,6 +169,45 @@ def test_values_may_be_numbers_of_objects(instances: tuple[Path, Path], tmp_path
     assert picture.exists()
 
 
+def test_predicted_classes_have_objects_that_are_their_parts(instances: tuple[Path, Path]):
+    """A model of `data.instances` writes 0 and 1, and says so."""
+    predictions, truths = instances
+    truth = np.asarray(Image.open(truths / "a.png"))
+    Image.fromarray((truth % 2).astype(np.uint8)).save(predictions / "a.png")  # every second one of a row
+    for said, found in ((False, 0), (True, 750 / (750 + 750 / 2))):
+        if said:
+            (predictions / "labels.json").write_text('{"classes": {"0": "background", "1": "nucleus"}}')
+        (row,) = evaluate(predictions, truths, metrics=["pq"], instances=True).cases
+        assert row["class"] == "objects"
+        assert row["pq"] == pytest.approx(found)
+
+
+def test_numbers_of_objects_are_no_values_to_ignore(instances: tuple[Path, Path]):
+    """`ignore` is of the truth, `invalid` of the prediction: the other side's object of this number is an object."""
+    predictions, truths = instances
+    truth = np.asarray(Image.open(truths / "a.png"))
+    object_31, object_91 = np.unique(truth)[[1, -1]]
+    Image.fromarray(truth).save(predictions / "a.png")
+    (predictions / "labels.json").write_text(f'{{"classes": {{}}, "invalid": {object_31}}}')
+    (row,) = evaluate(predictions, truths, metrics=["rq"], ignore=[object_91], instances=True).cases
+    assert (row["dice"], row["rq"]) == (1, 1)
+    assert row["truth_voxels"] == 4 * (1500 - 2)
+    assert row["unpredicted_voxels"] == 4
+
+
+def test_cases_of_another_unit_are_told_and_not_averaged(folders: tuple[Path, Path]):
+    predictions, labels = folders
+    for folder in folders:
+        path = next(iter(sorted(folder.glob("*.nii*"))))
+        image = nib.load(path)
+        image = nib.Nifti1Image(np.asarray(image.dataobj), np.diag([*SPACING[::-1], 1.0]))
+        image.header.set_xyzt_units("micron")
+        nib.save(image, path)
+    scores = evaluate(predictions, labels, metrics=["hd95"])
+    assert scores.distance_unit == "mm"
+    assert [failure.what for failure in scores.failures] == ["its distances are in um, those of most cases in mm"]
+
+
 def test_outlines_part_objects_that_touch():
     numbers = np.array([[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 0, 0]])
     assert _objects(numbers).tolist() == [[1, 1, 0, 1], [1, 1, 0, 1], [0, 0, 0, 0]]

@@ -64,6 +64,14 @@ def test_errors_of_nothing_and_of_constants():
         MapErrors.of(np.zeros(3), np.zeros(4))
 
 
+def test_constants_are_so_to_rounding():
+    """The mean of three times 0.1 is no tenth."""
+    found = MapErrors.of(np.full(3, 0.1), np.full(3, 0.7))
+    assert np.isnan([found.pearson, found.r2]).all()
+    nearly = MapErrors.of(1e6 + np.array([0.0, 1e-3]), np.array([1.0, 2.0]))
+    assert nearly.pearson == pytest.approx(1)
+
+
 def test_white_noise_has_a_flat_spectrum_of_its_variance():
     """C(l) = variance times the area of a pixel, at every l; the mean over all modes is exact (Parseval)."""
     rng = np.random.default_rng(0)

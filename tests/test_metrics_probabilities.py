@@ -121,7 +121,7 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"probabilities must lie in \[0, 1\], got \[-3, 4\]"):
         Calibration.of(np.array([[-3.0], [4.0]]), np.array([0]))
     with pytest.raises(ValueError, match="bins must be as many"):
-        _ = Calibration.of(np.ones((2, 1)), np.array([0])) + Calibration.of(np.ones((2, 1)), np.array([0]), 5)
+        _ = Calibration.of(np.eye(2), np.array([0, 1])) + Calibration.of(np.eye(2), np.array([0, 1]), 5)
 
 
 def test_calibration_by_hand():
@@ -136,6 +136,11 @@ def test_calibration_by_hand():
     np.testing.assert_allclose(confidence[known], [0.6, 0.8])
     np.testing.assert_allclose(accuracy[known], [1.0, 0.4])
     assert found.brier == pytest.approx(2 * (4 * 0.04 + 6 * 0.64 + 5 * 0.16) / 15)
+
+
+def test_probabilities_of_regions_have_no_calibration_of_classes():
+    with pytest.raises(ValueError, match="must sum to 1 over the classes"):
+        Calibration.of(np.array([[0.99], [0.95], [0.02]]), np.array([1]))
 
 
 def test_calibration_error_equals_a_sum_over_bins_and_adds_up():

@@ -56,7 +56,7 @@ def test_robust_is_median_and_quartiles() -> None:
     expected = (array.astype(np.float64) - median) / ((high - low) / 1.349)
     np.testing.assert_allclose(forward(array, Robust())[np.isfinite(array)], expected[np.isfinite(array)], rtol=1e-6)
     normal = RNG.normal(3, 7, (1, 300, 300))
-    assert fitted(normal, Robust()).describe()[0]["scale"] == pytest.approx(7, rel=0.01)
+    assert fitted(normal, Robust()).describe()[0]["scale"] == pytest.approx(7, rel=0.02)  # five deviations
 
 
 @pytest.mark.parametrize("softening", [0.1, 1.0, 10.0])

@@ -10,6 +10,7 @@ from torch import nn
 
 from densepred.config import OptimizerConfig
 from densepred.models.encoders.convnext import ConvNeXtEncoder
+from densepred.training.engine import Engine
 from densepred.training.optim import MovingAverage, make_optimizer
 from densepred.training.schedules import learning_rate
 
@@ -50,6 +51,33 @@ def test_moving_average_copies_counters():
     model(torch.randn(4, 2))
     average.update(model, 0)
     assert average.state["num_batches_tracked"].item() == 1
+
+
+def test_sgd_has_nesterovs_momentum():
+    """Two steps by hand (Sutskever et al. 2013, as torch writes it): v = m v + g, w -= lr (g + m v)."""
+    model = nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(2.0)
+    optimizer = make_optimizer(model, OptimizerConfig(lr=0.1, momentum=0.9, weight_decay=0.5))
+    weight, velocity = 2.0, 0.0
+    for slope in (1.0, -3.0):
+        model.weight.grad = torch.full((1, 1), slope)
+        optimizer.step()
+        gradient = slope + 0.5 * weight
+        velocity = 0.9 * velocity + gradient
+        weight -= 0.1 * (gradient + 0.9 * velocity)
+        assert model.weight.item() == pytest.approx(weight, rel=1e-6)
+
+
+@pytest.mark.parametrize("clip", [0.5, 100.0, 0.0])
+def test_gradients_are_clipped_to_their_norm(clip: float):
+    model = nn.Conv1d(2, 1, 1, bias=False)
+    engine = Engine(model, make_optimizer(model, OptimizerConfig()), torch.device("cpu"), torch.float32, "plain")
+    x = torch.tensor([[[3.0], [4.0]]])
+    loss, norm = engine.gradient(x, lambda out: out.sum(), clip)
+    assert (loss, norm) == (pytest.approx(float(model(x).detach())), pytest.approx(5.0))
+    assert model.weight.grad is not None
+    expected = x.flatten() * (0.5 / 5 if clip == 0.5 else 1)
+    torch.testing.assert_close(model.weight.grad.flatten(), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

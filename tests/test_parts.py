@@ -172,10 +172,12 @@ class TestThreads:
             next(found)
 
     def test_closing_ends_the_thread(self) -> None:
+        before = set(threading.enumerate())
         found = ahead(iter(range(1000)), depth=1)
         next(found)
+        assert {thread.name for thread in set(threading.enumerate()) - before} == {"densepred-ahead"}
         found.close()  # type: ignore[attr-defined]
-        assert not [thread for thread in threading.enumerate() if thread.name == "densepred-ahead"]
+        assert not set(threading.enumerate()) - before
 
     def test_behind_works_in_order_beside_the_caller(self) -> None:
         seen: list[tuple[int, str]] = []

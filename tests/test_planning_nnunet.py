@@ -4,12 +4,19 @@ Cases are drawn around the median shape and spacing. Spacings: those of MONAI's 
 (modules/dynunet_pipeline/task_params.py, target spacings) and, where nnU-Net takes the 10th percentile, of the sets
 themselves. Shapes: as told of the sets (nnU-Net's papers), written down from memory. Both planners see the same lists,
 so the comparison does not hang on these numbers being exact.
+
+What nnU-Net gave is kept in `nnunet_plans.json`, written by `python -m tests.test_planning_nnunet` where it is
+installed (extra `bench`); there it is asked anew.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,18 +77,22 @@ def drawn(known: Known) -> Sizes:
     return Sizes(tuple(shapes), tuple(spacings), known.channels, known.labels)
 
 
-@pytest.fixture
-def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+PLANNER = "nnunetv2.experiment_planning.experiment_planners.default_experiment_planner"
+PLANS = Path(__file__).with_name("nnunet_plans.json")
+ASKED = [(name, 8.0) for name in KNOWN]
+ASKED += [(name, gigabytes) for gigabytes in (4.0, 24.0, 40.0) for name in ("Prostate", "Heart")]
+"""Data sets, and the memory they are planned for."""
+
+
+def planner_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Sizes, float], dict[str, Any]]:
     """nnU-Net's plans of some sizes; its files are in a temporary folder, and its networks have no weights."""
-    reason = "nnunetv2 is not installed (extra `bench`)"
-    module = pytest.importorskip(
-        "nnunetv2.experiment_planning.experiment_planners.default_experiment_planner", reason=reason
-    )
+    module = pytest.importorskip(PLANNER, reason="nnunetv2 is not installed (extra `bench`)")
 
     def plans(sizes: Sizes, memory: float) -> dict[str, Any]:
-        raw, made = tmp_path / "raw", tmp_path / "preprocessed"
-        for folder in (raw, made):
-            (folder / "set").mkdir(parents=True, exist_ok=True)
+        raw, made = folder / "raw", folder / "preprocessed"
+        for place in (raw, made):
+            shutil.rmtree(place, ignore_errors=True)  # it would keep configurations of plans that are there
+            (place / "set").mkdir(parents=True)
         dataset = {
             "channel_names": {str(number): "MRI" for number in range(sizes.channels)},
             "labels": {f"class {number}" if number else "background": number for number in range(sizes.labels)},
@@ -141,33 +152,46 @@ def expected(plan: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def compare(sizes: Sizes, theirs: Any, gigabytes: float = 8) -> dict[str, Configuration]:
-    ours, plans = configurations(sizes, gigabytes * 1e9), theirs(sizes, gigabytes)
-    made = {name: plan for name, plan in plans["configurations"].items() if "patch_size" in plan}
-    assert set(ours) == set(made)
+def told(plans: dict[str, Any]) -> dict[str, Any]:
+    """What is compared of nnU-Net's plans."""
+    made = {name: expected(plan) for name, plan in plans["configurations"].items() if "patch_size" in plan}
+    return {"axes": plans["transpose_forward"], "configurations": made}
+
+
+def compare(sizes: Sizes, theirs: dict[str, Any], gigabytes: float = 8) -> dict[str, Configuration]:
+    ours = configurations(sizes, gigabytes * 1e9)
+    assert set(ours) == set(theirs["configurations"])
     for name, one in ours.items():
-        assert numbers(one, plans["transpose_forward"]) == expected(made[name]), name
+        for key, value in numbers(one, theirs["axes"]).items():
+            assert value == _tuples(theirs["configurations"][name][key]), (name, key)
     return ours
 
 
-@pytest.mark.parametrize("name", KNOWN)
-def test_every_configuration_is_nnunets(name: str, theirs: Any):
-    compare(drawn(KNOWN[name]), theirs)
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
-@pytest.mark.parametrize("gigabytes", [4, 24, 40])
-def test_other_memory(gigabytes: float, theirs: Any):
-    for name in ("Prostate", "Heart"):
-        compare(drawn(KNOWN[name]), theirs, gigabytes)
+@pytest.mark.parametrize(("name", "gigabytes"), ASKED)
+def test_every_configuration_is_nnunets(name: str, gigabytes: float):
+    compare(drawn(KNOWN[name]), json.loads(PLANS.read_text())["plans"][f"{name}, {gigabytes:g} GB"], gigabytes)
 
 
-def test_hippocampus_as_measured(real_data: Path, theirs: Any):
+def test_nnunet_still_plans_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plans = planner_in(tmp_path, monkeypatch)
+    kept = json.loads(PLANS.read_text())["plans"]
+    for name, gigabytes in ASKED:
+        found = json.loads(json.dumps(told(plans(drawn(KNOWN[name]), gigabytes))))
+        assert found == kept[f"{name}, {gigabytes:g} GB"]
+
+
+def test_hippocampus_as_measured(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The 203 cases here: what `plan` measures of the files is what nnU-Net's planner is given."""
     files = sorted((real_data / "hippocampus/imagesTr").glob("*.nii.gz"))
     images = [nib.load(file) for file in files]
     shapes = tuple(tuple(reversed(image.shape)) for image in images)
     spacings = tuple(tuple(float(one) for one in reversed(image.header.get_zooms())) for image in images)
-    found = compare(Sizes(shapes, spacings, 1, 3), theirs)
+    sizes = Sizes(shapes, spacings, 1, 3)
+    found = compare(sizes, told(planner_in(tmp_path, monkeypatch)(sizes, 8)))
     assert found["3d_fullres"].net.patch == (40, 56, 40)
 
 
@@ -182,3 +206,16 @@ def test_the_sets_cover_all_branches():
     hippocampus = found["Hippocampus"]  # MONAI's task_params.py and nnU-Net's documentation/benchmarking.md
     assert (hippocampus["3d_fullres"].net.patch, hippocampus["3d_fullres"].batch) == ((40, 56, 40), 9)
     assert (hippocampus["2d"].net.patch, hippocampus["2d"].batch) == ((56, 40), 366)
+
+
+def record() -> None:
+    """Write what the nnU-Net that is installed gives."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        plans = planner_in(Path(folder), patch)
+        found = {f"{name}, {memory:g} GB": told(plans(drawn(KNOWN[name]), memory)) for name, memory in ASKED}
+    content = {"planner": f"nnunetv2 {version('nnunetv2')}", "plans": found}
+    PLANS.write_text(json.dumps(content, indent=None, separators=(", ", ": ")).replace('}}, "', '}},\n"') + "\n")
+
+
+if __name__ == "__main__":
+    record()

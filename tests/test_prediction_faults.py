@@ -6,7 +6,6 @@ import errno
 import logging
 import re
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory, ask: Ask) -> tuple[Path, list
     rng = np.random.default_rng(0)
     wide = image(root / "in" / "wide.nii.gz", rng.normal(size=(70, 8000)).astype(np.float32))
     small = image(root / "in" / "small.nii.gz", rng.normal(size=(70, 80)).astype(np.float32))
-    plain = ask(run, [small, wide], root / "plain", overrides=WIDE)
+    plain = ask(run, [small, wide], root / "plain", overrides=[*WIDE, "inference.memory=100GB"])
     assert plain.status == 0, plain.said
     assert "bands" not in plain.said
     return run, [small, wide], contents(root / "plain")
@@ -64,14 +63,12 @@ class TestMemoryOfTheMachine:
     ) -> None:
         run, (small, _), plain = wide
         huge = image(tmp_path / "huge.nii.gz", np.zeros((300, 30_000), np.float32))
-        start = time.monotonic()
         found = ask(run, [huge, small], tmp_path / "both", overrides=[*WIDE, *budget], megabytes=60)
         assert found.status == SOME_FAILED, found.said
         assert contents(tmp_path / "both") == {"small.nii.gz": plain["small.nii.gz"]}
         assert found.said.count("ERROR huge: the memory is exhausted (") == 1
         assert "Traceback" not in found.said
         found = ask(run, [huge], tmp_path / "one", overrides=[*WIDE, *budget], megabytes=60)
-        assert time.monotonic() - start < 90
         assert found.status == RESOURCES, found.said
         assert contents(tmp_path / "one") == {}
 
@@ -82,6 +79,9 @@ class Starved:
     def __init__(self, made: Any, most: int) -> None:
         self.made, self.most = made, most
         self.backend, self.shape, self.describe = made.backend, made.shape, made.describe
+
+    def taking(self, shape: Any) -> None:
+        """Each batch has one of its own."""
 
     def __call__(self, windows: Tensor) -> Tensor:
         if windows.any() and len(windows) > self.most:  # what is tried out first is zero
@@ -99,8 +99,12 @@ class TestMemoryOfTheDevice:
         caplog.clear()
         caplog.set_level(logging.INFO, "densepred")
         assert predict(run, [tmp_path / "x.nii.gz"], tmp_path / "out", self.BOTH, overwrite=True).done == ["x"]
-        for name, expected in plain.items():
-            np.testing.assert_allclose(values(tmp_path / "out" / name), expected, rtol=0, atol=1e-5)
+        shares = plain["probabilities/x.nii.gz"]
+        found = values(tmp_path / "out" / "probabilities" / "x.nii.gz")
+        np.testing.assert_allclose(found, shares, rtol=0, atol=1e-5 if "cuda" not in caplog.text else 1e-4)
+        clear = np.abs(shares[0] - shares[1]) > 1e-3
+        assert np.array_equal(values(tmp_path / "out" / "x.nii.gz")[0][clear], plain["x.nii.gz"][0][clear])
+        assert clear.mean() > 0.9
         return caplog.text
 
     @pytest.fixture
@@ -122,6 +126,7 @@ class TestMemoryOfTheDevice:
     ) -> None:
         computing, prepare = compute.computing, compute.prepare
         starved = [True]
+        monkeypatch.setattr("densepred.inference.image_predictor.pick_device", lambda name: torch.device("cpu"))
 
         def with_fallback(models: Any, config: Config, device: torch.device) -> Compute:
             def on_cpu() -> Compute:
@@ -144,7 +149,10 @@ class TestMemoryOfTheDevice:
     @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
     @pytest.mark.parametrize("megabytes", [40, 4])
-    def test_a_gpu_with_little_memory(self, run, tmp_path, caplog, plain, megabytes: int) -> None:
+    def test_a_gpu_with_little_memory(
+        self, run, tmp_path, caplog, plain, monkeypatch: pytest.MonkeyPatch, megabytes: int
+    ) -> None:
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
         everything = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(0) + megabytes * 1e6) / everything)

@@ -23,7 +23,7 @@ from tests.acceptance.helpers import ROOT, cases_done, snapshot
 from tests.untrained_runs import image, noise, run_of
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'densepred[ray]'")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 SLOW = ["inference.overlap=0.8"]
 """A while for each case, so that there is a middle to kill something in."""
 
@@ -219,7 +219,7 @@ def test_a_driver_that_ends_leaves_nothing_behind_and_a_rerun_finishes(
     assert ("stopped by a signal" in said) == (number == signal.SIGTERM)
     agents = [process for process in started if "Agent" in " ".join(_command(process))]
     assert len(agents) < len(started)
-    assert not psutil.wait_procs(set(started) - set(agents), timeout=30)[1]
+    assert not psutil.wait_procs(set(started) - set(agents), timeout=120)[1]
     for process in agents:  # Ray's own look for their parent once a minute
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

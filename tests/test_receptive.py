@@ -210,13 +210,12 @@ def test_unpooling_keeps_to_its_windows() -> None:
     assert traced(network, 15, 20) == traced(network, 64, 64)
     torch.manual_seed(0)
     seen = torch.zeros(6, 9, 32, 30, dtype=torch.bool)
-    for _ in range(40):
-        for row in range(6):
-            for column in range(9):
-                x = torch.rand(1, 1, 32, 30, requires_grad=True)
-                network(x)[0, 0, 12 + row, 9 + column].backward()
-                assert x.grad is not None
-                seen[row, column] |= x.grad[0, 0] != 0
+    rows, columns = torch.arange(6).repeat_interleave(9), torch.arange(9).repeat(6)
+    for _ in range(40):  # each voxel of an image of its own
+        x = torch.rand(54, 1, 32, 30, requires_grad=True)
+        network(x)[torch.arange(54), 0, 12 + rows, 9 + columns].sum().backward()
+        assert x.grad is not None
+        seen |= (x.grad[:, 0] != 0).unflatten(0, (6, 9))
     places = [one.nonzero() for one in seen.flatten(0, 1)]
     widths = torch.stack([place.amax(0) - place.amin(0) + 1 for place in places]).amax(0)
     assert traced(network, 32, 30) == tuple(widths.tolist())

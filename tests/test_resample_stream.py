@@ -116,7 +116,7 @@ def test_a_gpu_gives_the_same_to_rounding(target: tuple[int, ...]) -> None:
     assert moved.is_cuda
     np.testing.assert_allclose(moved.cpu().numpy(), resample(image, target), atol=1e-6)
     slabs = iter([(0, 3, torch.from_numpy(image[:, :3]).cuda()), (3, 20, torch.from_numpy(image[:, 3:]).cuda())])
-    back = torch.cat([slab for _, _, slab in resample_slabs(slabs, Regrid((20, 8, 7), target))], 1)
+    back = torch.cat([slab for _, _, slab in resample_slabs(slabs, Regrid((20, 8, 7), target, "cuda"))], 1)
     assert torch.equal(back, moved), "bit for bit, whatever goes in at a time"
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from astropy.io import fits
 
-from densepred import load
+from densepred import load, open_volume
 from densepred.cases.case import collect
 from densepred.cases.check import check
 from densepred.cases.folds import split
@@ -124,6 +124,13 @@ def test_every_kind_is_scored(joint: Run, alone: Run, noisy: Run) -> None:
     assert noisy.rows[-1]["mse_depth"] > 0
 
 
+def test_the_noise_of_a_map_is_written_beside_it(noisy: Run, root: Path, tmp_path: Path) -> None:
+    predict(noisy.path, [root / "c0.fits"], tmp_path, ["inference.outputs=[regression,noise]"])
+    with open_volume(next((tmp_path / "noise").glob("c0.*"))) as found, open_volume(root / "c0.fits[DEPTH]") as truth:
+        assert (found.shape, found.unit) == (truth.shape, "m")
+        assert (found.numpy() > 0).all()
+
+
 def test_the_same_bits_after_a_pause(root: Path, tmp_path: Path) -> None:
     config = recipe(root, ALL, training={"epochs": 2, "steps": 2}, optimizer={"schedule": "constant"})
     whole = train(config, tmp_path / "whole")
@@ -154,7 +161,9 @@ def test_maps_are_written_in_their_unit(joint: Run, noisy: Run, root: Path, tmp_
     assert not (tmp_path / "noisy" / "labels.json").exists()
 
 
-def test_a_joint_model_writes_label_maps_and_a_table(joint: Run, root: Path, tmp_path: Path) -> None:
+def test_a_joint_model_writes_label_maps_and_a_table(
+    joint: Run, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = predict(joint.path, [root], tmp_path / "out")
     assert (result.exit_code, len(result.done)) == (0, 8)
     assert len(list((tmp_path / "out").glob("c*.fits.fz"))) == 8
@@ -169,7 +178,8 @@ def test_a_joint_model_writes_label_maps_and_a_table(joint: Run, root: Path, tmp
     few = tmp_path / "few.csv"
     few.write_text("id,age,site\nc0,50,1\nc1,,1\n")
     files = [root / f"c{number}.fits" for number in (0, 1)]
-    partly = predict(joint.path, files, tmp_path / "few", [f"data.table={few}"])
+    monkeypatch.chdir(tmp_path)
+    partly = predict(joint.path, files, tmp_path / "few", ["data.table=few.csv"])
     assert partly.exit_code == 3
     assert "no age" in partly.failed["c1"].what
     assert "not of this run" not in partly.failed["c1"].what, "its map is"

@@ -140,7 +140,8 @@ def stopped(root: Path, name: str) -> Path | None:
 
 def test_all_stop_together_and_what_is_gone_on_with_ends_bit_for_bit(root: Path, together: Path):
     """Stopped by a signal to the launcher, and with other numbers of workers."""
-    run = next(found for turn in range(5) if (found := stopped(root, f"stopped-{turn}")))
+    run = next((found for turn in range(5) if (found := stopped(root, f"stopped-{turn}"))), None)
+    assert run is not None, "each was at its end before the signal"
     train(root, "--resume", run, "training.workers=0")
     for name in ("model", "average", "optimizer"):
         ours, theirs = ((newest(path) / f"{name}.safetensors").read_bytes() for path in (run, together))

@@ -232,7 +232,10 @@ class TestExhausted:
         smaller = compute.smaller()
         assert smaller is not None
         assert smaller is compute.smaller()
-        assert len(smaller.smaller()._ready) == 1  # type: ignore[union-attr]
+        smallest = smaller.smaller()
+        assert smallest is not None
+        assert len(smallest._ready) == 1
+        assert len(compute._runs) == 1, "one copy of the weights"
 
     def test_an_image_is_predicted_alike_whatever_came_before(self) -> None:
         """A batch rounds otherwise than another: what a case gives must not hang on the cases beside it."""

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,11 @@ def serve(answer: Callable[..., Any]) -> None:
     for module in sorted(set(FORMATS.values())):
         importlib.import_module(module)
     for line in sys.stdin:
-        sys.stdout.write(json.dumps(answer(*json.loads(line))) + "\n")
+        try:
+            said = {"answer": answer(*json.loads(line))}
+        except Exception:
+            said = {"error": traceback.format_exc()}
+        sys.stdout.write(json.dumps(said) + "\n")
         sys.stdout.flush()
 
 
@@ -35,7 +40,9 @@ def serving(module: str) -> Iterator[Callable[..., Any]]:
             assert process.stdout
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
-            return json.loads(process.stdout.readline())
+            said = json.loads(process.stdout.readline())
+            assert "error" not in said, said["error"]
+            return said["answer"]
 
         yield ask
         assert process.stdin

@@ -5,7 +5,8 @@ SExtractor's mode, 2.5 median - 1.5 mean, or the median where mean and median li
 boxes); the noise is the standard deviation of what is left, not corrected for the clipped wings (1.4 % at 3).
 A box of which no more than half is left, or all equal, says nothing: it takes the mean of its ten nearest neighbours,
 weighted by inverse distance, as in photutils. A 3 x 3 median over the boxes follows; at the edge its window shrinks on
-both sides alike, so a gradient is kept. The spline is natural and goes on straight beyond the outer boxes' middles.
+both sides alike, so a gradient is kept. The spline is natural; beyond the outer boxes' middles it goes on as mirrored
+at these points.
 
 Sources: Bertin & Arnouts 1996, A&AS 117, 393, section 3, and the SExtractor manual, "Modeling the background";
 Paillassa et al. 2020, A&A 634, A48 (MaxiMask).

@@ -59,8 +59,8 @@ def _listed(data: DataConfig) -> dict[int, str]:
         raise InputError("labels is no mapping", 'write, say, "labels": {"0": "background", "1": "liver"}', path)
     if any(isinstance(value, list) for value in labels.values()):
         names = [name for name, value in labels.items() if isinstance(value, list)]
-        what = f"defines regions ({', '.join(names)}), which overlap; only separate classes can be learnt"
-        raise InputError(what, "name the separate classes in data.classes", path)
+        what = f"defines regions ({', '.join(names)}), which are no values of voxels"
+        raise InputError(what, "name the separate classes in data.classes, and what they make up in data.regions", path)
     out: dict[int, str] = {}
     for key, value in labels.items():
         number, name = (key, value) if isinstance(value, str) else (value, key)

@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from densepred.cases.case import Case
+from densepred.cases.estimates import CONSTANT
 from densepred.cases.lists import csv_rows
 from densepred.cases.quantiles import slab_thickness
 from densepred.config import Config, DataConfig, Section, TargetConfig
@@ -180,8 +181,8 @@ def make_covariates(data: DataConfig, cases: Sequence[Case]) -> tuple[Covariate,
             continue
         assert table is not None
         values = [covariate(table, case.id, name) for case in cases]
-        deviation = float(np.std(values))
-        found.append(Covariate(name=name, mean=float(np.mean(values)), deviation=deviation or 1.0))
+        mean, deviation = float(np.mean(values)), float(np.std(values))
+        found.append(Covariate(name=name, mean=mean, deviation=_or_one(deviation, mean)))
     return tuple(found)
 
 
@@ -325,7 +326,12 @@ class _Moments:
         if not self.count:
             raise InputError(f"no training case has a known value of {name}", "check data.targets and the files")
         deviation = math.sqrt(self.squares / self.count)
-        return self.mean, deviation or 1.0
+        return self.mean, _or_one(deviation, self.mean)
+
+
+def _or_one(deviation: float, mean: float) -> float:
+    """A deviation to divide by: 1 of numbers that are all the same, to rounding."""
+    return deviation if deviation > CONSTANT * abs(mean) else 1.0
 
 
 def _classes(name: str, target: TargetConfig, table: Table, cases: Sequence[Case]) -> tuple[str, ...]:

@@ -54,12 +54,19 @@ def _untrained(path: Path, overrides: Sequence[str], meta: bool) -> tuple[Model,
     import torch
 
     from densepred.cases.names import channel_names, class_names
+    from densepred.inference.heads import untrained_heads_of
     from densepred.models.build import build
 
-    channels = _count(lambda: len(channel_names(recipe.data)), 1, "channels")
-    classes = _count(lambda: len(set(class_names(recipe.data).values())), 2, "classes")
+    data, classes = recipe.data, 0
+    channels = _count(lambda: len(channel_names(data)), 1, "channels") + data.validity.channel
+    if data.segments:
+        classes = _count(lambda: len(set(class_names(data).values())), 2, "classes")
+    for name, target in data.targets.items():
+        if target.classes == "auto":
+            _count(lambda: 0, 2, f"classes of {name}")
     with torch.device("meta" if meta else "cpu"):
-        return build(recipe.model, channels, classes, recipe.training.seed), recipe.patch.size
+        heads = untrained_heads_of(recipe, classes)
+        return build(recipe.model, channels, heads, recipe.training.seed), recipe.patch.size
 
 
 def _count(counted: Callable[[], int], default: int, what: str) -> int:

@@ -247,9 +247,12 @@ def _of_loss(config: Config) -> Iterator[Rule]:
 def _of_outputs(config: Config) -> Iterator[Rule]:
     settings, path = config.inference, "inference.outputs"
     outputs = settings.outputs or ()
-    numbers = "regression" in outputs and not any(t.file for t in config.data.targets.values())
+    mapped = [name for name, target in config.data.targets.items() if target.file]
+    numbers = "regression" in outputs and not mapped
     yield numbers, path, "regression writes maps of numbers, and data.targets has none with a file"
-    maps = [*([SEGMENTATION] if config.data.segments else []), *(n for n, t in config.data.targets.items() if t.file)]
+    noise = "noise" in outputs and not any(config.heads[name].variance for name in mapped if name in config.heads)
+    yield noise, path, "noise is learnt by heads with variance: true, and no map has one"
+    maps = [*([SEGMENTATION] if config.data.segments else []), *mapped]
     unknown = f"no map is called so{nearest(settings.head or '', maps)}; there are {', '.join(maps) or 'none'}"
     yield settings.head is not None and settings.head not in maps, "inference.head", unknown
     apart = [kind for kind in outputs if kind in ("logits", "variance")]

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from densepred.config.base import Device, Memory, Positive, Section
 
-Output: TypeAlias = Literal["labels", "probabilities", "logits", "entropy", "variance", "regression"]
+Output: TypeAlias = Literal["labels", "probabilities", "logits", "entropy", "variance", "regression", "noise"]
 
 
 class InferenceConfig(Section):
@@ -20,8 +20,8 @@ class InferenceConfig(Section):
     """Share of the window shared by neighbours."""
     blend: Literal["gaussian", "gaussian_monai", "constant", "none"] = "gaussian"
     """Weights of overlapping windows: nnU-Net's Gaussian, MONAI's (clamped), equal, or none: one window per voxel."""
-    batch: Positive = 1
-    """Windows per forward pass; fewer where memory runs out."""
+    batch: Positive | Literal["auto"] = "auto"
+    """Windows per forward pass; fewer where memory runs out. auto: 4 on a GPU, 1 elsewhere."""
     memory: Memory | None = None
     """The most to take of the machine and of each GPU, by all workers there: `2GB`. By default most of what is free."""
     skip: Annotated[float, Field(ge=0)] | None = 0.0

@@ -122,7 +122,7 @@ def reliability(samples: Sequence[Sample], temperature: float, contested: bool =
         shares = np.exp(log_shares(one.logits[chosen], temperature))
         confidence, hit = shares.max(1), shares.argmax(1) == one.truth[chosen]
         weight = one.weight[chosen] / one.weight[chosen].sum()
-        bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+        bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
         counts += np.bincount(bins, weight, BINS)
         sure += np.bincount(bins, weight * confidence, BINS)
         right += np.bincount(bins, weight * hit, BINS)

@@ -9,7 +9,7 @@ fold is decided on by the others is told beside it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from densepred.files import atomic_write, writable_folder
 from densepred.inference.components import ALL, KeepLargest
 from densepred.inference.folds import SETTINGS
 from densepred.inference.records import LABELS
-from densepred.metrics.bootstrap import Interval, gain, means
+from densepred.metrics.bootstrap import Interval, gain, informative, means
 from densepred.volumes import Record, open_writer
 
 MIRROR, KEEP, TEMPERATURE = SETTINGS
@@ -86,7 +86,8 @@ def decide(what: str, pair: Paired, setup: Setup, rule: Rule) -> Decision:
     change = pair.metric.change(found)
     others = f"{pair.metric.sign * left + 0.0:+{pair.metric.form}}"
     verdict = "used" if used else "not used"
-    few = f", too few of them ({len(set(groups))} groups) to tell" if len(set(groups)) < FEWEST else ""
+    telling = informative(pair.before + pair.after, groups)
+    few = f", too few of them ({telling} groups) to tell" if telling < FEWEST else ""
     why = f"{what}: {verdict}, mean {pair.metric.name} {change}{few}; decided fold by fold by the others {others}"
     return Decision(what, used, why, {"gain": found.to_dict(), "gain_by_other_folds": left})
 
@@ -94,7 +95,7 @@ def decide(what: str, pair: Paired, setup: Setup, rule: Rule) -> Decision:
 def more_than_noise(before: Floats, after: Floats, groups: Sequence[str]) -> tuple[bool, Interval]:
     """Is the 95 % interval of the gain above 0, over enough groups?"""
     found = gain(before, after, groups)
-    return found.low > 0 and len(set(groups)) >= FEWEST, found
+    return found.low > 0 and informative(before + after, groups) >= FEWEST, found
 
 
 def _and_no_class_loses(before: Floats, after: Floats, groups: Sequence[str]) -> tuple[bool, Interval]:
@@ -192,10 +193,11 @@ def decide_temperature(setup: Setup, samples: Sequence[Sample]) -> tuple[Decisio
     groups = setup.groups(cases)
     used, found = more_than_noise(-before, -after, groups)
     temperature = round(fit_temperature(samples), 4)
+    scaled = [replace(one, logits=one.logits / of_others[fold]) for one, fold in zip(samples, folds, strict=True)]
     errors = {
         name: {
             "before": reliability(samples, 1.0, contested).error,
-            "after": reliability(samples, temperature, contested).error,
+            "after": reliability(scaled, 1.0, contested).error,
         }
         for name, contested in (("all_voxels", False), ("foreground_possible", True))
     }
@@ -203,7 +205,7 @@ def decide_temperature(setup: Setup, samples: Sequence[Sample]) -> tuple[Decisio
     why = (
         f"temperature {temperature:g}: {'used' if used else 'not used'}, log-likelihood of the truth by the "
         f"temperature of the other folds {found.signed()} nats a voxel; calibration error where foreground is "
-        f"possible {fore['before']:.4f}, with it {fore['after']:.4f}"
+        f"possible {fore['before']:.4f}, with theirs {fore['after']:.4f}"
     )
     numbers = {"temperature": temperature, "gain": found.to_dict(), "calibration_error": errors}
     numbers["of_other_folds"] = of_others

@@ -42,8 +42,9 @@ class Metric:
     form: str = ".4g"
 
     def of(self, one: Interval) -> str:
-        """A value with its interval, in short."""
-        return f"{one.value:{self.form}} ({one.low:{self.form}}-{one.high:{self.form}})"
+        """A value with its interval, in short; a value alone where there is none."""
+        value = f"{one.value:{self.form}}"
+        return value if math.isnan(one.low) else f"{value} ({one.low:{self.form}}-{one.high:{self.form}})"
 
     def change(self, gained: Interval) -> str:
         """A gain, which is positive where it got better, as a change of the metric."""

@@ -15,7 +15,7 @@ from densepred.crossval.held_out import HeldOut, Setup
 from densepred.crossval.judged import Judged, Metric
 from densepred.files import atomic_write
 from densepred.inference.folds import write_record
-from densepred.metrics.bootstrap import DRAWS, SEED, Floats, Interval, interval, resampled
+from densepred.metrics.bootstrap import DRAWS, SEED, Floats, Interval, informative, interval, resampled
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,7 +70,8 @@ def _pooled(judged: Judged, groups: Sequence[str]) -> dict[str, dict[str, float]
     found = {}
     for index, name in enumerate(judged.names):
         finite = drawn[:, index][~np.isnan(drawn[:, index])]
-        low, high = np.percentile(finite, (2.5, 97.5)) if finite.size else (math.nan, math.nan)
+        enough = finite.size and informative(judged.values[:, [index]], groups) > 1
+        low, high = np.percentile(finite, (2.5, 97.5)) if enough else (math.nan, math.nan)
         found[name] = Interval(float(value[index]), float(low), float(high), len(judged.cases)).to_dict()
     return found
 

@@ -73,8 +73,10 @@ def evaluate(
         axes: what the axes of the label files hold, where that is open ("zyx" for FITS cubes).
         checksum: of FITS files, as for `open_volume`.
         metrics: more than the overlaps, of `densepred.evaluation.MEASURES`; these hold a case in memory.
-        tolerance: of the metric surface_dice, in mm, or in the unit of the spacing where this is not one of length.
-        instances: the values are numbers of objects, all of one class; `labels.json` does not name them.
+        tolerance: of the metric surface_dice, in the unit of the distances: mm, um where the files' unit is smaller, or
+            that of the spacing where this is not one of length.
+        instances: the values are numbers of objects, all of one class. Where the predictions' `labels.json` or legend
+            names classes, theirs are classes: a predicted object is a connected part of what is no background.
 
     Raises:
         InputError: a metric is unknown or lacks its tolerance, a folder is missing or cannot be written to, two files
@@ -87,10 +89,12 @@ def evaluate(
     wanted = Wanted(tuple(metrics), tolerance)
     predicted, truths = both_sides(predictions, labels, "labels", out)
     meaning = meaning_of(predicted.values(), axes)
+    ignored, parts = frozenset({*ignore, *meaning.ignore}), instances and bool(meaning.classes)
+    reading = Reading(ignored, meaning.invalid, axes or meaning.axes, checksum, instances, parts)
     meaning = replace(meaning, classes={1: OBJECTS}, merged={}) if instances else meaning
-    reading = Reading(frozenset({*ignore, *meaning.ignore}), meaning.invalid, axes or meaning.axes, checksum, instances)
     names, allowed = (meaning.classes, None) if classes is None else (dict(classes), dict(classes))
     counted, failures = each_scored(predicted, truths, partial(_count_case, reading, meaning, allowed, wanted))
+    failures += _of_other_units(counted) if wanted.surfaces else []
     known = _names({value for of in counted.values() for value in of.values}, names)
     results = [_result(of, list(known)) for of in counted.values()]
     unlabelled = sorted(predicted.keys() - truths.keys())
@@ -99,6 +103,18 @@ def evaluate(
     if out is not None:
         scores.save(out)
     return scores
+
+
+def _of_other_units(counted: dict[str, _Counted]) -> list[Failure]:
+    """Take out the cases whose distances are in another unit than most have: one mean, and one tolerance, is of one."""
+    units = Counter(one.unit for one in counted.values() if one.measured)
+    most = max(units, key=lambda unit: units[unit], default="")
+    others = [case for case, one in counted.items() if one.measured and one.unit != most]
+    found = []
+    for one in map(counted.pop, others):
+        what = f"its distances are in {one.unit or 'no known unit'}, those of most cases in {most or 'no known unit'}"
+        found.append(Failure(one.case, str(one.truth), what, "score the cases of each unit apart"))
+    return found
 
 
 def both_sides(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -23,6 +23,8 @@ Pairs: TypeAlias = "Counter[tuple[int, int]]"
 MAX_CLASSES = 1024
 ROUNDING = 1e-3
 """How far a label stored as a fraction may be from an integer."""
+UNKNOWN = -(2**62)
+"""Stands for a truth that is NaN: it does not count."""
 _SLAB_VOXELS = 1 << 20
 
 
@@ -42,6 +44,7 @@ class Reading(NamedTuple):
         axes: what the axes of both files hold, where that is open.
         checksum: of FITS files, as for `open_volume`.
         objects: values are numbers of objects, which are all of class 1.
+        parts: but those of the prediction are classes: its objects are the connected parts of what is no background.
     """
 
     ignore: frozenset[int] = frozenset()
@@ -49,6 +52,7 @@ class Reading(NamedTuple):
     axes: str | None = None
     checksum: str = "verify"
     objects: bool = False
+    parts: bool = False
 
 
 def count_pairs(truth: Path, prediction: Path, reading: Reading = Reading()) -> tuple[Pairs, Voxel]:  # noqa: B008
@@ -72,8 +76,9 @@ def count_pairs(truth: Path, prediction: Path, reading: Reading = Reading()) -> 
     for expected, got in each_pair(truth, prediction, reading):
         for ours, theirs in label_slabs(expected, got, truth, prediction):
             if reading.objects:
-                ours, theirs = (_one_class(slab, reading) for slab in (ours, theirs))
-            pairs.update(_count(ours, theirs, reading.ignore, reading.invalid))
+                ours = np.where(np.isin(ours, [*reading.ignore, UNKNOWN]), ours, ours != 0)
+                theirs = np.where(theirs == reading.invalid, theirs, theirs != 0)
+            pairs.update(_count(ours, theirs, reading))
         sizes.add(voxel_of(on_grid((expected, got))))
     _check_classes(len({value for pair in pairs for value in pair}))
     return pairs, sizes.pop() if len(sizes) == 1 else Voxel(math.nan, "")
@@ -107,9 +112,9 @@ def each_pair(truth: Path, prediction: Path, reading: Reading, wide: bool = Fals
 def label_slabs(
     expected: Volume, got: Volume, truth: Path, prediction: Path
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The labels of two volumes on one grid, int64 (1, n, ...) each, read forward."""
+    """The labels of two volumes on one grid, int64 (1, n, ...) each, read forward; `UNKNOWN` where the truth is NaN."""
     for ours, theirs in slabs(expected, got):
-        yield integers(ours, truth), integers(theirs, prediction)
+        yield integers(ours, truth, UNKNOWN), integers(theirs, prediction)
 
 
 def slabs(expected: Volume, got: Volume) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -171,16 +176,16 @@ def voxel_of(volume: Volume) -> Voxel:
     return Voxel(float(np.prod(spacing)), f"{unit}{volume.dims}") if unit else Voxel(math.nan, "")
 
 
-def _one_class(slab: np.ndarray, reading: Reading) -> np.ndarray:
-    """Every object as class 1; values that do not count keep their own."""
-    own = np.isin(slab, [value for value in (*reading.ignore, reading.invalid) if value is not None])
-    return np.where(own, slab, slab != 0)
+def integers(slab: np.ndarray, path: Path, unknown: int | None = None) -> np.ndarray:
+    """A slab of label values as int64; values stored as fractions are rounded if they are nearly integers.
 
-
-def integers(slab: np.ndarray, path: Path) -> np.ndarray:
-    """A slab of label values as int64; values stored as fractions are rounded if they are nearly integers."""
+    Raises:
+        InputError: others; NaN too, unless it is `unknown`.
+    """
     if slab.dtype.kind in "iub":
         return slab.astype(np.int64)
+    if unknown is not None and (missing := np.isnan(slab)).any():
+        return np.where(missing, unknown, integers(np.where(missing, 0, slab), path))
     rounded = np.rint(slab)
     wrong = ~(np.abs(slab - rounded) <= ROUNDING)
     if wrong.any():
@@ -196,12 +201,14 @@ def _check_classes(count: int) -> None:
         raise InputError(what, "give label maps of classes, or say that values are objects (--instances)")
 
 
-def _count(truth: np.ndarray, prediction: np.ndarray, ignore: Collection[int], invalid: int | None) -> Pairs:
+def _count(truth: np.ndarray, prediction: np.ndarray, reading: Reading) -> Pairs:
     """Count the pairs of two int64 arrays of one shape."""
-    if ignore:
-        known = ~np.isin(truth, list(ignore))
+    if reading.ignore or (truth == UNKNOWN).any():
+        known = ~np.isin(truth, [*reading.ignore, UNKNOWN])
         truth, prediction = truth[known], prediction[known]
-        prediction = np.where(np.isin(prediction, list({*ignore} - {invalid})), 0, prediction)
+        if not reading.objects:
+            nothing = list(reading.ignore - {reading.invalid})
+            prediction = np.where(np.isin(prediction, nothing), 0, prediction)
     if not truth.size:
         return Counter()
     low, high = min(truth.min(), prediction.min()), max(truth.max(), prediction.max())

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from densepred.errors import InputError
-from densepred.evaluation.counting import Reading, each_pair, label_slabs, spacing_of
+from densepred.evaluation.counting import UNKNOWN, Reading, each_pair, label_slabs, spacing_of
 from densepred.metrics import Panoptic, SurfaceDistances, components, panoptic, surface_distances
 from densepred.registry import lookup
 from densepred.volumes.channels import on_grid
@@ -127,8 +127,9 @@ def measure(
                 found = surface_distances(*pair, spacing, known)
                 surfaces[value] = surfaces[value] + found if value in surfaces else found
             if wanted.objects:
-                numbered = (ours, theirs) if reading.objects else (components(pair[0]), components(pair[1]))
-                objects[value] = objects.get(value, Panoptic()) + panoptic(*numbered, known)
+                true = ours if reading.objects else components(pair[0])
+                predicted = theirs if reading.objects and not reading.parts else components(pair[1])
+                objects[value] = objects.get(value, Panoptic()) + panoptic(true, predicted, known)
     if len(units) > 1:
         raise InputError("its images have different units of length", "score them apart", truth)
     return {value: _measured(surfaces.get(value), objects.get(value), wanted) for value in values}, units.pop()
@@ -152,13 +153,14 @@ def _arrays(
     for slabs in label_slabs(expected, got, *paths):
         rows = slice(start, start + slabs[0].shape[1])
         start = rows.stop
-        ignored, unseen = np.isin(slabs[0][0], list(reading.ignore)), slabs[1][0] == reading.invalid
+        nothing = [*reading.ignore, UNKNOWN]
+        ignored, unseen = np.isin(slabs[0][0], nothing), slabs[1][0] == reading.invalid
         known[rows] = ~(ignored | unseen)
+        if reading.objects:  # numbers of the prediction mean no class to ignore, and those of the truth not "invalid"
+            found[0, rows], found[1, rows] = np.where(ignored, 0, slabs[0][0]), np.where(unseen, 0, slabs[1][0])
+            continue
         for side, slab in enumerate(slabs):
-            labels = np.where(np.isin(slab[0], list(reading.ignore)), 0, slab[0])
-            if reading.objects:
-                found[side, rows] = np.where(known[rows] | (labels != reading.invalid), labels, 0)
-                continue
+            labels = np.where(np.isin(slab[0], nothing), 0, slab[0])
             for value, other in merged.items():
                 labels[labels == value] = other
             at = np.searchsorted(every, labels).clip(max=len(every) - 1)

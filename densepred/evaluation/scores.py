@@ -256,6 +256,5 @@ class Scores:
 
     @property
     def distance_unit(self) -> str:
-        """The unit of distances; "" where the files do not say, and "mixed" if they say different ones."""
-        units = {result.unit for result in self.results if result.measured}
-        return units.pop() if len(units) == 1 else "mixed" if units else ""
+        """The unit of distances; "" where the files do not say."""
+        return next((result.unit for result in self.results if result.measured), "")

@@ -42,8 +42,8 @@ def statistics_of(values: np.ndarray, drawn: np.ndarray | None) -> dict[str, flo
     bounds = interval(values[:, None], (), drawn)
     return {
         "mean": float(known.mean()),
-        "low": bounds.low if known.size > 1 else math.nan,
-        "high": bounds.high if known.size > 1 else math.nan,
+        "low": bounds.low,
+        "high": bounds.high,
         "std": float(known.std(ddof=1)) if known.size > 1 else math.nan,
         "median": float(np.median(known)),
         "lowest": float(known.min()),

@@ -16,7 +16,7 @@ import numpy as np
 
 from densepred.errors import DONE, NOTHING_DONE, SOME_FAILED, InputError
 from densepred.evaluation.compare import both_sides, each_scored
-from densepred.evaluation.counting import Reading, check_single, each_pair, integers, slabs
+from densepred.evaluation.counting import UNKNOWN, Reading, check_single, each_pair, integers, slabs
 from densepred.evaluation.pairing import Files
 from densepred.evaluation.records import Meaning, meaning_of
 from densepred.evaluation.summaries import (
@@ -221,7 +221,7 @@ def _probability_sums(truth: Path, prediction: Path, reading: Reading, meaning: 
         check_single(expected)
         names = _classes(meaning, got.shape[0], prediction)
         for ours, theirs in slabs(expected, got):
-            index = _indices(integers(ours[0], truth), list(names), meaning, truth)
+            index = _indices(integers(ours[0], truth, UNKNOWN), list(names), meaning, truth)
             shares = theirs.astype(np.float64)
             try:
                 parts: dict[str, Any] = {ALL: Calibration.of(shares, index)}
@@ -280,7 +280,7 @@ def _indices(labels: np.ndarray, values: list[int], meaning: Meaning, path: Path
         index[labels == value] = channel
     for value, other in meaning.merged.items():
         index[labels == value] = values.index(other)
-    index[np.isin(labels, meaning.ignore)] = -1
+    index[np.isin(labels, [*meaning.ignore, UNKNOWN])] = -1
     if (index == -2).any():
         wrong = np.unique(labels[index == -2]).tolist()
         raise InputError(f"values that are no classes of the prediction: {wrong[:5]}", "ignore or merge them", path)

@@ -105,6 +105,12 @@ class Prepared:
             return self.runtime(torch.cat([windows, rest]))[:count]
         return self.runtime(windows)
 
+    def taking(self, shape: Sequence[int]) -> Prepared | None:
+        """The same network, of the same weights, for another batch; None where it was made for this very shape."""
+        if self.backend != "torch" or tuple(shape[1:]) != self.shape[1:]:
+            return None
+        return replace(self, shape=tuple(shape))
+
     def describe(self) -> str:
         """One line: what runs, and what else was looked at."""
         return f"backend {'; '.join(map(str, self.trials))}"

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from densepred.config import Config
+from densepred.config import Config, InferenceConfig
 from densepred.device import copied_to_cpu, freed, is_exhausted, pick_precision
 from densepred.errors import ResourceError
 from densepred.inference import memory
-from densepred.inference.backends import prepare
+from densepred.inference.backends import Prepared, prepare
 from densepred.inference.forward import Forward, Model
 from densepred.inference.modes import evaluating
 from densepred.inference.outputs import Predicted
@@ -27,6 +27,8 @@ from densepred.inference.volume_pass import VolumePass, Way
 from densepred.inference.windows import MAPS, WindowGrid
 from densepred.models.dense import Model as Network
 
+GPU_BATCH = 4
+"""Windows per forward pass of a GPU, where a recipe leaves it open: so each takes least (docs/benchmarks.md)."""
 READ_AHEAD = 2
 """Pieces of an image that are read before the network needs them."""
 _LOG = logging.getLogger(__name__)
@@ -73,6 +75,7 @@ class Compute:
     _with_variance: Compute | None = None
     _smaller: Compute | None = None
     _ready: dict[tuple[int | None, tuple[int, ...]], Ready] = field(default_factory=dict)
+    _runs: list[tuple[Model, Prepared]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -128,7 +131,11 @@ class Compute:
     ) -> tuple[Model, str]:
         if not isinstance(model, nn.Module):
             return model, "a function"
+        for known, other in self._runs:  # a copy of the weights for each batch would take memory that has run out
+            if known is model and (same := other.taking(shape)) is not None:
+                return same, same.describe()
         prepared = prepare(model, shape, self.device, precision, self.backend, windows, output)
+        self._runs.append((model, prepared))
         return prepared, prepared.describe()
 
     def giving_variance(self) -> Compute:
@@ -148,7 +155,7 @@ class Compute:
         with self._lock:
             if self._smaller is None:
                 halved = replace(self.inferer, batch=self.inferer.batch // 2)
-                self._smaller = Compute(self.models, halved, self.backend, self.fallback)
+                self._smaller = Compute(self.models, halved, self.backend, self.fallback, _runs=self._runs)
             return self._smaller
 
 
@@ -347,6 +354,13 @@ class WithinMemory:
         _LOG.warning("%s: %s", self.image.name, note)
 
 
+def batch_of(settings: InferenceConfig, device: torch.device) -> int:
+    """Windows per forward pass."""
+    if settings.batch != "auto":
+        return settings.batch
+    return GPU_BATCH if device.type == "cuda" else 1
+
+
 def computing(models: Sequence[Network], config: Config, device: torch.device) -> Compute:
     """The networks of a recipe on a device; where that was for us to choose, on the CPU if a GPU's memory is too small.
 
@@ -360,7 +374,7 @@ def computing(models: Sequence[Network], config: Config, device: torch.device) -
         window=settings.window or config.patch.size,
         overlap=settings.overlap,
         blend=settings.blend,
-        batch=settings.batch,
+        batch=batch_of(settings, device),
         device=device,
         precision=str(pick_precision(settings.precision, device)).removeprefix("torch."),
         mirror_axes=settings.mirror,

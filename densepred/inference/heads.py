@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from densepred.cases.plan import Plan
-from densepred.config import Config, HeadConfig
-from densepred.config.tasks import SEGMENTATION
+from densepred.cases.targets import Target
+from densepred.config import Config, HeadConfig, TargetConfig
+from densepred.config.tasks import SEGMENTATION, kind_of
 from densepred.models.build import Heads
 from densepred.models.dense import DensePredictor
 from densepred.models.heads import Classification, HeadSpec, Regression, Scalar, Segmentation
@@ -22,14 +23,39 @@ def heads_of(config: Config, plan: Plan) -> Heads:
     return specs_of(config, plan) if plan.targets or plan.regions else len(plan.classes)
 
 
+def untrained_heads_of(config: Config, classes: int) -> Heads:
+    """What the network is built with, as far as a recipe tells without its data: numbers are not standardised.
+
+    Args:
+        config: the recipe.
+        classes: of voxels. A target has two where the training cases tell which (`classes: auto`).
+    """
+    targets = {
+        name: Target(kind=kind_of(one), classes=_names_of(one), unit=one.unit)
+        for name, one in config.data.targets.items()
+    }
+    regions = len(config.data.regions)
+    classes = classes if config.data.segments else 0
+    return _specs(config, classes, regions, targets, len(config.data.covariates)) if targets or regions else classes
+
+
+def _names_of(target: TargetConfig) -> tuple[str, ...]:
+    return ("0", "1") if target.classes == "auto" else target.classes or ()
+
+
 def specs_of(config: Config, plan: Plan) -> dict[str, HeadSpec]:
     """What is predicted, by name: the segmentation first, then the targets in the order of the recipe."""
+    return _specs(config, len(plan.classes), len(plan.regions), plan.targets, len(plan.covariates))
+
+
+def _specs(
+    config: Config, classes: int, regions: int, targets: Mapping[str, Target], covariates: int
+) -> dict[str, HeadSpec]:
     specs: dict[str, HeadSpec] = {}
-    if plan.classes:
-        regions = len(plan.regions)
-        specs[SEGMENTATION] = Segmentation(regions or len(plan.classes), regions=bool(regions))
-    for name, target in plan.targets.items():
-        head, covariates = config.heads.get(name, HeadConfig()), len(plan.covariates)
+    if classes:
+        specs[SEGMENTATION] = Segmentation(regions or classes, regions=bool(regions))
+    for name, target in targets.items():
+        head = config.heads.get(name, HeadConfig())
         numbers: dict[str, Any] = {"unit": target.unit, "positive": head.positive, "variance": head.variance}
         numbers |= {"mean": target.mean, "deviation": target.deviation}
         if target.kind == "regression":

@@ -33,7 +33,6 @@ from densepred.inference.spool import Arrays
 from densepred.inference.volume_pass import VolumePass
 from densepred.models.dense import DensePredictor, Model
 from densepred.models.heads import HeadSpec, Segmentation
-from densepred.models.layers import to_channels_last
 from densepred.volumes import Volume
 from densepred.volumes.grid import Box, binned_like, cutout
 from densepred.volumes.region import parse_region
@@ -76,7 +75,7 @@ class ImagePredictor:
         models = [model] if isinstance(model, nn.Module) else list(model)
         self.whole = tuple(_part(one, dense=False).eval().to(self.device) for one in models if _has(one, dense=False))
         models = [_part(one, dense=True) if _has(one, True) and _has(one, False) else one for one in models]
-        self.models = tuple(to_channels_last(one.eval().to(self.device)) for one in models)
+        self.models = tuple(one.eval().to(self.device) for one in models)
         self._compute = computing(self.models, config, self.device)
         self.largest = KeepLargest.of(plan, settings.keep_largest)
         self.sharing = 1  # predictors that share the memory of the device

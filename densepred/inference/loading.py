@@ -124,7 +124,7 @@ def read_run(folder: Path, overrides: Sequence[str] = (), weights: str = "last")
     refused = [text for text in overrides if not text.startswith(MAY_CHANGE)]
     if refused:
         raise InputError(f"prediction cannot change {', '.join(refused)}", f"only {', '.join(MAY_CHANGE)} may be given")
-    config = configuration.load(folder / "config.yaml", overrides)
+    config = _with_table(configuration.load(folder / "config.yaml", overrides), overrides)
     plan = _read_as(Plan.load(folder / "plan.json"), config, overrides)
     path = folder / WEIGHTS[weights]
     model = build(config.model, len(plan.channels), heads_of(config, plan))
@@ -132,6 +132,14 @@ def read_run(folder: Path, overrides: Sequence[str] = (), weights: str = "last")
     if (folder / PRETRAINING).is_file():
         model.get_submodule("encoder").pretraining = _pretraining(folder / PRETRAINING)  # type: ignore[assignment]
     return Member(folder.resolve().name, model, config, plan, sha256(path))
+
+
+def _with_table(config: Config, overrides: Sequence[str]) -> Config:
+    """A table that a prediction is given lies where that was asked for, not in the folder of the training's data."""
+    if config.data.table is None or not any(text.startswith("data.table=") for text in overrides):
+        return config
+    data = config.data.model_copy(update={"table": str(Path(config.data.table).absolute())})
+    return config.model_copy(update={"data": data})
 
 
 def _read_as(plan: Plan, config: Config, overrides: Sequence[str]) -> Plan:

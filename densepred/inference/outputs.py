@@ -17,7 +17,7 @@ from torch import Tensor
 from densepred.cases.plan import Plan
 from densepred.errors import InputError
 from densepred.inference import reduce
-from densepred.models.heads import HeadSpec, Regression, Segmentation, in_unit
+from densepred.models.heads import LEAST_LOG_VARIANCE, HeadSpec, Regression, Segmentation, in_unit
 from densepred.volumes import Provenance, Record, SlabWriter, Volume, label_dtype, open_writer
 from densepred.volumes.members import MembersWriter, open_members_writer
 from densepred.volumes.record import INVALID
@@ -94,6 +94,11 @@ def _means(planes: Predicted, plan: Plan, head: HeadSpec) -> Tensor:
     return in_unit(head, planes.logits[: _width(head)])
 
 
+def _noise(planes: Predicted, plan: Plan, head: HeadSpec) -> Tensor:
+    assert isinstance(head, Regression)
+    return (planes.logits[_width(head) :].clamp(min=LEAST_LOG_VARIANCE) / 2).exp() * head.deviation
+
+
 KINDS: dict[str, Kind] = {
     "labels": Kind(_labels, "label"),
     "probabilities": Kind(_probabilities, "probability", wide=True),
@@ -101,6 +106,7 @@ KINDS: dict[str, Kind] = {
     "entropy": Kind(lambda planes, plan, head: _entropy(planes), "entropy", unit="nat"),
     "variance": Kind(_variance, "variance"),
     "regression": Kind(_means, "mean", wide=True, heads=(Regression,)),
+    "noise": Kind(_noise, "standard deviation", wide=True, heads=(Regression,)),
 }
 """`inference.outputs` -> how it is made."""
 
@@ -115,8 +121,8 @@ def check_kinds(kinds: Iterable[str], head: HeadSpec, predictions: int, blocks: 
         blocks: side of the blocks of pixels that are averaged over.
 
     Raises:
-        InputError: an unknown kind; labels of numbers or numbers of classes; the variance of one prediction; of blocks
-            regions, or anything but what follows from their mean probabilities.
+        InputError: an unknown kind; labels of numbers or numbers of classes; the variance of one prediction; noise that
+            was not learnt; of blocks regions, or anything but what follows from their mean probabilities.
     """
     for kind in kinds:
         if kind not in KINDS:
@@ -125,6 +131,10 @@ def check_kinds(kinds: Iterable[str], head: HeadSpec, predictions: int, blocks: 
             allowed = ", ".join(name for name, one in KINDS.items() if isinstance(head, one.heads))
             what = f"{kind} cannot be made of a {type(head).__name__.lower()} head"
             raise InputError(what, f"choose of {allowed}" if allowed else "choose a model that predicts voxels")
+        if kind == "noise" and isinstance(head, Regression) and not head.variance:
+            raise InputError(
+                "this model did not learn the noise of its numbers", "train with heads.NAME.variance: true"
+            )
         if kind not in OF_REGIONS and isinstance(head, Segmentation) and head.regions:
             what = f"{kind} cannot be made of regions that may overlap, which have no softmax"
             raise InputError(what, f"choose of {', '.join(OF_REGIONS)}")
@@ -203,7 +213,7 @@ def contents(kind: str, plan: Plan, head: HeadSpec) -> Contents:
     classes = KINDS[kind].wide and isinstance(head, Segmentation)
     regions = isinstance(head, Segmentation) and head.regions
     names = dict(enumerate(plan.regions if regions else plan.classes)) if classes else {}
-    unit = head.unit if kind == "regression" and isinstance(head, Regression) else KINDS[kind].unit
+    unit = head.unit if kind in ("regression", "noise") and isinstance(head, Regression) else KINDS[kind].unit
     return Contents(np.dtype(np.float32), channels, names, unit)
 
 

@@ -134,8 +134,8 @@ class Predictor(ImagePredictor):
                 (C, *spatial) or *spatial, whose invalid pixels are NaN.
             spacing: voxel spacing of an array, slowest axis first; by default 1 along each axis of the model, or where
                 `inference.slices` says so of a volume.
-            outputs: a kind, "labels", "probabilities", "logits", "entropy", "variance" or "regression", or several; by
-                default labels, or of a model of numbers these.
+            outputs: a kind, "labels", "probabilities", "logits", "entropy", "variance", "regression" or "noise", or
+                several; by default labels, or of a model of numbers these.
             progress: called with windows done and all windows, or true for a bar. What it raises ends the prediction,
                 whatever it is, and arrives at the caller; the predictor is as before.
 

@@ -16,6 +16,7 @@ from densepred.device import is_exhausted, needing_memory
 from densepred.errors import InputError
 from densepred.inference.forward import pick
 from densepred.models.folding import fold_batch_norms
+from densepred.models.forms import is_copied
 from densepred.models.layers import CONVOLUTIONS, to_channels_last
 
 Runtime = Callable[[Tensor], Tensor]
@@ -39,15 +40,19 @@ class Task:
 
 
 class TorchRuntime:
-    """torch, one kernel after the other: channels-last, batch norms folded, autocast with weights already cast.
+    """torch, one kernel after the other: batch norms folded, autocast with weights already cast, channels-last.
+
+    On GPUs networks whose norms would copy (`is_copied`) are contiguous, unless compiled.
 
     Norms keep float32 parameters and statistics. Without batch norms the results are those of plain autocast, bit for
     bit; the casts before every convolution are gone.
     """
 
-    def __init__(self, model: nn.Module, task: Task) -> None:
+    def __init__(self, model: nn.Module, task: Task, compiled: bool = False) -> None:
         self.task = task
-        self.model = to_channels_last(fold_batch_norms(model, task.shape).to(task.device))
+        self.model = fold_batch_norms(model, task.shape).to(task.device)
+        if compiled or not is_copied(self.model, task.device, task.precision):
+            to_channels_last(self.model)
         if task.precision != torch.float32:
             for layer in self.model.modules():
                 if isinstance(layer, (*CONVOLUTIONS, nn.Linear)):
@@ -69,7 +74,7 @@ class CompiledRuntime(TorchRuntime):
     """
 
     def __init__(self, model: nn.Module, task: Task) -> None:
-        super().__init__(model, task)
+        super().__init__(model, task, compiled=True)
         self.model.compile(dynamic=False)
         with making("torch.compile cannot compile the network"):
             self(torch.zeros(task.shape, device=task.device))

@@ -24,7 +24,7 @@ class Interval:
 
     Args:
         value: of all cases.
-        low, high: percentiles 2.5 and 97.5 over the draws.
+        low, high: percentiles 2.5 and 97.5 over the draws; nan where fewer than two groups have a value.
         n: cases that have a value.
     """
 
@@ -89,20 +89,35 @@ def interval(values: Floats, groups: Sequence[str], weights: Floats | None = Non
     if not (~np.isnan(values)).any():
         return Interval(np.nan, np.nan, np.nan, 0)
     drawn = means(values, resampled(groups) if weights is None else weights)
-    return _interval(means(values, np.ones((1, len(values))))[0], drawn, values)
+    return _interval(means(values, np.ones((1, len(values))))[0], drawn, values, groups)
 
 
 def gain(before: Floats, after: Floats, groups: Sequence[str]) -> Interval:
-    """By how much the mean rises, over the same cases in every draw; arguments as of `interval`."""
+    """By how much the mean rises, over the same cases in every draw; arguments as of `interval`.
+
+    The interval takes two groups with a value before and after.
+    """
     weights = resampled(groups)
     every = np.ones((1, len(before)))
     drawn = means(after, weights) - means(before, weights)
     value = (means(after, every) - means(before, every))[0]
-    return _interval(value, drawn, after)
+    return _interval(value, drawn, before + after, groups)
 
 
-def _interval(value: float, drawn: Floats, values: Floats) -> Interval:
+def informative(values: Floats, groups: Sequence[str]) -> int:
+    """The number of groups with a value; without groups each case is one.
+
+    Args:
+        values: `(n, classes)`; of two arms their sum, which is nan where one is.
+        groups: `(n,)`, or empty.
+    """
+    known = [int(index) for index in np.flatnonzero((~np.isnan(values)).any(1))]
+    return len({groups[index] for index in known}) if len(groups) else len(known)
+
+
+def _interval(value: float, drawn: Floats, values: Floats, groups: Sequence[str]) -> Interval:
     tail = 100 * (1 - LEVEL) / 2
     finite = drawn[~np.isnan(drawn)]
-    low, high = np.percentile(finite, (tail, 100 - tail)) if finite.size else (np.nan, np.nan)
+    enough = informative(values, groups) > 1 and finite.size
+    low, high = np.percentile(finite, (tail, 100 - tail)) if enough else (np.nan, np.nan)
     return Interval(float(value), float(low), float(high), int((~np.isnan(values)).any(1).sum()))

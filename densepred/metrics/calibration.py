@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_SUM = 1e-2
+"""By how much the probabilities of a voxel may miss 1: files may hold them rounded."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -44,7 +47,7 @@ class Calibration:
             bins: of confidence.
 
         Raises:
-            ValueError: the shapes do not fit, there are fewer than 2 classes, or a value is out of range.
+            ValueError: the shapes do not fit, there are fewer than 2 classes, a value is out of range, or a sum not 1.
         """
         if probabilities.shape[1:] != labels.shape or len(probabilities) < 2:
             raise ValueError(f"probabilities must be (K, {labels.shape}), K > 1, got {probabilities.shape}")
@@ -54,6 +57,8 @@ class Calibration:
             raise ValueError(f"labels must lie in [-1, {len(shares)}), got [{truth.min()}, {truth.max()}]")
         if truth.size and not (shares.min() >= 0 and shares.max() <= 1 + 1e-6):
             raise ValueError(f"probabilities must lie in [0, 1], got [{shares.min():g}, {shares.max():g}]")
+        if truth.size and np.abs(shares.sum(0) - 1).max() > _SUM:
+            raise ValueError("probabilities must sum to 1 over the classes: those of regions that may overlap do not")
         confidence, right = shares.max(0, initial=0), shares.argmax(0) == truth
         at = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
         own = np.take_along_axis(shares, truth[None].astype(np.int64), 0)[0]

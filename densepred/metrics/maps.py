@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_CONSTANT = 1e-12
+"""A deviation below this share of the mean is rounding."""
+
 
 @dataclass(frozen=True)
 class MapErrors:
@@ -94,10 +97,16 @@ class MapErrors:
     @property
     def pearson(self) -> float:
         """Pearson's correlation coefficient; nan too if either is constant."""
-        scale = math.sqrt(self.moments[0]) * math.sqrt(self.moments[1])
-        return self.moments[2] / scale if scale else math.nan
+        if self._is_constant(0) or self._is_constant(1):
+            return math.nan
+        return self.moments[2] / (math.sqrt(self.moments[0]) * math.sqrt(self.moments[1]))
 
     @property
     def r2(self) -> float:
         """1 - squared error / variance of the truth; nan too if the truth is constant."""
-        return 1 - self.squares / self.moments[0] if self.moments[0] else math.nan
+        return math.nan if self._is_constant(0) else 1 - self.squares / self.moments[0]
+
+    def _is_constant(self, side: int) -> bool:
+        """Whether the truth (0) or the prediction (1) is the same everywhere, to rounding."""
+        deviation = math.sqrt(self.moments[side] / self.count) if self.count else 0.0
+        return deviation <= _CONSTANT * abs(self.means[side])

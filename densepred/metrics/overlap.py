@@ -47,7 +47,7 @@ def confusion(truth: np.ndarray, prediction: np.ndarray, classes: int, ignore: i
             raise TypeError(f"{name} must hold integers, got {values.dtype}")
         if values.size and not 0 <= values.min() <= values.max() < classes:
             raise ValueError(f"{name} must lie in [0, {classes}), got [{values.min()}, {values.max()}]")
-    pairs = rows.astype(np.int64) * classes + columns
+    pairs = rows.astype(np.int64) * classes + columns.astype(np.int64)
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 

@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from densepred.models.decoders.base import Decoder
 from densepred.models.encoders.base import Encoder
 from densepred.models.layers import CHANNELS_LAST, CONVOLUTIONS, Network, to_channels_last
+from densepred.models.norms import HALVES, InstanceNorm
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, Encoder, Decoder)
 _MOST = 12
@@ -64,7 +65,20 @@ def is_channels_last(model: nn.Module, form: Form, device: torch.device) -> bool
     """Whether training in this form lays tensors out channels-last."""
     if form == "fast" or form == "plain" or device.type != "cuda":
         return form == "fast"
-    return not any(isinstance(layer, nn.GroupNorm | _InstanceNorm) for layer in model.modules())
+    return not is_copied(model, device)
+
+
+def is_copied(model: nn.Module, device: torch.device, predicting: torch.dtype = torch.float32) -> bool:
+    """Whether its norms copy channels-last tensors there and back: CUDA's kernel of instance and group norms does.
+
+    Args:
+        model: the network.
+        device: where it computes.
+        predicting: in half precision, without gradients, our `InstanceNorm` has a way of its own that does not.
+    """
+    norms = [layer for layer in model.modules() if isinstance(layer, nn.GroupNorm | _InstanceNorm)]
+    own = predicting in HALVES and all(isinstance(norm, InstanceNorm) for norm in norms)
+    return device.type == "cuda" and bool(norms) and not own
 
 
 def in_layout(image: Tensor, last: bool) -> Tensor:

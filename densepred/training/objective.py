@@ -20,6 +20,7 @@ from densepred.cases.cache import CachedCase
 from densepred.cases.patches import PatchSampler
 from densepred.cases.plan import Plan
 from densepred.config import Config
+from densepred.inference.compute import batch_of
 from densepred.inference.slices import stream
 from densepred.inference.sliding_window import SlidingWindowInferer
 from densepred.losses import SegmentationLoss
@@ -165,7 +166,7 @@ def inferer_for(config: Config, device: torch.device, precision: torch.dtype, mo
         settings.window or config.patch.size,
         settings.overlap,
         settings.blend,
-        settings.batch,
+        batch_of(settings, device),
         device,
         str(precision).removeprefix("torch."),
         mirror_axes=settings.mirror,

@@ -135,20 +135,21 @@ def whole(values: Any) -> Any:
 def samples(batch: int, parts: int) -> list[slice]:
     """Which samples of a batch this process computes, in each of the parts that are computed one after the other.
 
+    Neighbours go to different parts, since the patches around a class are the last of a batch.
+
     Raises:
         InputError: they cannot all have equally many.
 
     Example:
         >>> samples(6, 2)
-        [slice(0, 3, None), slice(3, 6, None)]
+        [slice(0, 6, 2), slice(1, 6, 2)]
     """
     shares = parts * count()
     if batch % shares:
         text = f" of {parts} parts" if parts > 1 else ""
         what = f"a batch of {batch} cannot be split evenly over {count()} processes{text}"
         raise InputError(what, f"set patch.batch to a multiple of {shares}")
-    size = batch // shares
-    return [slice(start, start + size) for start in ((part * count() + rank()) * size for part in range(parts))]
+    return [slice(part + parts * rank(), batch, shares) for part in range(parts)]
 
 
 def shard(model: nn.Module, device: torch.device) -> None:

@@ -34,7 +34,7 @@ from densepred.volumes.volume import Volume
 try:
     import h5py
 except ImportError as error:
-    raise InputError("HDF5 files need h5py", "pip install 'densepred[formats]'") from error
+    raise InputError("HDF5 files need h5py", "pip install h5py") from error
 
 from densepred.volumes.hdf5_chunks import Chunks
 

@@ -23,7 +23,7 @@ try:
     import tifffile
     from PIL import Image
 except ImportError as error:
-    raise InputError("TIFF files need tifffile", "pip install 'densepred[formats]'") from error
+    raise InputError("TIFF files need tifffile", "pip install tifffile pillow") from error
 
 if TYPE_CHECKING:
     from tifffile import TiffPage, TiffPageSeries

@@ -46,8 +46,8 @@ def on_arrays(task: Task, tool: Any, setting: Setting, arguments: argparse.Names
             labels = labels.argmax(0)
         return labels, wait(task.device) - start, windows - start
 
-    if not arguments.memory:
-        run(image[(slice(None), *_corner(task))])
+    if not arguments.memory:  # on a GPU all of it, for kernels are chosen anew for the batch that is left at the end
+        run(image if task.device.startswith("cuda") else image[(slice(None), *_corner(task))])
     if task.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(task.device)
     labels, seconds, windows = run(image)
@@ -57,9 +57,9 @@ def on_arrays(task: Task, tool: Any, setting: Setting, arguments: argparse.Names
 
 
 def _corner(task: Task) -> tuple[slice, ...]:
-    """A corner of the image of four windows, on GPUs of eight, if it is so large: batches of as many are warmed up."""
+    """A corner of the image of four windows, if it is so large."""
     first, *others = task.window
-    return slice(first + task.device.startswith("cuda")), *(slice(size + 1) for size in others)
+    return slice(first), *(slice(size + 1) for size in others)
 
 
 def on_files(task: Task, tool: Any, setting: Setting, arguments: argparse.Namespace) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """nnU-Net's own planner, preprocessing and trainer on a set in Medical Segmentation Decathlon form, in this process.
 
-Its folders are below `work`. What it needs and we do not: `pip install nnunetv2`.
+Its folders are below `work`. What it needs and we do not: `pip install nnunetv2`. It has the settings of the memory
+allocator that the command `densepred` has.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from densepred.allocator import tune_allocator
+
+tune_allocator()  # before torch is imported
+
+import torch  # noqa: E402
 
 NUMBER, CONFIGURATION = 1, "3d_fullres"
 NAME = f"Dataset{NUMBER:03d}_peer"
