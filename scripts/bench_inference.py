@@ -13,7 +13,7 @@ OpenVINO or torch.compile for the rows that use these.
 
 Each row is a process of its own, all with the allocator's settings of the command `densepred`; `--repeats` rounds in
 which rows take turns, each against the bare network of its round; medians of time and ratio, the highest memory.
-Measured is one call, after imports, building the network and a call on four windows to warm up (on GPUs on all): from an
+Measured is one call, after imports, building the network and a call on four windows to warm up (on GPUs all): from an
 image in memory to labels in memory. On a GPU both lie there, but torchio and KonfAI keep them on the host. The time of
 `argmax` is inside, and given beside where the tool leaves it to its user. With `--files` it is from a file to a file,
 by each tool's own road: `densepred predict`; MONAI's LoadImage, argmax and SaveImage (astropy for FITS, which it does

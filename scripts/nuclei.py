@@ -27,7 +27,7 @@ from densepred.cases.case import collect
 from densepred.cases.folds import split
 from densepred.files import atomic_write, writable_folder
 from densepred.metrics import Panoptic, components, confusion, dice, panoptic
-from densepred.metrics.bootstrap import Interval, resampled
+from densepred.metrics.bootstrap import Interval, bounded, resampled
 from densepred.volumes import open_volume
 
 ROOT = Path(__file__).parent.parent
@@ -108,9 +108,9 @@ def difference(
     ours: Callable[[np.ndarray], np.ndarray], theirs: Callable[[np.ndarray], np.ndarray], images: int
 ) -> Interval:
     """Of a score, over the same images in every draw."""
-    every, weights = np.ones((1, images)), resampled([str(image) for image in range(images)])
-    low, high = np.percentile(ours(weights) - theirs(weights), (2.5, 97.5))
-    return Interval(float((ours(every) - theirs(every))[0]), float(low), float(high), images)
+    every, groups = np.ones((1, images)), [str(image) for image in range(images)]
+    weights = resampled(groups)
+    return bounded((ours(every) - theirs(every))[0], ours(weights) - theirs(weights), every.T, groups)
 
 
 def main() -> None:

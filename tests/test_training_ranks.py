@@ -78,7 +78,11 @@ def alone(root: Path) -> Path:
 @pytest.fixture(scope="module")
 def together(root: Path) -> Path:
     """The run of two, started by torchrun."""
-    said, _ = (process := start(root, "train", *begin(root, "together", "training.workers=2"))).communicate(timeout=300)
+    with start(root, "train", *begin(root, "together", "training.workers=2")) as process:
+        try:
+            said, _ = process.communicate(timeout=300)
+        finally:
+            process.kill()
     assert process.returncode == 0, said
     return root / "together"
 

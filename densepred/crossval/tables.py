@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from densepred.crossval.held_out import HeldOut, Setup
 from densepred.crossval.judged import Judged, Metric
 from densepred.files import atomic_write
 from densepred.inference.folds import write_record
-from densepred.metrics.bootstrap import DRAWS, SEED, Floats, Interval, informative, interval, resampled
+from densepred.metrics.bootstrap import DRAWS, SEED, Floats, Interval, bounded, interval, resampled
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,10 +70,8 @@ def _pooled(judged: Judged, groups: Sequence[str]) -> dict[str, dict[str, float]
     drawn, value = judged.pooled(resampled(groups)), judged.pooled(np.ones((1, len(judged.cases))))[0]
     found = {}
     for index, name in enumerate(judged.names):
-        finite = drawn[:, index][~np.isnan(drawn[:, index])]
-        enough = finite.size and informative(judged.values[:, [index]], groups) > 1
-        low, high = np.percentile(finite, (2.5, 97.5)) if enough else (math.nan, math.nan)
-        found[name] = Interval(float(value[index]), float(low), float(high), len(judged.cases)).to_dict()
+        one = bounded(value[index], drawn[:, index], judged.values[:, [index]], groups)
+        found[name] = replace(one, n=len(judged.cases)).to_dict()
     return found
 
 

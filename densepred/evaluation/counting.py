@@ -75,10 +75,11 @@ def count_pairs(truth: Path, prediction: Path, reading: Reading = Reading()) -> 
     sizes: set[Voxel] = set()
     for expected, got in each_pair(truth, prediction, reading):
         for ours, theirs in label_slabs(expected, got, truth, prediction):
-            if reading.objects:
-                ours = np.where(np.isin(ours, [*reading.ignore, UNKNOWN]), ours, ours != 0)
-                theirs = np.where(theirs == reading.invalid, theirs, theirs != 0)
-            pairs.update(_count(ours, theirs, reading))
+            ignore = reading.ignore
+            if reading.objects:  # numbers that are ignored become unknown, so that no class 1 is meant by them
+                ours = np.where(np.isin(ours, [*ignore, UNKNOWN]), UNKNOWN, ours != 0)
+                theirs, ignore = np.where(theirs == reading.invalid, theirs, theirs != 0), frozenset()
+            pairs.update(_count(ours, theirs, ignore, reading.invalid))
         sizes.add(voxel_of(on_grid((expected, got))))
     _check_classes(len({value for pair in pairs for value in pair}))
     return pairs, sizes.pop() if len(sizes) == 1 else Voxel(math.nan, "")
@@ -201,14 +202,12 @@ def _check_classes(count: int) -> None:
         raise InputError(what, "give label maps of classes, or say that values are objects (--instances)")
 
 
-def _count(truth: np.ndarray, prediction: np.ndarray, reading: Reading) -> Pairs:
+def _count(truth: np.ndarray, prediction: np.ndarray, ignore: frozenset[int], invalid: int | None) -> Pairs:
     """Count the pairs of two int64 arrays of one shape."""
-    if reading.ignore or (truth == UNKNOWN).any():
-        known = ~np.isin(truth, [*reading.ignore, UNKNOWN])
+    if ignore or (truth == UNKNOWN).any():
+        known = ~np.isin(truth, [*ignore, UNKNOWN])
         truth, prediction = truth[known], prediction[known]
-        if not reading.objects:
-            nothing = list(reading.ignore - {reading.invalid})
-            prediction = np.where(np.isin(prediction, nothing), 0, prediction)
+        prediction = np.where(np.isin(prediction, list(ignore - {invalid})), 0, prediction)
     if not truth.size:
         return Counter()
     low, high = min(truth.min(), prediction.min()), max(truth.max(), prediction.max())

@@ -145,7 +145,7 @@ class Compute:
                 fallback = self.fallback
                 varied = None if fallback is None else lambda: fallback().giving_variance()
                 varying = replace(self.inferer, variance=True)
-                self._with_variance = Compute(self.models, varying, self.backend, varied)
+                self._with_variance = Compute(self.models, varying, self.backend, varied, _runs=self._runs)
             return self._with_variance
 
     def smaller(self) -> Compute | None:

@@ -213,7 +213,7 @@ def contents(kind: str, plan: Plan, head: HeadSpec) -> Contents:
     classes = KINDS[kind].wide and isinstance(head, Segmentation)
     regions = isinstance(head, Segmentation) and head.regions
     names = dict(enumerate(plan.regions if regions else plan.classes)) if classes else {}
-    unit = head.unit if kind in ("regression", "noise") and isinstance(head, Regression) else KINDS[kind].unit
+    unit = head.unit if isinstance(head, Regression) and kind != "logits" else KINDS[kind].unit
     return Contents(np.dtype(np.float32), channels, names, unit)
 
 

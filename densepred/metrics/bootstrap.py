@@ -89,7 +89,7 @@ def interval(values: Floats, groups: Sequence[str], weights: Floats | None = Non
     if not (~np.isnan(values)).any():
         return Interval(np.nan, np.nan, np.nan, 0)
     drawn = means(values, resampled(groups) if weights is None else weights)
-    return _interval(means(values, np.ones((1, len(values))))[0], drawn, values, groups)
+    return bounded(means(values, np.ones((1, len(values))))[0], drawn, values, groups)
 
 
 def gain(before: Floats, after: Floats, groups: Sequence[str]) -> Interval:
@@ -101,7 +101,7 @@ def gain(before: Floats, after: Floats, groups: Sequence[str]) -> Interval:
     every = np.ones((1, len(before)))
     drawn = means(after, weights) - means(before, weights)
     value = (means(after, every) - means(before, every))[0]
-    return _interval(value, drawn, before + after, groups)
+    return bounded(value, drawn, before + after, groups)
 
 
 def informative(values: Floats, groups: Sequence[str]) -> int:
@@ -115,7 +115,8 @@ def informative(values: Floats, groups: Sequence[str]) -> int:
     return len({groups[index] for index in known}) if len(groups) else len(known)
 
 
-def _interval(value: float, drawn: Floats, values: Floats, groups: Sequence[str]) -> Interval:
+def bounded(value: float, drawn: Floats, values: Floats, groups: Sequence[str]) -> Interval:
+    """A number with the percentiles of its draws `(draws,)`; `values` and `groups` as of `informative`."""
     tail = 100 * (1 - LEVEL) / 2
     finite = drawn[~np.isnan(drawn)]
     enough = informative(values, groups) > 1 and finite.size
